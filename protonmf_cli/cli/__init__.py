@@ -1,0 +1,1 @@
+"""Edge: words in, words out."""

@@ -1,0 +1,81 @@
+"""Table of commands, and the one place where an error becomes a sentence and an exit code."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from protonmf_cli import __version__
+from protonmf_cli.cli.convert import convert
+from protonmf_cli.cli.demo import demo
+from protonmf_cli.cli.doctor import doctor
+from protonmf_cli.cli.evaluate import evaluate
+from protonmf_cli.cli.explain import explain
+from protonmf_cli.cli.inspect import inspect
+from protonmf_cli.cli.intervene import intervene
+from protonmf_cli.errors import ProtonmfError
+
+INTERRUPTED, TERMINATED = 130, 143
+
+app = typer.Typer(
+    name="protonmf",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Turn a trained image classifier into a prototype model that shows what each decision is made of, "
+    "with its accuracy untouched.",
+)
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose known failures end in one sentence on stderr; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except ProtonmfError as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            raise SystemExit(failure.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; `convert` goes on where it stopped when it is given again", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # whoever read our output has gone: nothing left to say, also not at interpreter exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+
+    return run
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"protonmf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+for _command in (convert, explain, intervene, evaluate, inspect, demo, doctor):
+    app.command()(_guarded(_command))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code instead of leaving the process."""
+    try:
+        app(args=argv, prog_name="protonmf")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -1,0 +1,39 @@
+"""Options that several commands share, declared once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = Path("prototypes.safetensors")
+
+Model = Annotated[
+    Path, typer.Option("--model", "-m", envvar="PROTONMF_MODEL", help="Prototype model file.", show_default=True)
+]
+Data = Annotated[
+    Path, typer.Option("--data", help="Class folders, train/ and val/ above them, or a list of `path label` lines.")
+]
+Split = Annotated[str, typer.Option("--split", help="Which of train and val to read where both exist.")]
+ClassMapFile = Annotated[
+    Path | None, typer.Option("--class-map", help="Lines `folder,class` (or a JSON object) for folders named otherwise.")
+]
+ClassOrder = Annotated[
+    bool, typer.Option("--class-order", help="Sorted folders are the model's classes in order (numbers must match).")
+]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="Class by label, description, WordNet id or index. Default: the predicted one.")
+]
+MaxSkipped = Annotated[
+    float, typer.Option("--max-skipped", min=0, max=1, help="Share of unreadable images above which to give up.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: what torch chooses.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 8.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass of the network.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Offline = Annotated[bool, typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Never download weights.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes.")]

@@ -1,0 +1,96 @@
+"""What a command shows: data on stdout; progress, notes and warnings on stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+WIDTH_OF_A_PIPE = 120
+PLAIN_EVERY = 30.0
+"""Seconds between lines of progress when stderr is not a terminal."""
+
+
+class Shown:
+    """stdout and stderr of one command."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
+        self.out = Console(highlight=False, width=width)
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.verbose = verbose
+
+    def note(self, text: str) -> None:
+        """Something good to know."""
+        if not self.quiet:
+            self.err.print(f"note: {text}", markup=False)
+
+    def detail(self, text: str) -> None:
+        """Something for those who asked for more."""
+        if self.verbose and not self.quiet:
+            self.err.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Something that may be wrong; also shown when quiet."""
+        self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    def json(self, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
+        """One JSON object on stdout."""
+        print(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+    def progress(self) -> "Bars":
+        """A listener for a long job; use as a context."""
+        return Bars(self)
+
+
+class Bars:
+    """Progress of a job: bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+        self._plain = shown.quiet or not shown.err.is_terminal
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=shown.err,
+            transient=True,
+            disable=self._plain,
+        )
+        self._task: TaskID | None = None
+        self._name, self._done, self._total, self._said = "", 0, None, time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """A new stage begins."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(name, total=total)
+        self._name, self._done, self._total = name, 0, total
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Some steps are done."""
+        self._done += steps
+        if self._task is not None:
+            self._bars.advance(self._task, steps)
+        if self._plain and not self._shown.quiet and time.monotonic() - self._said > PLAIN_EVERY:
+            self._said = time.monotonic()
+            of = f" of {self._total}" if self._total else ""
+            self._shown.err.print(f"{self._name}: {self._done}{of}", markup=False)
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on."""
+        self._shown.warn(text)

@@ -1,0 +1,141 @@
+"""protonmf explain: why this class."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protonmf_cli.cli import arguments
+from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.ledger import explanation_json, show_explanation
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.options import MapKind
+
+if TYPE_CHECKING:
+    from protonmf_cli.library import Loaded
+    from protonmf_cli.models.results import Explanation
+
+PARTIAL = 6
+
+
+def explain(
+    images: Annotated[list[str], typer.Argument(help="Image files; - reads their paths from standard input.")],
+    model: arguments.Model = arguments.DEFAULT_MODEL,
+    class_name: arguments.ClassName = None,
+    map_kind: Annotated[
+        MapKind, typer.Option("--map", help="Map that is drawn: where a prototype is, or what each place adds to the logit.")
+    ] = "presence",
+    top: Annotated[int, typer.Option("--top", min=1, help="Prototypes shown; the JSON lists all.")] = 5,
+    png: Annotated[Path | None, typer.Option("--png", help="Picture to write; with several images a folder.")] = None,
+    as_json: arguments.Json = False,
+    json_lines: Annotated[bool, typer.Option("--jsonl", help="One JSON object per image and line.")] = False,
+    device: arguments.Device = "auto",
+    dtype: arguments.Dtype = "float32",
+    threads: arguments.Threads = None,
+    offline: arguments.Offline = False,
+    force: arguments.Force = False,
+    quiet: arguments.Quiet = False,
+) -> None:
+    """Explain why an image is what the classifier says: contributions, maps, training patches."""
+    shown = Shown(quiet=quiet)
+    paths = [line for word in images for line in (_from_stdin() if word == "-" else [word])]
+    if not paths:
+        raise UsageError("no image was given on standard input.")
+    targets = _png_targets(png, paths, force)
+    loaded = open_for(model, device, dtype, threads, offline)
+    chosen = None if class_name is None else loaded.model.find_class(class_name)
+    done, failed = [], []
+    for path, target in zip(paths, targets, strict=True):
+        try:
+            explanation = _explain_one(loaded, path, chosen, map_kind)
+        except InputError as failure:
+            if len(paths) == 1:
+                raise
+            failed.append(path)
+            print(f"error: {failure}", file=sys.stderr)
+            continue
+        if target is not None:
+            _draw(explanation, top, target)
+            shown.note(f"wrote {target}")
+        done.append(explanation_json(explanation) if as_json and not json_lines else None)
+        if json_lines:
+            shown.json(explanation_json(explanation), indent=None)
+        elif not as_json:
+            if len(done) > 1:
+                shown.out.print()
+            show_explanation(explanation, top, shown)
+        _remember(model, path, explanation.class_index)
+    if as_json and not json_lines and done:
+        shown.json(done[0] if len(paths) == 1 and done[0] else {"schema": "protonmf.explanations/1", "explanations": done})
+    if failed:
+        if not done:
+            raise InputError(f"none of the {len(paths)} images could be explained.")
+        print(f"error: {len(failed)} of {len(paths)} images could not be explained; the others were.", file=sys.stderr)
+        raise SystemExit(PARTIAL)
+
+
+def open_for(model: Path, device: str, dtype: str, threads: int | None, offline: bool) -> "Loaded":
+    """Open a model for single images."""
+    from protonmf_cli.cli.opened import open_model
+
+    return open_model(model, device=device, dtype=dtype, threads=threads, offline=offline)
+
+
+def _explain_one(loaded: "Loaded", path: str, class_index: int | None, map_kind: MapKind) -> "Explanation":
+    from protonmf_cli.pipelines.explanation import explain_image
+
+    return explain_image(
+        loaded.backbone,
+        loaded.model,
+        loaded.crop(path),
+        image=path,
+        model_name=str(loaded.path),
+        class_index=class_index,
+        map_kind=map_kind,
+    )
+
+
+def _draw(explanation: "Explanation", top: int, target: Path) -> None:
+    from protonmf_cli.files.atomic import write_atomically
+    from protonmf_cli.pictures.figure import explanation_png
+
+    write_atomically(target, explanation_png(explanation, top))
+
+
+def _remember(model: Path, image: str, class_index: int) -> None:
+    from protonmf_cli.files.state import LastExplanation, remember
+
+    remember(model, LastExplanation(image=str(Path(image).resolve()), class_index=class_index))
+
+
+def _from_stdin() -> list[str]:
+    return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line.strip()]
+
+
+def _png_targets(png: Path | None, paths: Sequence[str], force: bool) -> list[Path | None]:
+    """One picture per image; equal stems get a number."""
+    if png is None:
+        return [None] * len(paths)
+    if len(paths) == 1 and not png.is_dir():
+        targets = [png]
+    else:
+        if png.exists() and not png.is_dir():
+            raise UsageError(f"--png {png} is a file, but there are {len(paths)} images: give a folder.")
+        if png.suffix.lower() == ".png":
+            raise UsageError(f"--png {png} looks like a file, but there are {len(paths)} images: give a folder.")
+        png.mkdir(parents=True, exist_ok=True)
+        targets, used = [], set()
+        for path in paths:
+            stem = Path(path).stem
+            name, count = stem, 2
+            while name in used:
+                name, count = f"{stem}-{count}", count + 1
+            used.add(name)
+            targets.append(png / f"{name}.png")
+    from protonmf_cli.files.atomic import check_writable
+
+    for target in targets:
+        check_writable(target, force)
+    return list(targets)

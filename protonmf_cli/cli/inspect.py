@@ -1,0 +1,115 @@
+"""protonmf inspect: what is in a model file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protonmf_cli.cli import arguments
+from protonmf_cli.cli.console import Shown
+
+if TYPE_CHECKING:
+    from protonmf_cli.models.prototype import PrototypeModel
+
+
+def inspect(
+    file: Annotated[Path | None, typer.Argument(help="Prototype model file. Default: as --model.")] = None,
+    model: arguments.Model = arguments.DEFAULT_MODEL,
+    class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
+    as_json: arguments.Json = False,
+    quiet: arguments.Quiet = False,
+) -> None:
+    """Show what a model file holds, how exact it is and how much the residual carries."""
+    shown = Shown(quiet=quiet)
+    path = file or model
+    from protonmf_cli.files.store import load_model
+
+    found, network = load_model(path)
+    chosen = None if class_name is None else found.find_class(class_name)
+    facts = inspection_json(path, found, embedded=network is not None, class_index=chosen)
+    if as_json:
+        shown.json(facts)
+    else:
+        _show(facts, shown)
+
+
+def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, class_index: int | None) -> dict[str, Any]:
+    """`protonmf.inspection/1`: the card, counts, and each class's prototypes."""
+    card = model.card
+    listed = model.active_classes.tolist() if class_index is None else [class_index]
+    return {
+        "schema": "protonmf.inspection/1",
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "format": 1,
+        "method": card.method,
+        "backbone_embedded": embedded,
+        "classes": len(card.classes),
+        "classes_with_prototypes": len(model.active_classes),
+        "prototypes": len(model.prototypes),
+        "examples": len(model.examples.prototype),
+        "card": {key: value for key, value in card.as_json().items() if key != "classes"},
+        "per_class": [_class_json(model, c) for c in listed],
+    }
+
+
+def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
+    name = model.card.classes[class_index]
+    residual = float(model.residual[class_index].norm())
+    rows = []
+    for entry in model.entries(class_index):
+        prototype = int(model.weights.prototype[entry])
+        owner = int(model.owner[prototype])
+        examples = model.examples.of(prototype)
+        rows.append(
+            {
+                "prototype": model.number(prototype),
+                "prototype_id": prototype,
+                "owner_index": owner,
+                "owner_label": model.card.classes[owner].label,
+                "weight": float(model.weights.value[entry]),
+                "examples": [
+                    {"source": model.examples.sources[e].path, "score": float(model.examples.score[e])} for e in examples
+                ],
+            }
+        )
+    return {
+        "class_index": class_index,
+        "label": name.label,
+        "description": name.description,
+        "residual_norm": residual,
+        "prototypes": rows,
+    }
+
+
+def _show(facts: dict[str, Any], shown: Shown) -> None:
+    card = facts["card"]
+    readout, measured, data = card["readout"], card["measured"], card["data"]
+    share = measured.get("residual_share")
+    grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
+    without = facts["classes"] - facts["classes_with_prototypes"]
+    lines = {
+        "method": f"{card['method']}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB",
+        "backbone": f"{card['source']['name']} ({card['source']['architecture']}), weights {card['source']['digest'][:12]}, "
+        + ("inside the file" if facts["backbone_embedded"] else "not in the file"),
+        "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} rows of width {readout['width']}",
+        "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
+        "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
+        "exactness": f"max |logit difference| {readout['max_abs_logit_difference']:.1e} on {readout['images_checked']} images, "
+        f"agreement {measured['agreement']:.2%}",
+        "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
+        "(on the images converted)",
+        "residual share": "not defined for one class" if share is None else f"{share:.0%} of the logit (median)",
+        "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
+        "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
+    }
+    if card["edits"]:
+        lines["edits"] = f"{len(card['edits'])}"
+    if data["skipped"]:
+        lines["skipped"] = f"{len(data['skipped'])} images, e.g. {data['skipped'][0]['path']}"
+    for name, text in lines.items():
+        shown.out.print(f"{name:>15}  {text}", markup=False)
+    if len(facts["per_class"]) == 1:
+        for row in facts["per_class"][0]["prototypes"]:
+            sources = ", ".join(example["source"] for example in row["examples"][:3])
+            shown.out.print(f"  prototype {row['prototype']}: weight {row['weight']:+.3f}, seen most in {sources}", markup=False)

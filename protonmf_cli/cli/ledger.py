@@ -1,0 +1,162 @@
+"""Explanations and interventions in words: for the terminal and as JSON."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from protonmf_cli.cli.console import Shown
+from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction
+
+BAR = 24
+"""Characters of the longest bar."""
+WIDE = 100
+"""Columns from which the ledger also names a training image."""
+
+
+def explanation_json(explanation: Explanation) -> dict[str, Any]:
+    """`protonmf.explanation/1`."""
+    return {
+        "schema": "protonmf.explanation/1",
+        "image": explanation.image,
+        "model": explanation.model,
+        "predictions": [prediction_json(p) for p in explanation.predictions],
+        "class_index": explanation.class_index,
+        "label": explanation.label,
+        "logit": explanation.logit,
+        "bias": explanation.bias,
+        "map_kind": explanation.map_kind,
+        "contributions": [_contribution_json(c) for c in explanation.contributions],
+        "residual": {
+            "contribution": explanation.residual,
+            "map": _grid(explanation.residual_map),
+            "codes": _grid(explanation.residual_codes),
+        },
+        "residual_share": explanation.residual_share,
+        "ledger_error": explanation.ledger_error,
+        "without_prototypes": explanation.without_prototypes,
+        "best_with_prototypes": None
+        if explanation.best_with_prototypes is None
+        else prediction_json(explanation.best_with_prototypes),
+    }
+
+
+def _contribution_json(contribution: Contribution) -> dict[str, Any]:
+    return {
+        "prototype": contribution.prototype,
+        "prototype_id": contribution.prototype_id,
+        "owner_index": contribution.owner_index,
+        "owner_label": contribution.owner_label,
+        "weight": contribution.weight,
+        "evidence": contribution.evidence,
+        "contribution": contribution.contribution,
+        "localised": contribution.localised,
+        "unlocalised": contribution.unlocalised,
+        "box": contribution.box and list(contribution.box),
+        "map": _grid(contribution.maps.get("contribution")),
+        "presence": _grid(contribution.maps.get("presence")),
+        "examples": [{"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples],
+    }
+
+
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """One entry of `predictions`."""
+    return {
+        "class_index": prediction.class_index,
+        "label": prediction.label,
+        "description": prediction.name,
+        "logit": prediction.logit,
+        "probability": prediction.probability,
+    }
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """`before` or `after` of `protonmf.intervention/1`."""
+    return {
+        "class_index": outcome.class_index,
+        "label": outcome.label,
+        "logit": outcome.logit,
+        "predictions": [prediction_json(p) for p in outcome.predictions],
+    }
+
+
+def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
+    """Prediction, ledger with bars, residual share, and where each prototype comes from."""
+    best = explanation.predictions[0]
+    others = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.predictions[1:3])
+    shown.out.print(Text.assemble((best.name, "bold"), f" {best.probability:.1%}", (f"   then {others}", "dim"), f"   {explanation.image}"))
+    if explanation.class_index != best.class_index:
+        shown.out.print(f"why [bold]{explanation.name}[/bold]?")
+    if explanation.without_prototypes:
+        nearest = explanation.best_with_prototypes
+        hint = f" The best class with prototypes is {nearest.name} ({nearest.probability:.1%}): --class {nearest.class_index}." if nearest else ""
+        shown.out.print(f"{explanation.name} has no prototypes in this model: its logit is all residual.{hint}", markup=False)
+    shown.out.print(_ledger_table(explanation, top, wide=shown.out.width >= WIDE))
+    share = explanation.residual_share
+    shown.out.print(
+        f"residual share {'not defined' if share is None else f'{share:.0%}'}"
+        f"   ledger error {explanation.ledger_error:.1e}",
+        style="dim",
+        markup=False,
+    )
+
+
+def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
+    """One line per prototype, then residual, bias and their sum; `wide` adds where a prototype was seen."""
+    ranked = sorted(explanation.contributions, key=lambda c: -abs(c.contribution))
+    kept = {c.prototype_id for c in ranked[:top]}
+    listed = [c for c in explanation.contributions if c.prototype_id in kept]
+    rest = [c.contribution for c in explanation.contributions if c.prototype_id not in kept]
+    values = [c.contribution for c in listed] + [sum(rest), explanation.residual, explanation.bias, explanation.logit]
+    scale = max(map(abs, values)) or 1.0
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "weight", "evidence", "logit"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    if wide:
+        table.add_column("seen most in", no_wrap=True, style="dim")
+
+    def add(name: str, weight: str, evidence: str, value: float, *, style: str = "", source: str = "") -> None:
+        cells = [Text(name, style=style), weight, evidence, Text(f"{value:+.2f}", style=style), _bar(value, scale, style)]
+        table.add_row(*cells, *([Text(source)] if wide else []))
+
+    for c in listed:
+        name = f"prototype {c.prototype}" + ("" if c.owner_index == explanation.class_index else f" of {c.owner_name}")
+        source = c.examples[0].path if c.examples else ""
+        add(name, f"{c.weight:+.3f}", f"{c.evidence:.2f}", c.contribution, source=source)
+    if rest:
+        add(f"{len(rest)} more", "", "", sum(rest))
+    add("residual", "", "", explanation.residual, style="grey50")
+    add("bias", "", "", explanation.bias, style="grey50")
+    add("= logit", "", "", explanation.logit, style="bold")
+    return table
+
+
+def _bar(value: float, scale: float, style: str = "") -> Text:
+    length = round(BAR * abs(value) / scale)
+    return Text("█" * length if value >= 0 else "░" * length, style=style or ("green" if value >= 0 else "red"))
+
+
+def show_outcomes(before: Outcome, after: Outcome, edits: Sequence[str], shown: Shown) -> None:
+    """Before and after, side by side."""
+    shown.out.print(f"{before.name}: {', '.join(edits)}", style="bold", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right")):
+        table.add_column(name, justify=justify)
+    table.add_row(
+        f"logit of {before.name}", f"{before.logit:.2f}", f"{after.logit:.2f}", f"{after.logit - before.logit:+.2f}"
+    )
+    first, second = before.predictions[0], after.predictions[0]
+    table.add_row("prediction", f"{first.name} {first.probability:.1%}", f"{second.name} {second.probability:.1%}",
+                  "" if first.class_index == second.class_index else Text("flipped", style="bold red"))  # fmt: skip
+    for rank in range(1, 3):
+        if rank < len(before.predictions):
+            p, q = before.predictions[rank], after.predictions[rank]
+            table.add_row("then" if rank == 1 else "", f"{p.name} {p.probability:.1%}", f"{q.name} {q.probability:.1%}", "")
+    shown.out.print(table)
+
+
+def _grid(values: np.ndarray | None) -> list[list[float]] | None:
+    return None if values is None else np.asarray(values, dtype=float).tolist()

@@ -1,0 +1,32 @@
+"""Opening a model file with everything a command needs to look at images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protonmf_cli.cli import machine
+from protonmf_cli.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from protonmf_cli.library import Loaded
+
+
+def open_model(
+    path: Path, *, device: str, dtype: str, threads: int | None, offline: bool, batch_size: int = 32, workers: int | None = None
+) -> "Loaded":
+    """Load a model and its network onto the device.
+
+    Raises:
+        ModelFileError: there is no usable model file; before anything heavy is imported when it is missing.
+    """
+    if not path.is_file():
+        raise ModelFileError(
+            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR`, or name one "
+            "with --model or PROTONMF_MODEL."
+        )
+    machine.set_threads(threads)
+    from protonmf_cli.library import load
+
+    place = machine.choose_device(device)
+    return load(
+        path, device=place, dtype=machine.choose_dtype(dtype, place), offline=offline, batch_size=batch_size, workers=machine.worker_count(workers)
+    )

@@ -1,0 +1,1 @@
+"""Edge: disk in, disk out."""

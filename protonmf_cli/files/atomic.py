@@ -1,0 +1,64 @@
+"""Files that are either whole or not there, and digests of tensors."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, rename, mode 0644.
+
+    Raises:
+        InputError: the folder is missing or read-only, or the disk is full; nothing is left under `path`.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as failure:
+        raise InputError(f"{path} could not be written: {failure.strerror or failure}. Nothing was changed.") from failure
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: Path, force: bool) -> None:
+    """Refuse, before any work, an output that exists or a folder that cannot be written.
+
+    Raises:
+        InputError: with what to do about it.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file name with -o.")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already. Give another name with -o, or --force to replace it.")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of the output does not exist. Create it first.")
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".protonmf."):
+            pass
+    except OSError as failure:
+        raise InputError(f"nothing can be written to {path.parent.resolve()}: {failure.strerror or failure}.") from failure
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:
+    """sha256 over `head` and the name, dtype, shape and bytes of every tensor, in the order of the names."""
+    digest = hashlib.sha256(head.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""A network as a folder in timm's own format, which `local-dir:` and timm itself load."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.models.backbone import Preprocessing
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    *,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+) -> None:
+    """Write `config.json` and `model.safetensors` into a folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architecture": architecture,
+        "num_classes": len(labels),
+        "label_names": list(labels),
+        "model_args": dict(model_args),
+        "pretrained_cfg": {
+            "input_size": list(preprocessing.input_size),
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
+            "crop_mode": preprocessing.crop_mode,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "num_classes": len(labels),
+        },
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())

@@ -1,0 +1,219 @@
+"""Labelled data on disk: class folders, train/val above them, or a list; and the class map."""
+
+import csv
+import hashlib
+import io
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.files.images import SUFFIXES, ImageFile
+from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.models.prototype import find_class, nearest_names
+
+SPLITS = ("train", "val")
+LISTED = 8
+"""Names shown in a message before "and N more"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMapping:
+    """How a folder's name becomes a class of the model."""
+
+    file: Path | None = None
+    """folder -> class, as JSON object or lines `folder class` / `folder,class`."""
+    by_order: bool = False
+    """Sorted folders are the classes in order; their number must match."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Image files by class, in a fixed order."""
+
+    root: Path
+    files: Mapping[int, tuple[ImageFile, ...]]
+    notes: tuple[str, ...]
+    """What was left out, for the user."""
+    left_out: Mapping[int, int]
+    """class -> files left out to stay within memory."""
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """class -> files"""
+        return {c: len(files) for c, files in self.files.items()}
+
+    def of(self, classes: Iterable[int]) -> list[ImageFile]:
+        """Files of the given classes, class after class."""
+        return [file for c in classes for file in self.files[c]]
+
+    def limited(self, most: int, seed: int) -> "LabelledImages":
+        """At most so many files per class, drawn with a recorded seed, in their old order."""
+        files, left_out = dict(self.files), {}
+        for c, found in self.files.items():
+            if len(found) > most:
+                chosen = sorted(random.Random(seed + c).sample(range(len(found)), most))
+                files[c] = tuple(found[n] for n in chosen)
+                left_out[c] = len(found) - most
+        return replace(self, files=files, left_out=left_out)
+
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed, renamed, resized or touched; reads no file's content."""
+        digest = hashlib.sha256()
+        for file in self.of(sorted(self.files)):
+            try:
+                stat = file.path.stat()
+                state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+            except OSError:
+                state = "missing"
+            digest.update(f"{file.class_index}\0{file.name}\0{state}\n".encode())
+        return digest.hexdigest()
+
+
+def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping) -> LabelledImages:
+    """List the labelled images of one split.
+
+    Args:
+        data: class folders; `train` and `val` above them; or a text or CSV file of `path label` lines.
+        split: which of `train` and `val` to take where they exist.
+        classes: of the model.
+        mapping: how folders are matched.
+
+    Raises:
+        InputError: nothing is there, or a folder matches no class.
+    """
+    if data.is_file():
+        root, notes, grouped = data.parent, [], _from_list(data)
+    elif data.is_dir():
+        root = _split_folder(data, split)
+        grouped, notes = _from_folders(root)
+    else:
+        raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
+    if not grouped:
+        raise InputError(
+            f"{root} holds no class folder with images ({', '.join(sorted(SUFFIXES))}). "
+            "Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
+        )
+    index = _match(sorted(grouped), classes, mapping, root)
+    files: dict[int, list[ImageFile]] = {}
+    for name in sorted(grouped):
+        entries = [ImageFile(path=path, name=shown, class_index=index[name]) for path, shown in grouped[name]]
+        files.setdefault(index[name], []).extend(entries)
+    return LabelledImages(
+        root=root, files={c: tuple(files[c]) for c in sorted(files)}, notes=tuple(notes), left_out={}
+    )
+
+
+def _split_folder(data: Path, split: str) -> Path:
+    present = [name for name in SPLITS if (data / name).is_dir()]
+    if split in present:
+        return data / split
+    if (data / split).is_dir():
+        return data / split
+    if present:
+        raise InputError(f"{data} has {' and '.join(present)} but no {split}. Give --split {present[0]} to use it.")
+    return data
+
+
+def _from_folders(root: Path) -> tuple[dict[str, list[tuple[Path, str]]], list[str]]:
+    grouped, hidden, empty = {}, [], []
+    try:
+        folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError as failure:
+        raise InputError(f"{root} cannot be read: {failure.strerror or failure}.") from failure
+    for folder in folders:
+        if folder.name.startswith("."):
+            hidden.append(folder.name)
+            continue
+        paths = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+        )
+        if paths:
+            grouped[folder.name] = [(path, path.relative_to(root).as_posix()) for path in paths]
+        else:
+            empty.append(folder.name)
+    notes = []
+    if hidden:
+        notes.append(f"hidden folders left out: {listed(hidden)}")
+    if empty:
+        notes.append(f"folders without images left out: {listed(empty)}")
+    return grouped, notes
+
+
+def _from_list(file: Path) -> dict[str, list[tuple[Path, str]]]:
+    grouped: dict[str, list[tuple[Path, str]]] = {}
+    for number, (path, label) in enumerate(_pairs(file), start=1):
+        if not label:
+            raise InputError(f"{file}: line {number} ({path!r}) has no label. Expected `path label` on each line.")
+        grouped.setdefault(label, []).append((file.parent / path, path))
+    return grouped
+
+
+def _pairs(file: Path) -> list[tuple[str, str]]:
+    """Lines `first,second` or `first second` (the first may hold blanks), without a `path,label` header."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise InputError(f"{file} cannot be read as text: {failure}.") from failure
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    found = []
+    for line in lines:
+        if "\t" in line:
+            first, _, second = line.partition("\t")
+        elif "," in line:
+            row = next(csv.reader(io.StringIO(line)))
+            first, second = row[0], row[1] if len(row) > 1 else ""
+        else:
+            first, _, second = line.rpartition(" ")
+            first, second = (first, second) if first else (second, "")
+        found.append((first.strip(), second.strip()))
+    header = {"path", "file", "image", "filename", "folder"}
+    return found[1:] if found and found[0][0].lower() in header else found
+
+
+def _match(
+    names: Sequence[str], classes: tuple[ClassName, ...], mapping: ClassMapping, root: Path
+) -> dict[str, int]:
+    """Folder name -> class index."""
+    if mapping.by_order:
+        if len(names) != len(classes):
+            raise UsageError(
+                f"--class-order needs as many folders as classes: {root} has {len(names)}, the model has {len(classes)}."
+            )
+        return {name: n for n, name in enumerate(names)}
+    words = _class_map(mapping.file) if mapping.file else {}
+    found, unmatched = {}, []
+    for name in names:
+        try:
+            found[name] = find_class(classes, words.get(name, name))
+        except InputError as failure:
+            unmatched.append((name, words.get(name, name), failure))
+    if unmatched:
+        lines = [f"{name}{nearest_names(classes, word)}" for name, word, _ in unmatched[:LISTED]]
+        more = f"; and {len(unmatched) - LISTED} more" if len(unmatched) > LISTED else ""
+        raise InputError(
+            f"{len(unmatched)} of {len(names)} class folders in {root} match no class of the model "
+            f"({len(classes)} classes, e.g. {classes[0].label}): {'; '.join(lines)}{more}. Rename them, or give "
+            "--class-map FILE with lines `folder,class`"
+            + (", or --class-order." if len(names) == len(classes) else ".")
+        )
+    return found
+
+
+def _class_map(file: Path) -> dict[str, str]:
+    if file.suffix.lower() != ".json":
+        return dict(_pairs(file))
+    try:
+        return {str(folder): str(name) for folder, name in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError) as failure:
+        raise InputError(f"the class map {file} is not a JSON object folder -> class: {failure}.") from failure
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

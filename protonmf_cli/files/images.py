@@ -1,0 +1,155 @@
+"""Image files: found, decoded, cut to what the network sees, with their class and origin."""
+
+import hashlib
+import io
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MOST_PIXELS = 64_000_000
+JPEG_QUALITY = 90
+
+Crop = Callable[[Image.Image], Tensor]
+"""A PIL image to what the network sees: uint8 (channels, height, width)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One file of a data set."""
+
+    path: Path
+    name: str
+    """Relative to the data folder, with forward slashes."""
+    class_index: int
+
+
+def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
+    """Decode one image as timm does for colour, but refuse what is dangerous and scale what it would clip.
+
+    Args:
+        content: bytes of a file in one of `FORMATS`; of an animation the first frame.
+        channels: 3 for RGB, 1 for grey.
+        exif_transpose: turn it as the camera says.
+
+    Raises:
+        InputError: not an image, damaged, or more than 64 million pixels; the sentence begins with a verb.
+    """
+    mode = "RGB" if channels == 3 else "L"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
+            picture.load()
+            if exif_transpose:
+                picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith(("I", "F")):
+                picture = _to_8_bit(picture)
+            return picture.convert(mode)
+    except Image.DecompressionBombError as failure:
+        raise InputError(f"has too many pixels, at most {MOST_PIXELS:,} are read") from failure
+    except Image.UnidentifiedImageError as failure:
+        raise InputError(f"is not an image in one of the formats {', '.join(FORMATS)}") from failure
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as failure:
+        raise InputError(f"is damaged: {failure}") from failure
+
+
+def _to_8_bit(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit integers by 1/257, and floats from their own range."""
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode.startswith("I"):
+        values = values / 257 if values.max(initial=0) > 255 else values
+    elif values.max(initial=0) > values.min(initial=0):
+        values = (values - values.min()) / (values.max() - values.min()) * 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def read_crop(path: Path, crop: Crop, *, channels: int, exif_transpose: bool) -> tuple[Tensor, str]:
+    """One file as (crop, sha256 of its bytes).
+
+    Raises:
+        InputError: the file cannot be read; the sentence begins with a verb.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as failure:
+        raise InputError(f"cannot be read: {failure.strerror or failure}") from failure
+    picture = decode(content, channels=channels, exif_transpose=exif_transpose)
+    return crop(picture), hashlib.sha256(content).hexdigest()
+
+
+def encode_jpeg(crop: Tensor) -> bytes:
+    """A uint8 crop (channels, height, width) as a JPEG file."""
+    pixels = crop.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReader:
+    """Decodes in threads (Pillow lets go of the interpreter's lock) ahead of whoever uses the batches."""
+
+    crop: Crop
+    channels: int
+    exif_transpose: bool
+    batch_size: int
+    workers: int
+
+    def batches(self, files: Iterable[ImageFile]) -> Iterator[ImageBatch]:
+        """Batches in the order of the files, none across a change of class; unreadable files are named in them."""
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+            waiting: deque[tuple[ImageFile, Future[tuple[Tensor, str] | Skipped]]] = deque()
+            ready: list[tuple[ImageFile, tuple[Tensor, str] | Skipped]] = []
+            source = iter(files)
+            try:
+                while True:
+                    while len(waiting) < 2 * self.batch_size and (file := next(source, None)) is not None:
+                        waiting.append((file, pool.submit(self._read, file)))
+                    if not waiting:
+                        break
+                    file, future = waiting.popleft()
+                    if ready and (len(ready) == self.batch_size or ready[-1][0].class_index != file.class_index):
+                        yield _batch(ready)
+                        ready = []
+                    ready.append((file, future.result()))
+                if ready:
+                    yield _batch(ready)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, file: ImageFile) -> tuple[Tensor, str] | Skipped:
+        try:
+            return read_crop(file.path, self.crop, channels=self.channels, exif_transpose=self.exif_transpose)
+        except InputError as failure:
+            return Skipped(path=file.name, reason=str(failure))
+
+
+def _batch(ready: Sequence[tuple[ImageFile, tuple[Tensor, str] | Skipped]]) -> ImageBatch:
+    crops, sources, skipped = [], [], []
+    for file, result in ready:
+        if isinstance(result, Skipped):
+            skipped.append(result)
+        else:
+            crops.append(result[0])
+            sources.append(ImageSource(path=file.name, sha256=result[1]))
+    return ImageBatch(
+        class_index=ready[0][0].class_index,
+        crops=torch.stack(crops) if crops else torch.empty(0, 0, 0, 0, dtype=torch.uint8),
+        sources=tuple(sources),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,192 @@
+"""PrototypeModel <-> one .safetensors file; the only file that knows the format."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import ModelFileError
+from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
+from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+
+FORMAT = 1
+KEY = "protonmf"
+BACKBONE = "backbone."
+
+LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
+    "prototypes": (torch.float32, ("P", "D")),
+    "owner": (torch.int64, ("P",)),
+    "weight_class": (torch.int64, ("E",)),
+    "weight_prototype": (torch.int64, ("E",)),
+    "weight_value": (torch.float32, ("E",)),
+    "weight_residual_share": (torch.float32, ("E",)),
+    "residual": (torch.float32, ("C", "D")),
+    "bias": (torch.float32, ("C",)),
+    "intercept": (torch.float32, ("C",)),
+    "example_prototype": (torch.int64, ("M",)),
+    "example_score": (torch.float32, ("M",)),
+    "example_box": (torch.int64, ("M", "4")),
+    "example_map": (torch.float32, ("M", "h", "w")),
+    "example_crop": (torch.int64, ("M", "2")),
+    "example_jpeg": (torch.uint8, ("bytes",)),
+}
+"""Tensors of format 1: dtype and named sizes; equal names are equal sizes."""
+
+
+def model_bytes(model: PrototypeModel, network: Mapping[str, Tensor] | None) -> bytes:
+    """The whole file; equal models give equal bytes.
+
+    Args:
+        model: with tensors on any device.
+        network: the backbone's state dict, to be embedded; None leaves it out.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
+    if network is not None:
+        tensors |= {BACKBONE + name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
+    header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
+    # clones part tensors that share storage (tied weights), which safetensors refuses
+    cloned = {name: tensor.clone() for name, tensor in tensors.items()}
+    return safetensors.torch.save(cloned, metadata={KEY: _canonical(header)})
+
+
+def save_model(path: Path, model: PrototypeModel, network: Mapping[str, Tensor] | None) -> int:
+    """Write a model file atomically; returns its size in bytes."""
+    content = model_bytes(model, network)
+    write_atomically(path, content)
+    return len(content)
+
+
+def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
+    """Read and check a model file: format, names, dtypes, shapes, ranges, finite values, digest.
+
+    Returns:
+        The model, and the embedded network's state dict or None.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, of a newer format or not a prototype model.
+    """
+    if not path.is_file():
+        raise ModelFileError(
+            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR -o {path}`, "
+            "or name one with --model."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if KEY not in metadata:
+                raise ModelFileError(f"{path} is a safetensors file, but not a prototype model of protonmf.")
+            header = json.loads(metadata[KEY])
+            _check_format(path, header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError, OSError) as failure:
+        raise ModelFileError(f"{path} is damaged or not a safetensors file: {failure}.") from failure
+    claimed = header.pop("payload_sha256", None)
+    if claimed != digest_of_tensors(tensors, _canonical(header)):
+        raise ModelFileError(f"{path} is damaged: its content does not match its checksum. Convert again or restore it.")
+    network = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)} or None
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BACKBONE)}
+    try:
+        _check_layout(own)
+        model = _model(own, header)
+        _check_ranges(model)
+    except (ValueError, KeyError, TypeError) as failure:
+        raise ModelFileError(f"{path} is not a valid prototype model: {failure}.") from failure
+    return model, network
+
+
+def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
+    return {
+        "prototypes": model.prototypes,
+        "owner": model.owner,
+        "weight_class": model.weights.class_index,
+        "weight_prototype": model.weights.prototype,
+        "weight_value": model.weights.value,
+        "weight_residual_share": model.weights.residual_share,
+        "residual": model.residual,
+        "bias": model.bias,
+        "intercept": model.intercept,
+        "example_prototype": model.examples.prototype,
+        "example_score": model.examples.score,
+        "example_box": model.examples.box,
+        "example_map": model.examples.map,
+        "example_crop": model.examples.crop,
+        "example_jpeg": model.examples.jpeg,
+    }
+
+
+def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> PrototypeModel:
+    return PrototypeModel(
+        prototypes=tensors["prototypes"],
+        owner=tensors["owner"],
+        weights=SparseWeights(
+            class_index=tensors["weight_class"],
+            prototype=tensors["weight_prototype"],
+            value=tensors["weight_value"],
+            residual_share=tensors["weight_residual_share"],
+        ),
+        residual=tensors["residual"],
+        bias=tensors["bias"],
+        intercept=tensors["intercept"],
+        examples=Examples(
+            prototype=tensors["example_prototype"],
+            score=tensors["example_score"],
+            box=tensors["example_box"],
+            map=tensors["example_map"],
+            crop=tensors["example_crop"],
+            jpeg=tensors["example_jpeg"],
+            sources=tuple(ImageSource(**source) for source in header["sources"]),
+        ),
+        card=Card.from_json(header["card"]),
+    )
+
+
+def _check_format(path: Path, header: Any) -> None:
+    number = header.get("format") if isinstance(header, dict) else None
+    if not isinstance(number, int):
+        raise ModelFileError(f"{path} has no format number and is not a prototype model of protonmf.")
+    if number > FORMAT:
+        raise ModelFileError(f"{path} has format {number}, this protonmf reads up to {FORMAT}: upgrade protonmf.")
+
+
+def _check_layout(tensors: Mapping[str, Tensor]) -> None:
+    missing, unknown = LAYOUT.keys() - tensors.keys(), tensors.keys() - LAYOUT.keys()
+    if missing or unknown:
+        raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
+    sizes: dict[str, int] = {"4": 4, "2": 2}
+    for name, (dtype, shape) in LAYOUT.items():
+        tensor = tensors[name]
+        if tensor.dtype != dtype or tensor.ndim != len(shape):
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+        for size, axis in zip(tensor.shape, shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise ValueError(f"{name} has size {size} along {axis}, expected {sizes[axis]}")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite numbers")
+
+
+def _check_ranges(model: PrototypeModel) -> None:
+    count, classes = len(model.prototypes), len(model.bias)
+    bounds = {
+        "owner": (model.owner, -1, classes),
+        "weight_class": (model.weights.class_index, 0, classes),
+        "weight_prototype": (model.weights.prototype, 0, count),
+        "example_prototype": (model.examples.prototype, 0, count),
+        "example_crop": (model.examples.crop, 0, len(model.examples.jpeg) + 1),
+    }
+    for name, (tensor, low, high) in bounds.items():
+        if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
+            raise ValueError(f"{name} is outside {low}..{high - 1}")
+    if len(model.card.classes) != classes or len(model.examples.sources) != len(model.examples.prototype):
+        raise ValueError("the numbers of classes or sources do not match the tensors")
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,125 @@
+"""The main job from Python: load a model file, explain an image, edit, save."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.backbones import crop_of, restore_backbone
+from protonmf_cli.files.images import ImageReader, read_crop
+from protonmf_cli.files.store import load_model, save_model
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Explanation, Outcome
+from protonmf_cli.options import MapKind
+from protonmf_cli.pipelines.explanation import explain_image
+from protonmf_cli.pipelines.intervention import apply_edits, find_edit, outcome
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A prototype model, its network, and how to read images for it."""
+
+    path: Path
+    model: PrototypeModel
+    backbone: Backbone
+    reader: ImageReader
+    embedded: bool
+    """Whether the file holds the network's weights."""
+
+    def crop(self, image: str | PathLike[str]) -> Tensor:
+        """What the network sees of an image file: uint8 (channels, height, width).
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        path = Path(image)
+        try:
+            return read_crop(
+                path, self.reader.crop, channels=self.reader.channels, exif_transpose=self.reader.exif_transpose
+            )[0]
+        except InputError as failure:
+            raise InputError(f"{path} {failure}.") from failure
+
+    def explain(
+        self, image: str | PathLike[str], class_name: str | None = None, *, map_kind: MapKind = "presence"
+    ) -> Explanation:
+        """Why the predicted class, or another one: see `Explanation`.
+
+        Args:
+            image: path of a file.
+            class_name: label, description or index; the predicted class if None.
+            map_kind: which map the boxes are drawn around.
+        """
+        return explain_image(
+            self.backbone,
+            self.model,
+            self.crop(image),
+            image=str(image),
+            model_name=str(self.path),
+            class_index=None if class_name is None else self.model.find_class(class_name),
+            map_kind=map_kind,
+        )
+
+    def scale(self, class_name: str, factors: dict[int, float]) -> Self:
+        """The same with the contributions of a class's own prototypes scaled; nothing is written to disk.
+
+        Args:
+            class_name: label, description or index.
+            factors: number of the prototype (from 1) -> factor; 0 removes it.
+        """
+        c = self.model.find_class(class_name)
+        edits = [find_edit(self.model, c, c, number, factor) for number, factor in factors.items()]
+        return replace(self, model=apply_edits(self.model, edits))
+
+    def predict(self, image: str | PathLike[str], class_name: str) -> Outcome:
+        """Logit of one class and the best classes of an image."""
+        return outcome(self.backbone, self.model, self.crop(image), self.model.find_class(class_name))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the model, edits included, to a new file."""
+        save_model(Path(path), self.model, self.backbone.network.state_dict() if self.embedded else None)
+
+
+def load(
+    path: str | PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    offline: bool = False,
+    batch_size: int = 32,
+    workers: int = 2,
+) -> Loaded:
+    """Open a prototype model file with its network.
+
+    Args:
+        path: of the .safetensors file.
+        device, dtype: where and how the network computes.
+        offline: never ask the network for weights that are not in the file.
+        batch_size, workers: of readers over whole data sets.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or foreign.
+        InputError: the network's weights are neither in the file nor to be had.
+    """
+    path = Path(path)
+    model, weights = load_model(path)
+    backbone = restore_backbone(model, weights, offline).to(torch.device(device), dtype)
+    reader = image_reader(backbone, batch_size=batch_size, workers=workers)
+    return Loaded(path=path, model=model, backbone=backbone, reader=reader, embedded=weights is not None)
+
+
+def image_reader(backbone: Backbone, *, batch_size: int, workers: int) -> ImageReader:
+    """A reader that gives a backbone the crops it was trained for."""
+    return ImageReader(
+        crop=crop_of(backbone.preprocessing),
+        channels=backbone.preprocessing.input_size[0],
+        exif_transpose=backbone.preprocessing.exif_transpose,
+        batch_size=batch_size,
+        workers=workers,
+    )

@@ -1,0 +1,58 @@
+"""From a coarse map over positions to pixels: up-sampling and the box around its peak."""
+
+import numpy as np
+import scipy.ndimage
+import torch
+from torch import Tensor
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic up-sampling of maps (..., h, w) to pixels (..., height, width).
+
+    >>> upsample(torch.ones(1, 2, 2), (4, 6)).shape
+    torch.Size([1, 4, 6])
+    """
+    flat = maps.reshape(1, -1, *maps.shape[-2:]).float()
+    large = torch.nn.functional.interpolate(flat, size=size, mode="bicubic", align_corners=False)
+    return large.reshape(*maps.shape[:-2], *size)
+
+
+def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> tuple[int, int, int, int]:
+    """Smallest rectangle around the strongest region of a map.
+
+    The map is up-sampled, cut at its percentile, and the connected region that holds the maximum kept:
+    ProtoPNet's rule (Chen et al. 2019, section 2.5) without its far-off islands.
+
+    Args:
+        grid: (h, w) map.
+        size: (height, width) of the crop in pixels.
+        percentile: share of pixels below the cut, in percent.
+
+    Returns:
+        (left, top, right, bottom) in pixels of the crop, right and bottom exclusive.
+
+    >>> peak_box(torch.tensor([[0.0, 0.0], [0.0, 9.0]]), (100, 100))[2:]
+    (100, 100)
+    """
+    pixels = upsample(grid, size).cpu().numpy()
+    regions, _ = scipy.ndimage.label(pixels >= np.percentile(pixels, percentile))
+    peak = np.unravel_index(int(pixels.argmax()), pixels.shape)
+    rows, columns = np.nonzero(regions == regions[peak])
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def strongest_images(codes: Tensor, count: int) -> Tensor:
+    """For each prototype the images where it is strongest.
+
+    Args:
+        codes: (n, T, p) how much of each prototype each row of each image holds.
+        count: images wanted.
+
+    Returns:
+        (p, min(count, n)) image numbers, strongest first; ties go to the earlier image.
+
+    >>> strongest_images(torch.tensor([[[1.0], [5.0]], [[3.0], [0.0]], [[7.0], [0.0]]]), 2).tolist()
+    [[2, 0]]
+    """
+    best = codes.amax(dim=1).T
+    return torch.argsort(best, dim=1, descending=True, stable=True)[:, :count]

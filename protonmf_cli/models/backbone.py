@@ -1,0 +1,151 @@
+"""A trained classifier as protonmf uses it: network, readout, preprocessing, class names."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from protonmf_cli.errors import NotExactError
+from protonmf_cli.models.class_token import token_writes
+from protonmf_cli.models.image_row import image_row
+from protonmf_cli.models.pooled_heads import affine_head, normalised_head
+from protonmf_cli.models.readout import FORMULA_LIMIT, Reading, Readout, in_float64, relative_difference
+
+Candidate = Callable[[nn.Module, object], Readout | None]
+
+CANDIDATES: dict[str, tuple[Candidate, ...]] = {
+    "auto": (token_writes, affine_head, normalised_head, image_row),
+    "all-layers": (token_writes,),
+    "last-block": (partial(token_writes, first_block=-1),),
+    "cls": (affine_head,),
+    "image": (image_row,),
+}
+"""Readouts to try for each value of --rows, best first; the first one that is exact is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """timm's evaluation transform of one checkpoint, resolved."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    exif_transpose: bool = False
+    """Turn images as their camera says; timm's own transform does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassName:
+    """One class of the classifier."""
+
+    label: str
+    description: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The shortest name that people recognise: the first synonym of the description, else the label."""
+        return self.description.split(",")[0].strip() or self.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the network came from."""
+
+    name: str
+    """As the user gave it, completed."""
+    architecture: str
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    """sha256 over names and bytes of all weights."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backbone:
+    """Network in evaluation mode, and how its head is read."""
+
+    network: nn.Module
+    readout: Readout
+    rows_option: str
+    preprocessing: Preprocessing
+    classes: tuple[ClassName, ...]
+    source: Source
+    formula_difference: float
+    """Relative difference of the readout's logits in float64 on the probing images."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def read(self, crops: Tensor) -> Reading:
+        """Rows and logits of uint8 crops (B, channels, height, width), in one pass."""
+        with torch.inference_mode():
+            return self.readout.read(self.network, self.normalise(crops))
+
+    def normalise(self, crops: Tensor) -> Tensor:
+        """What timm's evaluation transform hands to the network: (crop / 255 - mean) / std."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.preprocessing.mean, self.preprocessing.std))
+        pixels = crops.to(self.device).float().div(255)
+        return pixels.sub(mean.to(self.device)).div(std.to(self.device)).to(self.dtype)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same backbone on another device, computing in another dtype."""
+        self.network.to(device=device, dtype=dtype)
+        return replace(self, readout=self.readout.to(device=device, dtype=dtype))
+
+
+def probe_readout(network: nn.Module, input_size: tuple[int, int, int], rows: str, name: str) -> tuple[Readout, float]:
+    """Find how the head is read and prove it in float64 on two seeded images.
+
+    Args:
+        network: in evaluation mode, on the CPU, with `forward_features` and `forward_head`.
+        input_size: channels, height, width of an image.
+        rows: a key of `CANDIDATES`.
+        name: of the model, for messages.
+
+    Returns:
+        The readout with float32 tensors, and its relative difference in float64.
+
+    Raises:
+        NotExactError: no candidate reproduces the logits to `FORMULA_LIMIT`.
+    """
+    generator = torch.Generator().manual_seed(7)
+    pixels = torch.randn(2, *input_size, generator=generator, dtype=torch.float64)
+    tried = []
+    dtype = next(network.parameters()).dtype
+    with in_float64(network), torch.no_grad():
+        features = network.forward_features(pixels)
+        for candidate in CANDIDATES[rows]:
+            readout = candidate(network, _copied(features))
+            if readout is None or (rows == "cls" and readout.spatial):
+                continue
+            reading = readout.read(network, pixels)
+            difference = relative_difference(readout.logits(reading.rows), reading.logits)
+            if difference <= FORMULA_LIMIT:
+                return readout.to(dtype=dtype), difference
+            tried.append(f"{readout.kind} rows differ by {difference:.1e}")
+    found = "; ".join(tried) or "no readout of this kind fits its head"
+    advice = "Try --rows auto" if rows != "auto" else "Try --rows image, or report this model"
+    raise NotExactError(
+        f"the classifier of {name} could not be written as a sum over rows with --rows {rows} "
+        f"(float64, at most {FORMULA_LIMIT:.0e} relative to the spread of the logits is allowed): {found}. {advice}."
+    )
+
+
+def _copied(features: object) -> object:
+    """Features that a head may overwrite."""
+    if isinstance(features, Tensor):
+        return features.clone()
+    if isinstance(features, list | tuple):
+        return type(features)(_copied(part) for part in features)
+    return features

@@ -1,0 +1,36 @@
+"""Images on their way through the pipelines: pixels, class and origin travel together."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where one image came from."""
+
+    path: str
+    """Relative to the data folder, with forward slashes."""
+    sha256: str
+    """Of the file's bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """An image file that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Images of one class; a class's batches follow each other."""
+
+    class_index: int
+    """Index of the class in the classifier; -1 when unknown."""
+    crops: Tensor
+    """(B, channels, height, width) uint8, what the network sees before normalisation; B may be 0."""
+    sources: tuple[ImageSource, ...]
+    skipped: tuple[Skipped, ...] = ()
+    """Files that would have been in this batch."""

@@ -1,0 +1,45 @@
+"""One class of a conversion, finished: what a shard on disk holds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from protonmf_cli.models.images import ImageSource, Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartExamples:
+    """The K strongest training patches of each of the p prototypes of one class."""
+
+    score: Tensor
+    """(p, K) float32, the largest code in the image."""
+    box: Tensor
+    """(p, K, 4) int64 left, top, right, bottom in pixels of the crop."""
+    map: Tensor
+    """(p, K, h, w) float32 codes over the grid; (p, K, 0, 0) when rows have no place."""
+    image: Tensor
+    """(p, K) int64 index into `crops`."""
+    crops: tuple[bytes, ...]
+    """JPEG files, one per image that is somebody's example."""
+    sources: tuple[ImageSource, ...]
+    """Of the crops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassPart:
+    """Prototypes of one class before their order is known, and what the assembly needs of its images."""
+
+    class_index: int
+    prototypes: Tensor
+    """(p, D) float32, unit norm; p = 0 when no image of the class could be read."""
+    pooled: Tensor
+    """(n, D) float32, the sum of each image's rows, unclipped."""
+    predicted: Tensor
+    """(n,) int64 the network's own top class."""
+    examples: PartExamples
+    images: tuple[ImageSource, ...]
+    skipped: tuple[Skipped, ...]
+    figures: dict[str, Any]
+    """Plain numbers: squared_norm, squared_error, iterations, converged, negative_share, clipped_share,
+    max_abs_difference, max_rel_difference, left_out."""

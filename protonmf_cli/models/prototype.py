@@ -1,0 +1,289 @@
+"""The one noun that every producer makes and every consumer takes."""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
+from protonmf_cli.models.images import ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseWeights:
+    """The prototype-to-class layer, one entry per connection."""
+
+    class_index: Tensor
+    """(E,) int64"""
+    prototype: Tensor
+    """(E,) int64, row of `prototypes`."""
+    value: Tensor
+    """(E,) float32"""
+    residual_share: Tensor
+    """(E,) float32, sums to 1 per class that has weights; zeros when not augmented."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """The strongest training patches of the prototypes, M in all."""
+
+    prototype: Tensor
+    """(M,) int64, row of `prototypes`; each prototype's examples in falling order of score."""
+    score: Tensor
+    """(M,) float32"""
+    box: Tensor
+    """(M, 4) int64 left, top, right, bottom in pixels of the crop."""
+    map: Tensor
+    """(M, h, w) float32 presence of the prototype over the grid; h = w = 0 when rows have no place."""
+    crop: Tensor
+    """(M, 2) int64 start and end of the crop's JPEG file in `jpeg`; equal images share their bytes."""
+    jpeg: Tensor
+    """(bytes,) uint8"""
+    sources: tuple[ImageSource, ...]
+    """One per example."""
+
+    def of(self, prototype: int) -> list[int]:
+        """Numbers of the examples of one prototype."""
+        return (self.prototype == prototype).nonzero()[:, 0].tolist()
+
+    def picture(self, example: int) -> bytes:
+        """The JPEG file of one example's crop."""
+        start, end = self.crop[example].tolist()
+        return bytes(self.jpeg[start:end].numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything about a model that is not a tensor; JSON-able."""
+
+    method: str
+    similarity: str
+    pooling: str
+    readout: Mapping[str, Any]
+    """kind, rows (the option), rows_per_image, width, grid, unplaced, spatial, and the exactness measured:
+    max_abs_logit_difference, relative_difference, formula_difference, images_checked, dtype, device,
+    negative_share, clipped_share."""
+    source: Source
+    preprocessing: Preprocessing
+    classes: tuple[ClassName, ...]
+    options: Mapping[str, Any]
+    seed: int
+    versions: Mapping[str, str]
+    data: Mapping[str, Any]
+    """images, digest, images_per_class, skipped."""
+    measured: Mapping[str, Any]
+    """agreement, accuracy_black_box, accuracy_prototype_model, feature_relative_error, head_relative_error, residual_share."""
+    edits: tuple[Mapping[str, Any], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Nested plain values, for a file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Card":
+        """The inverse of `as_json`; raises TypeError or KeyError for another structure."""
+        nested = dict(value)
+        nested["source"] = Source(**nested["source"])
+        fields = dict(nested["preprocessing"])
+        for name in ("input_size", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        nested["preprocessing"] = Preprocessing(**fields)
+        nested["classes"] = tuple(ClassName(**name) for name in nested["classes"])
+        nested["edits"] = tuple(nested.get("edits", ()))
+        return cls(**nested)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PrototypeModel:
+    """logit_c = sum_j a_cj s_j + rho_c + (b_c + delta_c), s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c.
+
+    Flat, so that the number of prototypes may differ from class to class. P prototypes, C classes, D row width.
+    """
+
+    prototypes: Tensor
+    """(P, D) float32, unit norm."""
+    owner: Tensor
+    """(P,) int64, the class each prototype was found in; -1: none. Owners come in rising order."""
+    weights: SparseWeights
+    residual: Tensor
+    """(C, D) float32"""
+    bias: Tensor
+    """(C,) float32"""
+    intercept: Tensor
+    """(C,) float32, delta; zero for the paper's reconstruction."""
+    examples: Examples
+    card: Card
+
+    def own(self, class_index: int) -> list[int]:
+        """Rows of the prototypes found in a class, in their order."""
+        return (self.owner == class_index).nonzero()[:, 0].tolist()
+
+    def number(self, prototype: int) -> int:
+        """Number of a prototype within its owner, as people see it: from 1."""
+        return int((self.owner[:prototype] == self.owner[prototype]).sum()) + 1
+
+    def entries(self, class_index: int) -> list[int]:
+        """Connections of a class: own prototypes first, in their order, then borrowed ones."""
+        found = (self.weights.class_index == class_index).nonzero()[:, 0].tolist()
+        prototype = self.weights.prototype
+        return sorted(found, key=lambda e: (int(self.owner[prototype[e]]) != class_index, int(prototype[e])))
+
+    @cached_property
+    def active_classes(self) -> Tensor:
+        """Classes that have prototypes of their own, rising."""
+        return self.owner[self.owner >= 0].unique()
+
+    @cached_property
+    def dense_weights(self) -> Tensor:
+        """(P, C) the prototype-to-class layer, for products."""
+        dense = self.prototypes.new_zeros(len(self.prototypes), len(self.bias))
+        dense[self.weights.prototype, self.weights.class_index] = self.weights.value
+        return dense
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PrototypeModel":
+        """The same model with the tensors of its decision moved; examples stay where they are."""
+        weights = replace(
+            self.weights,
+            class_index=self.weights.class_index.to(device),
+            prototype=self.weights.prototype.to(device),
+            value=self.weights.value.to(device, dtype),
+        )
+        return replace(
+            self,
+            prototypes=self.prototypes.to(device, dtype),
+            weights=weights,
+            residual=self.residual.to(device, dtype),
+            bias=self.bias.to(device, dtype),
+            intercept=self.intercept.to(device, dtype),
+        )
+
+    def find_class(self, words: str) -> int:
+        """The class that a user means: label, description, one of its synonyms, folder-like label, or index.
+
+        Raises:
+            InputError: no class or several are called so.
+        """
+        return find_class(self.card.classes, words)
+
+
+def find_class(classes: tuple[ClassName, ...], words: str) -> int:
+    """Index of the class called `words`: exact label, then label, description or synonym, then index.
+
+    Upper case, underscores and spaces do not count. A WordNet id may stand alone or begin a folder name
+    (`n02110341_dalmatian`).
+
+    Raises:
+        InputError: no class or several are called so.
+
+    >>> find_class((ClassName(label="n02110341", description="dalmatian, coach dog"),), "Coach_Dog")
+    0
+    """
+    for names in NAMES_OF_A_CLASS:
+        wanted = _plain(words)
+        found = [n for n, c in enumerate(classes) if wanted and wanted in map(_plain, names(c))]
+        exact = [n for n in found if words in names(classes[n])]
+        found = exact or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{n} ({classes[n].label})" for n in found[:5])
+            raise InputError(f"several classes are called {words!r}: {listed}. Give the label or the index.")
+    if words.strip().isdecimal() and int(words) < len(classes):
+        return int(words)
+    if WORDNET_ID.match(words) and not words[9:10].isdecimal() and len(words) > 9:
+        return find_class(classes, words[:9])
+    raise InputError(
+        f"no class of the model is called {words!r} (it has {len(classes)} classes).{nearest_names(classes, words)}"
+    )
+
+
+WORDNET_ID = re.compile(r"n\d{8}")
+
+NAMES_OF_A_CLASS: tuple[Callable[[ClassName], list[str]], ...] = (
+    lambda c: [c.label],
+    lambda c: [c.description],
+    lambda c: c.description.split(","),
+    lambda c: [c.label[:9], c.label[10:]] if WORDNET_ID.match(c.label) else [],
+)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())
+
+
+def nearest_names(classes: tuple[ClassName, ...], words: str) -> str:
+    """A "did you mean" sentence with a leading blank, or nothing."""
+    names = {_plain(name): name for c in classes for name in (c.label, *c.description.split(",")) if name.strip()}
+    close = difflib.get_close_matches(_plain(words), list(names), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(names[name].strip() for name in close)}?" if close else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What the model answers to rows (B, T, D)."""
+
+    maps: Tensor
+    """(B, T, P) r_n . b_j"""
+    evidence: Tensor
+    """(B, P) s_j, the maps summed over rows."""
+    logits: Tensor
+    """(B, C)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitParts:
+    """Logits of B images, split; the three add up to the logits."""
+
+    prototypes: Tensor
+    """(B, C) sum_j a_cj s_j"""
+    residual: Tensor
+    """(B, C) rho"""
+    bias: Tensor
+    """(C,) b + delta"""
+
+    @property
+    def logits(self) -> Tensor:
+        return self.prototypes + self.residual + self.bias
+
+
+def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
+    """Split the logits of pooled rows (B, D), the sum of each image's rows."""
+    return LogitParts(
+        prototypes=(pooled @ model.prototypes.mT) @ model.dense_weights,
+        residual=pooled @ model.residual.mT - model.intercept,
+        bias=model.bias + model.intercept,
+    )
+
+
+def respond(model: PrototypeModel, rows: Tensor) -> Response:
+    """Maps, evidence and logits of a prototype model for rows (B, T, D)."""
+    return Response(
+        maps=rows @ model.prototypes.mT,
+        evidence=rows.sum(dim=1) @ model.prototypes.mT,
+        logits=logit_parts(model, rows.sum(dim=1)).logits,
+    )
+
+
+def check_backbone(model: PrototypeModel, backbone: Backbone) -> None:
+    """Refuse a backbone that is not the one the model was made from.
+
+    Raises:
+        InputError: other weights, or a head that is read differently.
+    """
+    if model.card.source.digest != backbone.source.digest:
+        raise InputError(
+            f"the model was converted from {model.card.source.name} (weights {model.card.source.digest[:12]}), "
+            f"but these weights are {backbone.source.digest[:12]}. Give the checkpoint it was converted from."
+        )
+    readout = model.card.readout
+    if readout["kind"] != backbone.readout.kind or readout["width"] != backbone.readout.vectors.shape[1]:
+        raise InputError(
+            f"the model was converted with readout {readout['kind']} of width {readout['width']}, but this backbone "
+            f"is read through {backbone.readout.kind} of width {backbone.readout.vectors.shape[1]}."
+        )

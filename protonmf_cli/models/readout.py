@@ -1,0 +1,147 @@
+"""Which rows a classifier's head reads: found by probing, checked by numbers, never taken from a name.
+
+    logit_c(x) = sum_n r_n(x) . V_c + b_c
+
+A row that has a place is a patch and can be drawn; rows without a place (class token, MLP writes, a whole
+image) are shown as a number. Placed rows always come first, in the order of the grid.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+FORMULA_LIMIT = 1e-9
+"""Largest relative difference in float64: above it the formula itself is wrong."""
+ROUNDING_WARNING = 1e-5
+"""Relative difference in float32 that is normal."""
+ROUNDING_LIMIT = 1e-4
+"""Relative difference in float32 above which a conversion stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one pass of the network gives for B images."""
+
+    rows: Tensor
+    """(B, T, D)"""
+    logits: Tensor
+    """(B, C) of the network itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readout(ABC):
+    """A head written as a sum over T rows of width D."""
+
+    kind: str
+    vectors: Tensor
+    """(C, D) V."""
+    bias: Tensor
+    """(C,) b."""
+    grid: tuple[int, int] | None
+    """Height and width of the grid of placed rows; None when no row has a place."""
+    unplaced: tuple[str, ...]
+    """Names of the rows without a place, which follow the placed ones."""
+
+    @property
+    def places(self) -> int:
+        """Number of placed rows."""
+        return self.grid[0] * self.grid[1] if self.grid else 0
+
+    @property
+    def spatial(self) -> bool:
+        """Whether contributions can be drawn as maps."""
+        return self.grid is not None
+
+    @abstractmethod
+    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+        """Rows and the network's own logits from one pass over normalised pixels (B, 3, H, W)."""
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(B, C) logits of rows (B, T, D): rows are added first, as the network does."""
+        return rows.sum(dim=1) @ self.vectors.mT + self.bias
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
+        """The same readout with every tensor moved."""
+        moved = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                moved[name] = value.to(device=device, dtype=dtype)
+            elif isinstance(value, Tensor):
+                moved[name] = value.to(device=device)
+            elif hasattr(value, "to"):
+                moved[name] = value.to(dtype=dtype, device=device)
+        return replace(self, **moved)
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| / std(expected); the measure of every exactness check."""
+    spread = expected.std().clamp_min(torch.finfo(expected.dtype).tiny)
+    return float((found - expected).abs().max() / spread)
+
+
+@contextmanager
+def in_float64(network: nn.Module) -> Iterator[None]:
+    """Run the network in float64 for a while; float32 weights come back bit for bit."""
+    dtype = next(network.parameters()).dtype
+    network.double()
+    try:
+        yield
+    finally:
+        network.to(dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadCall:
+    """One module that ran inside `forward_head`: its first input and its output, copied before anyone wrote to them."""
+
+    name: str
+    module: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+
+
+def record_head(network: nn.Module, features: Tensor) -> tuple[Tensor, list[HeadCall]]:
+    """Run the head and note every innermost module that turned one tensor into another, in order."""
+    calls: list[HeadCall] = []
+    waiting: dict[nn.Module, Tensor] = {}
+
+    def before(module: nn.Module, args: tuple) -> None:
+        if args and isinstance(args[0], Tensor):
+            waiting[module] = args[0].detach().clone()
+
+    def after(name: str, module: nn.Module, output: object) -> None:
+        if isinstance(output, Tensor) and module in waiting:
+            copied = output.detach().clone()
+            calls.append(HeadCall(name=name, module=module, inputs=waiting.pop(module), outputs=copied))
+
+    handles = []
+    for name, module in network.named_modules():
+        if not any(module.children()):
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(lambda m, _, out, name=name: after(name, m, out)))
+    try:
+        logits = network.forward_head(features)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return logits, calls
+
+
+def find_classifier(calls: list[HeadCall], logits: Tensor) -> HeadCall | None:
+    """The last linear layer or 1x1 convolution whose output is the logits."""
+    for call in reversed(calls):
+        weight = getattr(call.module, "weight", None)
+        if (
+            isinstance(weight, Tensor)
+            and weight.ndim in (2, 4)
+            and weight.flatten(1).shape[1] == call.inputs.flatten(1).shape[1]
+            and call.outputs.numel() == logits.numel()
+            and torch.equal(call.outputs.reshape(logits.shape), logits)
+        ):
+            return call
+    return None

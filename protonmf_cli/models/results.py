@@ -1,0 +1,151 @@
+"""What the verbs return: plain numbers, ready for JSON and for pictures."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One of the best classes of an image."""
+
+    class_index: int
+    label: str
+    name: str
+    """The label in words."""
+    logit: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleView:
+    """One training patch of a prototype, as stored in the model file."""
+
+    jpeg: bytes
+    map: np.ndarray | None
+    """(h, w) presence; None when rows have no place."""
+    box: tuple[int, int, int, int]
+    score: float
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """One prototype's part in one class's logit: weight x evidence = contribution."""
+
+    prototype: int
+    """Number within its owner, from 1."""
+    prototype_id: int
+    """Row in the model."""
+    owner_index: int
+    owner_label: str
+    owner_name: str
+    weight: float
+    evidence: float
+    contribution: float
+    localised: float
+    """The part of the contribution that the map shows."""
+    unlocalised: float
+    """The part from rows without a place."""
+    maps: dict[str, np.ndarray]
+    """"contribution" (adds up to `localised`) and "presence" (>= 0), both (h, w); empty when rows have no place."""
+    box: tuple[int, int, int, int] | None
+    """Around the peak of the chosen map, in pixels of the crop."""
+    examples: tuple[ExampleView, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """The whole ledger of one class's logit for one image."""
+
+    image: str
+    model: str
+    crop: np.ndarray
+    """(height, width, channels) uint8, what the network saw."""
+    predictions: tuple[Prediction, ...]
+    class_index: int
+    label: str
+    name: str
+    logit: float
+    bias: float
+    contributions: tuple[Contribution, ...]
+    residual: float
+    residual_map: np.ndarray | None
+    """(h, w) contribution of the residual; with the rows without a place it adds up to `residual`."""
+    residual_codes: np.ndarray | None
+    """(h, w) eq. 6: where the residual shows."""
+    residual_share: float | None
+    """1 - logit share; None when fewer than two classes have prototypes."""
+    ledger_error: float
+    """|sum of contributions + residual + bias - the network's own logit|"""
+    map_kind: str
+    without_prototypes: bool
+    """The class has no prototypes: all of its logit is residual."""
+    best_with_prototypes: Prediction | None
+    """The best class that has prototypes, when the predicted one has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Scale the contribution of one prototype to one class."""
+
+    class_index: int
+    prototype_id: int
+    factor: float
+    """0 removes it, 1 leaves it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Logits of one image under one model, for the class an intervention looks at."""
+
+    class_index: int
+    label: str
+    name: str
+    logit: float
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """An image whose top class changed under an intervention."""
+
+    path: str
+    target: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionOnData:
+    """An intervention measured on labelled images."""
+
+    images: int
+    accuracy_before: float
+    accuracy_after: float
+    flips: tuple[Flip, ...]
+    per_class: dict[int, tuple[int, int, int]]
+    """class -> (images, right before, right after), only classes with a change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One pass of a prototype model and its black box over labelled images."""
+
+    images: int
+    classes: int
+    accuracy: dict[str, float]
+    """black_box, prototype_model, prototypes_only, residual_only"""
+    agreement: dict[str, float]
+    """with the black box: prototype_model, prototypes_only, residual_only"""
+    logit_share: float | None
+    restricted: dict[str, dict[str, float]]
+    """accuracy and agreement among the classes present"""
+    max_abs_logit_difference: float
+    relative_difference: float
+    per_class: dict[int, dict[str, float]]
+    """class -> images, black_box, prototype_model, prototypes_only"""
+    intervals: dict[str, Any] = field(default_factory=dict)
+    """The keys of the means over images, with [low, high]"""

@@ -1,0 +1,1 @@
+"""Edge: results in, pixels out."""

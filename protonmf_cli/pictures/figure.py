@@ -1,0 +1,196 @@
+"""Figures drawn with matplotlib, returned as PNG files."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation
+from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
+
+PATCHES = 4
+"""Training patches drawn beside each prototype."""
+DOTS_PER_INCH = 110
+GREY = "#666666"
+
+
+def explanation_png(explanation: Explanation, top: int) -> bytes:
+    """"This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
+
+    Args:
+        explanation: of one image.
+        top: prototypes drawn, the largest contributions first; the ledger adds the others up.
+
+    Returns:
+        A PNG file.
+    """
+    shown = strongest(explanation.contributions, top)
+    figure = Figure(figsize=(13.2, 3.9 + 2.25 * len(shown)), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    heights = [1.35] + [1.0] * len(shown)
+    grid = GridSpec(
+        1 + len(shown), 2 + PATCHES, figure=figure, height_ratios=heights, width_ratios=[1.0] * (2 + PATCHES),
+        left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), bottom=0.1 / figure.get_figheight(),
+        wspace=0.06, hspace=0.2,
+    )  # fmt: skip
+    best = explanation.predictions[0]
+    if best.class_index == explanation.class_index:
+        verdict = f"{explanation.name}   {best.probability:.1%}"
+    else:
+        verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
+    figure.text(0.015, 1 - 0.14 / figure.get_figheight(), verdict, fontsize=17, weight="bold", va="top")
+    figure.text(
+        0.985, 1 - 0.18 / figure.get_figheight(), explanation.image, fontsize=10, color=GREY, va="top", ha="right"
+    )
+    _overview(figure, grid, explanation, shown)
+    for row, contribution in enumerate(shown, start=1):
+        _prototype_row(figure, grid, row, explanation, contribution)
+    return _png(figure)
+
+
+def strongest(contributions: Sequence[Contribution], top: int) -> list[Contribution]:
+    """The largest contributions by size, in falling order of value."""
+    kept = sorted(contributions, key=lambda c: -abs(c.contribution))[:top]
+    return sorted(kept, key=lambda c: -c.contribution)
+
+
+def title_of(contribution: Contribution, class_index: int) -> str:
+    """"prototype 2", with the owner's name when it is borrowed."""
+    borrowed = contribution.owner_index != class_index
+    return f"{contribution.owner_name} {contribution.prototype}" if borrowed else f"prototype {contribution.prototype}"
+
+
+def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: Sequence[Contribution]) -> None:
+    """First row: the crop, all prototypes in it, the residual's map, the ledger."""
+    crop = as_rgb(explanation.crop)
+    _picture(figure.add_subplot(grid[0, 0]), crop, "what the network saw")
+    placed = [c for c in shown if c.maps]
+    all_in_one = figure.add_subplot(grid[0, 1])
+    residual = figure.add_subplot(grid[0, 2])
+    if placed:
+        maps, colours = [c.maps["presence"] for c in placed], [colour(c.prototype) for c in placed]
+        _picture(all_in_one, composite(crop, maps, colours), "all prototypes")
+        codes = np.clip(explanation.residual_codes, 0, None)
+        _picture(residual, heat(crop, codes), "the residual (eq. 6)")
+    else:
+        for axes, text in ((all_in_one, "this head is read through one row\nper image: nothing can be placed"), (residual, "")):
+            axes.axis("off")
+            axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
+    _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
+
+
+def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:
+    """A waterfall from the bias over prototypes and residual to the logit."""
+    steps = [("bias", explanation.bias, "#bbbbbb")]
+    steps += [(title_of(c, explanation.class_index), c.contribution, colour(c.prototype)) for c in shown]
+    rest = [c for c in explanation.contributions if c not in shown]
+    if rest:
+        steps.append((f"{len(rest)} more prototypes", sum(c.contribution for c in rest), "#dddddd"))
+    steps.append(("residual", explanation.residual, "#555555"))
+    levels = np.cumsum([0.0] + [value for _, value, _ in steps])
+    reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0
+    axes.set_xlim(min(float(levels.min()), 0.0) - 0.02 * reach, float(levels.max()) + 0.2 * reach)
+    level = 0.0
+    for place, (name, value, shade) in enumerate(steps):
+        axes.barh(place, value, left=level, color=shade, height=0.66, edgecolor="black", linewidth=0.4)
+        axes.text(max(level, level + value), place, f"  {value:+.2f}", va="center", fontsize=10)
+        level += value
+    axes.barh(len(steps), level, color="black", height=0.66)
+    axes.text(max(level, 0), len(steps), f"  {level:.2f}", va="center", fontsize=10, weight="bold")
+    axes.set_yticks(range(len(steps) + 1), [name for name, _, _ in steps] + ["logit"], fontsize=10)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.6)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    share = explanation.residual_share
+    said = "" if share is None else f" — residual share {share:.0%}"
+    axes.set_title(f"what the logit of {explanation.name} is made of{said}", fontsize=10, loc="left")
+    box = axes.get_position()
+    axes.set_position([box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012])
+
+
+def _prototype_row(
+    figure: Figure, grid: GridSpec, row: int, explanation: Explanation, contribution: Contribution
+) -> None:
+    shade = colour(contribution.prototype)
+    crop = as_rgb(explanation.crop)
+    here = figure.add_subplot(grid[row, 0])
+    kind = explanation.map_kind
+    if contribution.maps:
+        _picture(here, heat(crop, contribution.maps[kind], signed=kind == "contribution"), "")
+        _box(here, contribution.box, shade)
+    else:
+        _picture(here, crop, "")
+    _frame(here, shade)
+    words = figure.add_subplot(grid[row, 1])
+    words.axis("off")
+    lines = [
+        (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
+        (0.66, f"of {contribution.owner_name}", 10, "normal", GREY),
+        (0.44, f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", 12, "normal", "black"),
+        (0.30, "weight × evidence", 8, "normal", GREY),
+        (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
+    ]
+    for height, text, size, weight, ink in lines:
+        words.text(0.5, height, text, ha="center", va="center", fontsize=size, weight=weight, color=ink)
+    if explanation.map_kind == "contribution" and contribution.maps and abs(contribution.unlocalised) > 5e-3:
+        words.text(0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY)
+    for place in range(PATCHES):
+        axes = figure.add_subplot(grid[row, 2 + place])
+        if place < len(contribution.examples):
+            _patch(axes, contribution.examples[place], shade)
+            if row == 1 and place == 0:
+                axes.set_title("looks like these training images", fontsize=9, loc="left", color=GREY)
+        else:
+            axes.axis("off")
+    if row == 1:
+        here.set_title(f"this ({kind} map)", fontsize=9, loc="left", color=GREY)
+
+
+def _patch(axes: Axes, example: ExampleView, shade: str) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
+    _picture(axes, heat(pixels, example.map, strength=0.45) if example.map is not None else pixels, "")
+    if example.map is not None:
+        _box(axes, example.box, shade)
+
+
+def _picture(axes: Axes, pixels: Pixels, title: str) -> None:
+    axes.imshow(pixels)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=9, loc="left", color=GREY)
+
+
+def _box(axes: Axes, box: tuple[int, int, int, int] | None, shade: str) -> None:
+    if box is not None:
+        left, top, right, bottom = box
+        for width, ink in ((4.0, "white"), (2.2, shade)):
+            axes.add_patch(
+                Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=ink, linewidth=width)
+            )
+
+
+def _frame(axes: Axes, shade: str) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(shade)
+        spine.set_linewidth(3)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()

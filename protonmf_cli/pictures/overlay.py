@@ -1,0 +1,78 @@
+"""Maps on pictures: heat, boxes and one colour per prototype. Arrays in, arrays out."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#F0E442", "#8C564B", "#9467BD", "#17BECF")
+"""Okabe and Ito's colours, distinct for colour-blind readers, then more; prototype n has colour (n - 1) mod 10."""
+
+
+def colour(number: int) -> str:
+    """Colour of the prototype with a number from 1.
+
+    >>> colour(1) == colour(11)
+    True
+    """
+    return PALETTE[(number - 1) % len(PALETTE)]
+
+
+def as_rgb(pixels: Pixels) -> Pixels:
+    """Grey (h, w, 1) or RGB (h, w, 3) pixels as RGB."""
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def enlarge(grid: NDArray, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """A map (h, w) up-sampled to (height, width), bicubic.
+
+    >>> enlarge(np.ones((2, 2)), (4, 6)).shape
+    (4, 6)
+    """
+    picture = Image.fromarray(np.asarray(grid, dtype=np.float32))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), dtype=np.float64)
+
+
+def heat(pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float = 0.62) -> Pixels:
+    """A map over a picture: the stronger, the more colour covers the picture.
+
+    Args:
+        pixels: (height, width, 3).
+        grid: (h, w) map; >= 0 unless signed.
+        signed: red for positive, blue for negative values.
+        strength: opacity of the strongest value, in [0, 1].
+    """
+    large = enlarge(grid, pixels.shape[:2])
+    top = np.abs(large).max()
+    relative = large / top if top > 0 else np.zeros_like(large)
+    if signed:
+        shade = matplotlib.colormaps["RdBu_r"]((relative + 1) / 2)[..., :3]
+        opacity = strength * np.abs(relative)
+    else:
+        relative = relative.clip(0, 1)
+        shade = matplotlib.colormaps["turbo"](relative)[..., :3]
+        opacity = strength * np.clip(relative * 1.6, 0, 1)
+    grey = pixels / 255 * 0.9
+    mixed = grey * (1 - opacity[..., None]) + shade * opacity[..., None]
+    return (mixed * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def composite(pixels: Pixels, grids: Sequence[NDArray], colours: Sequence[str]) -> Pixels:
+    """All prototypes in one picture: each pixel has the colour of the one that is strongest there.
+
+    Each map is divided by its own maximum first, as in the paper's Figures 3 and 4.
+    """
+    if not grids:
+        return pixels
+    large = np.stack([enlarge(grid, pixels.shape[:2]).clip(0) for grid in grids])
+    relative = large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-12)
+    winner = relative.argmax(axis=0)
+    opacity = 0.75 * np.clip((relative.max(axis=0) - 0.25) / 0.5, 0, 1)[..., None]
+    shades = np.array([matplotlib.colors.to_rgb(name) for name in colours])
+    grey = np.repeat((pixels / 255).mean(axis=2, keepdims=True), 3, axis=2)
+    mixed = grey * (1 - opacity) + shades[winner] * opacity
+    return (mixed * 255).round().clip(0, 255).astype(np.uint8)

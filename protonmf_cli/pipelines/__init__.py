@@ -1,0 +1,1 @@
+"""Verbs: objects in, results out; no disk, no print."""

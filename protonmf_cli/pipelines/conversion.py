@@ -1,0 +1,189 @@
+"""Black box to prototypes, class by class: read, factorise, keep the strongest patches (ProtoNMF, eq. 1-3)."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError, NotExactError
+from protonmf_cli.maths.nmf import Factors, factorise_group
+from protonmf_cli.maths.scoring import peak_box, strongest_images
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageBatch
+from protonmf_cli.models.part import ClassPart, PartExamples
+from protonmf_cli.models.readout import ROUNDING_LIMIT, ROUNDING_WARNING
+from protonmf_cli.options import ConversionOptions
+from protonmf_cli.pipelines.features import ClassReading, factorised_rows, read_class
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionImages:
+    """The training images as a conversion sees them."""
+
+    counts: Mapping[int, int]
+    """class -> image files"""
+    open: Callable[[Sequence[int]], Iterator[ImageBatch]]
+    """Batches of the given classes, class after class in that order, none across a class."""
+    encode: Callable[[Tensor], bytes]
+    """A uint8 crop (channels, height, width) as a JPEG file."""
+
+
+def convert_classes(
+    backbone: Backbone,
+    images: ConversionImages,
+    options: ConversionOptions,
+    finished: MutableMapping[int, ClassPart],
+    progress: Progress = SILENT,
+) -> dict[str, float]:
+    """Factorise every class that is not yet in `finished` and put it there.
+
+    One group of classes is in memory at a time (one class unless `options.group` says otherwise). A group is
+    recomputed as a whole when one of its classes is missing, so that a resumed run gives the same bytes.
+
+    Returns:
+        Seconds spent waiting for and running the network ("extract") and on factors and examples ("factorise").
+
+    Raises:
+        InputError: a class has fewer rows than prototypes are asked for.
+        NotExactError: the rows' logits differ from the network's by more than rounding.
+    """
+    check_counts(backbone, images.counts, options)
+    missing = [group for group in _groups(images.counts, options.group) if any(c not in finished for c in group)]
+    order = [c for group in missing for c in group]
+    progress.stage("reading and factorising", sum(images.counts[c] for c in order))
+    stream = groupby(images.open(order), key=lambda batch: batch.class_index)
+    warned = False
+    seconds = {"extract": 0.0, "factorise": 0.0}
+    for group in missing:
+        start = time.monotonic()
+        readings = []
+        for wanted in group:
+            found, batches = next(stream)
+            if found != wanted:
+                raise RuntimeError(f"images of class {found} arrived where class {wanted} was due")
+            readings.append(read_class(backbone, batches, images.counts[wanted], progress))
+            warned = _check_rounding(readings[-1], backbone, warned, progress)
+        middle = time.monotonic()
+        for part in factorise_classes(backbone, readings, options, images.encode):
+            finished[part.class_index] = part
+        seconds["extract"] += middle - start
+        seconds["factorise"] += time.monotonic() - middle
+    return seconds
+
+
+def check_counts(backbone: Backbone, counts: Mapping[int, int], options: ConversionOptions) -> None:
+    """Refuse a number of prototypes that some class cannot have."""
+    width = backbone.readout.vectors.shape[1]
+    for class_index, count in counts.items():
+        _check_rank(backbone, class_index, count * factorised_rows(backbone), width, options.prototypes)
+
+
+def factorise_classes(
+    backbone: Backbone,
+    readings: Sequence[ClassReading],
+    options: ConversionOptions,
+    encode: Callable[[Tensor], bytes],
+) -> list[ClassPart]:
+    """Prototypes of a group of classes that were just read."""
+    readable = [reading for reading in readings if len(reading.images)]
+    matrices = [reading.rows.flatten(0, 1) for reading in readable]
+    for reading, matrix in zip(readable, matrices, strict=True):
+        _check_rank(backbone, reading.class_index, *matrix.shape, options.prototypes)
+    seeds = [options.seed + reading.class_index for reading in readable]
+    found = factorise_group(matrices, options.prototypes, options=options.nmf, seeds=seeds) if matrices else []
+    factors = dict(zip([reading.class_index for reading in readable], found, strict=True))
+    return [_part(backbone, reading, factors.get(reading.class_index), options, encode) for reading in readings]
+
+
+def _part(
+    backbone: Backbone,
+    reading: ClassReading,
+    factors: Factors | None,
+    options: ConversionOptions,
+    encode: Callable[[Tensor], bytes],
+) -> ClassPart:
+    figures = {
+        "max_abs_difference": reading.max_abs_difference,
+        "max_rel_difference": reading.max_rel_difference,
+        "negative_share": reading.negative_share,
+        "clipped_share": reading.clipped_share,
+    }
+    if factors is not None:
+        size = float(reading.rows.square().sum(dtype=torch.float64))
+        figures |= {"squared_norm": size, "squared_error": factors.error * size}
+        figures |= {"iterations": factors.iterations, "converged": factors.converged}
+    return ClassPart(
+        class_index=reading.class_index,
+        prototypes=reading.pooled.new_empty(0, reading.pooled.shape[1]) if factors is None else factors.basis.cpu(),
+        pooled=reading.pooled,
+        predicted=reading.predicted,
+        examples=_examples(backbone, reading, factors, options.examples, encode),
+        images=reading.images,
+        skipped=reading.skipped,
+        figures=figures,
+    )
+
+
+def _examples(
+    backbone: Backbone,
+    reading: ClassReading,
+    factors: Factors | None,
+    count: int,
+    encode: Callable[[Tensor], bytes],
+) -> PartExamples:
+    """The strongest patch of each prototype in each of its `count` strongest images."""
+    height, width = backbone.preprocessing.input_size[1:]
+    grid = backbone.readout.grid or (0, 0)
+    codes = torch.empty(0, 1, 0) if factors is None else factors.codes.reshape(len(reading.images), -1, len(factors.basis)).cpu()
+    chosen = strongest_images(codes, count) if codes.numel() else torch.empty(0, 0, dtype=torch.int64)
+    score = torch.stack([codes[row].amax(dim=1)[:, k] for k, row in enumerate(chosen)]) if len(chosen) else torch.empty(0, 0)
+    maps = torch.zeros(*chosen.shape, *grid)
+    box = torch.tensor([0, 0, width, height]).expand(*chosen.shape, 4).clone()
+    if backbone.readout.spatial:
+        for k, row in enumerate(chosen.tolist()):
+            for rank, image in enumerate(row):
+                maps[k, rank] = codes[image, :, k].reshape(grid)
+                box[k, rank] = torch.tensor(peak_box(maps[k, rank], (height, width)))
+    used, position = chosen.unique(return_inverse=True)
+    return PartExamples(
+        score=score,
+        box=box,
+        map=maps,
+        image=position.reshape(chosen.shape),
+        crops=tuple(encode(reading.crops[image]) for image in used.tolist()),
+        sources=tuple(reading.images[image] for image in used.tolist()),
+    )
+
+
+def _groups(counts: Mapping[int, int], size: int) -> list[list[int]]:
+    """Fixed groups of classes; of similar size when several are factorised at once."""
+    order = sorted(counts) if size == 1 else sorted(counts, key=lambda c: (-counts[c], c))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _check_rank(backbone: Backbone, class_index: int, rows: int, width: int, rank: int) -> None:
+    if rank > min(rows, width):
+        name = backbone.classes[class_index].shown
+        raise InputError(
+            f"{rank} prototypes are asked for, but class {class_index} ({name}) has only {rows} rows of width {width}: "
+            f"at most {min(rows, width)} are possible. Give a smaller -p or more images of the class."
+        )
+
+
+def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, progress: Progress) -> bool:
+    difference = reading.max_rel_difference
+    name = backbone.source.name
+    if not difference <= ROUNDING_LIMIT:
+        raise NotExactError(
+            f"the logits of {name} differ from its rows' by {difference:.1e} of their spread, at most {ROUNDING_LIMIT:.0e} "
+            f"is allowed. The formula holds in float64 ({backbone.formula_difference:.1e}), so this is rounding: "
+            "give --dtype float64."
+        )
+    if difference > ROUNDING_WARNING and not warned:
+        progress.warn(f"the logits of {name} round off by {difference:.1e} of their spread (up to 1e-05 is usual)")
+        return True
+    return warned

@@ -1,0 +1,122 @@
+"""One pass over labelled images: is the model the black box, and how much do its prototypes carry?"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageBatch
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts
+from protonmf_cli.models.results import Scores
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+BLACK_BOX = "black_box"
+
+
+@dataclass
+class _Tops:
+    """Top classes of every image, for each way to answer; all classes and only those present."""
+
+    everywhere: dict[str, list[Tensor]] = field(default_factory=dict)
+    restricted: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, answers: dict[str, Tensor], present: Tensor) -> None:
+        for name, logits in answers.items():
+            self.everywhere.setdefault(name, []).append(logits.argmax(dim=1).cpu())
+            self.restricted.setdefault(name, []).append(present[logits[:, present].argmax(dim=1)].cpu())
+
+
+def evaluate_model(
+    backbone: Backbone,
+    model: PrototypeModel,
+    batches: Iterable[ImageBatch],
+    present: Iterable[int],
+    progress: Progress = SILENT,
+) -> Scores:
+    """Accuracy, agreement, exactness and logit share in one pass.
+
+    Args:
+        backbone: the network the model was made from.
+        model: prototypes and head.
+        batches: labelled images.
+        present: classes among the images, for the restricted figures.
+
+    Raises:
+        InputError: no image could be read.
+    """
+    moved = model.to(backbone.device, backbone.dtype)
+    among = torch.tensor(sorted(present), device=backbone.device)
+    tops, targets, shares = _Tops(), [], []
+    worst = worst_relative = 0.0
+    for batch in batches:
+        progress.advance(len(batch.sources) + len(batch.skipped))
+        if not batch.sources:
+            continue
+        reading = backbone.read(batch.crops)
+        parts = logit_parts(moved, reading.rows.sum(dim=1))
+        difference = float((parts.logits - reading.logits).abs().max())
+        worst = max(worst, difference)
+        worst_relative = max(worst_relative, difference / float(reading.logits.std()))
+        target = torch.full((len(batch.sources),), batch.class_index)
+        tops.add(_answers(reading.logits, parts), among)
+        targets.append(target)
+        only = (parts.prototypes + parts.bias).cpu()
+        shares.append(logit_share(only, parts.logits.cpu(), target, model.active_classes))
+    if not targets:
+        raise InputError("no image of the data could be read")
+    return _scores(model, tops, torch.cat(targets), torch.cat(shares), among, worst, worst_relative)
+
+
+def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:
+    return {
+        BLACK_BOX: black_box,
+        "prototype_model": parts.logits,
+        "prototypes_only": parts.prototypes + parts.bias,
+        "residual_only": parts.residual + parts.bias,
+    }
+
+
+def _scores(
+    model: PrototypeModel, tops: _Tops, target: Tensor, shares: Tensor, among: Tensor, worst: float, relative: float
+) -> Scores:
+    everywhere = {name: torch.cat(found) for name, found in tops.everywhere.items()}
+    restricted = {name: torch.cat(found) for name, found in tops.restricted.items()}
+    right = {name: (top == target).double() for name, top in everywhere.items()}
+    agree = {n: (top == everywhere[BLACK_BOX]).double() for n, top in everywhere.items() if n != BLACK_BOX}
+    seed = model.card.seed
+    return Scores(
+        images=len(target),
+        classes=len(among),
+        accuracy=_means(right),
+        agreement=_means(agree),
+        logit_share=median_share(shares),
+        restricted={
+            "accuracy": _means({n: (top == target).double() for n, top in restricted.items()}),
+            "agreement": _means(
+                {n: (top == restricted[BLACK_BOX]).double() for n, top in restricted.items() if n != BLACK_BOX}
+            ),
+        },
+        max_abs_logit_difference=worst,
+        relative_difference=relative,
+        per_class=_per_class(target, right),
+        intervals={
+            "accuracy": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in right.items()},
+            "agreement": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in agree.items()},
+        },
+    )
+
+
+def _means(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def _per_class(target: Tensor, right: dict[str, Tensor]) -> dict[int, dict[str, float]]:
+    table = {}
+    for c in target.unique().tolist():
+        hit = target == c
+        table[c] = {"images": int(hit.sum())} | {n: float(v[hit].mean()) for n, v in right.items() if n != "residual_only"}
+    return table

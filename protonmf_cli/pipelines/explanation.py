@@ -1,0 +1,172 @@
+"""Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.metrics import logit_share
+from protonmf_cli.maths.nnls import nonnegative_codes
+from protonmf_cli.maths.qp import fit_residual_codes
+from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import PrototypeModel, logit_parts
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
+from protonmf_cli.options import MapKind
+
+BEST = 5
+"""Predictions listed."""
+
+
+def explain_image(
+    backbone: Backbone,
+    model: PrototypeModel,
+    crop: Tensor,
+    *,
+    image: str,
+    model_name: str,
+    class_index: int | None = None,
+    map_kind: MapKind = "presence",
+) -> Explanation:
+    """Split the logit of one class into prototypes, residual and bias; nothing is left over.
+
+    Args:
+        backbone: the network the model was made from.
+        model: prototypes and head.
+        crop: uint8 (channels, height, width), what the network sees.
+        image, model_name: names for the result.
+        class_index: class to explain; the predicted one if None.
+        map_kind: which map the boxes are drawn around; both maps are in the result.
+
+    Returns:
+        An Explanation whose contributions + residual + bias add up to the logit.
+    """
+    reading = backbone.read(crop[None])
+    rows = reading.rows[0].double().cpu()
+    exact = model.to(torch.device("cpu"), torch.float64)
+    pooled = rows.sum(dim=0, keepdim=True)
+    parts = logit_parts(exact, pooled)
+    # an edited model no longer answers as the network does: then its own logits are explained
+    logits = parts.logits[0] if model.card.edits else reading.logits[0].double().cpu()
+    best = predictions(model, logits, BEST)
+    chosen = best[0].class_index if class_index is None else class_index
+    entries = model.entries(chosen)
+    maps = _Maps(backbone, exact, rows, chosen, entries)
+    contributions = tuple(_contribution(backbone, exact, rows, entry, k, maps, map_kind) for k, entry in enumerate(entries))
+    residual, bias = float(parts.residual[0, chosen]), float(parts.bias[chosen])
+    total = sum(c.contribution for c in contributions) + residual + bias
+    share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), model.active_classes)
+    return Explanation(
+        image=image,
+        model=model_name,
+        crop=crop.permute(1, 2, 0).numpy(),
+        predictions=best,
+        class_index=chosen,
+        label=model.card.classes[chosen].label,
+        name=model.card.classes[chosen].shown,
+        logit=float(logits[chosen]),
+        bias=bias,
+        contributions=contributions,
+        residual=residual,
+        residual_map=maps.residual,
+        residual_codes=maps.residual_codes,
+        residual_share=(1 - float(share) if share.isfinite().all() else None) if entries else 1.0,
+        ledger_error=abs(total - float(logits[chosen])),
+        map_kind=map_kind,
+        without_prototypes=not entries,
+        best_with_prototypes=None if entries else _best_with_prototypes(model, logits),
+    )
+
+
+def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
+    """The best classes of logits (C,), strongest first."""
+    probability = logits.softmax(dim=0)
+    return tuple(_prediction(model, logits, probability, c) for c in logits.topk(min(count, len(logits))).indices.tolist())
+
+
+def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, class_index: int) -> Prediction:
+    name = model.card.classes[class_index]
+    return Prediction(
+        class_index=class_index,
+        label=name.label,
+        name=name.shown,
+        logit=float(logits[class_index]),
+        probability=float(probability[class_index]),
+    )
+
+
+def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction:
+    classes = model.active_classes
+    best = int(classes[logits[classes].argmax()])
+    return _prediction(model, logits, logits.softmax(dim=0), best)
+
+
+class _Maps:
+    """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
+
+    def __init__(self, backbone: Backbone, model: PrototypeModel, rows: Tensor, chosen: int, entries: list[int]) -> None:
+        self.grid = backbone.readout.grid
+        self.presence: list = []
+        self.residual = self.residual_codes = None
+        if self.grid is None:
+            return
+        placed = rows[: backbone.readout.places]
+        basis = model.prototypes[model.weights.prototype[entries]]
+        clipped = placed.clamp_min(0)
+        codes = nonnegative_codes(clipped, basis)
+        leftover = clipped - codes @ basis
+        self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
+        self.residual = (placed @ model.residual[chosen]).reshape(self.grid).numpy()
+        self.residual_codes = fit_residual_codes(leftover.numpy(), model.residual[chosen].numpy()).reshape(self.grid)
+
+
+def _contribution(
+    backbone: Backbone, model: PrototypeModel, rows: Tensor, entry: int, k: int, maps: _Maps, map_kind: MapKind
+) -> Contribution:
+    prototype = int(model.weights.prototype[entry])
+    weight = float(model.weights.value[entry])
+    owner = int(model.owner[prototype])
+    evidence = rows @ model.prototypes[prototype]
+    placed = evidence[: backbone.readout.places]
+    both, box = {}, None
+    if maps.grid is not None:
+        both = {"contribution": (weight * placed).reshape(maps.grid).numpy(), "presence": maps.presence[k]}
+        # a negative weight turns strong evidence into a deep valley: the box is around the evidence
+        peak = placed.reshape(maps.grid) if map_kind == "contribution" else torch.from_numpy(maps.presence[k])
+        height, width = backbone.preprocessing.input_size[1:]
+        box = peak_box(peak, (height, width))
+    localised = weight * float(placed.sum())
+    whole = weight * float(evidence.sum())
+    return Contribution(
+        prototype=model.number(prototype),
+        prototype_id=prototype,
+        owner_index=owner,
+        owner_label=model.card.classes[owner].label,
+        owner_name=model.card.classes[owner].shown,
+        weight=weight,
+        evidence=float(evidence.sum()),
+        contribution=whole,
+        localised=localised,
+        unlocalised=whole - localised,
+        maps=both,
+        box=box,
+        examples=tuple(example_views(model, prototype)),
+    )
+
+
+def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
+    """The stored training patches of one prototype, strongest first."""
+    examples = model.examples
+    views = []
+    for number in examples.of(prototype):
+        left, top, right, bottom = examples.box[number].tolist()
+        grid = examples.map[number].numpy()
+        views.append(
+            ExampleView(
+                jpeg=examples.picture(number),
+                map=grid if grid.size else None,
+                box=(left, top, right, bottom),
+                score=float(examples.score[number]),
+                path=examples.sources[number].path,
+                sha256=examples.sources[number].sha256,
+            )
+        )
+    return views
