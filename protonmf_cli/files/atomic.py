@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,27 +12,35 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
     """Write to a temporary name in the same folder, flush to disk, rename, mode 0644.
+
+    Args:
+        path: final name.
+        content: the bytes, or a function that writes them to the temporary name it is given.
 
     Raises:
         InputError: the folder is missing or read-only, or the disk is full; nothing is left under `path`.
     """
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+            if isinstance(content, bytes):
+                file.write(content)
+        if callable(content):
+            content(temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
         temporary = None
     except OSError as failure:
         raise InputError(f"{path} could not be written: {failure.strerror or failure}. Nothing was changed.") from failure
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, force: bool) -> None:

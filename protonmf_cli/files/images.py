@@ -4,9 +4,10 @@ import hashlib
 import io
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -110,25 +111,18 @@ class ImageReader:
     batch_size: int
     workers: int
 
-    def batches(self, files: Iterable[ImageFile]) -> Iterator[ImageBatch]:
+    def batches(self, files: Sequence[ImageFile]) -> Iterator[ImageBatch]:
         """Batches in the order of the files, none across a change of class; unreadable files are named in them."""
+        sizes = [n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)]
+        source = iter(files)
+        waiting: deque[tuple[ImageFile, Future[tuple[Tensor, str] | Skipped]]] = deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            waiting: deque[tuple[ImageFile, Future[tuple[Tensor, str] | Skipped]]] = deque()
-            ready: list[tuple[ImageFile, tuple[Tensor, str] | Skipped]] = []
-            source = iter(files)
             try:
-                while True:
-                    while len(waiting) < 2 * self.batch_size and (file := next(source, None)) is not None:
+                for size in sizes:
+                    for file in islice(source, 2 * self.batch_size + size - len(waiting)):
                         waiting.append((file, pool.submit(self._read, file)))
-                    if not waiting:
-                        break
-                    file, future = waiting.popleft()
-                    if ready and (len(ready) == self.batch_size or ready[-1][0].class_index != file.class_index):
-                        yield _batch(ready)
-                        ready = []
-                    ready.append((file, future.result()))
-                if ready:
-                    yield _batch(ready)
+                    ready = [waiting.popleft() for _ in range(size)]
+                    yield _batch([(file, future.result()) for file, future in ready])
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -137,6 +131,18 @@ class ImageReader:
             return read_crop(file.path, self.crop, channels=self.channels, exif_transpose=self.exif_transpose)
         except InputError as failure:
             return Skipped(path=file.name, reason=str(failure))
+
+
+def _sizes(count: int, most: int) -> list[int]:
+    """Batch sizes for a class: full ones, then powers of two.
+
+    Few different shapes keep the memory and the time that a CPU's convolution library spends on each new one.
+
+    >>> _sizes(75, 32)
+    [32, 32, 8, 2, 1]
+    """
+    rest = count % most
+    return [most] * (count // most) + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
 
 
 def _batch(ready: Sequence[tuple[ImageFile, tuple[Tensor, str] | Skipped]]) -> ImageBatch:

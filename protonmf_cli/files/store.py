@@ -40,28 +40,45 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
 """Tensors of format 1: dtype and named sizes; equal names are equal sizes."""
 
 
-def model_bytes(model: PrototypeModel, network: Mapping[str, Tensor] | None) -> bytes:
-    """The whole file; equal models give equal bytes.
+def save_model(path: Path, model: PrototypeModel, network: Mapping[str, Tensor] | None) -> int:
+    """Write a model file atomically; equal models give equal bytes.
 
     Args:
+        path: to write to.
         model: with tensors on any device.
         network: the backbone's state dict, to be embedded; None leaves it out.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        InputError: the file cannot be written; nothing is left under its name.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
-    if network is not None:
-        tensors |= {BACKBONE + name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+    tensors = dict(_tensors(model)) | {BACKBONE + name: tensor for name, tensor in (network or {}).items()}
+    tensors = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
     header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
-    # clones part tensors that share storage (tied weights), which safetensors refuses
-    cloned = {name: tensor.clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(cloned, metadata={KEY: _canonical(header)})
+    metadata = {KEY: _canonical(header)}
+
+    def write(target: Path) -> None:
+        try:
+            safetensors.torch.save_file(tensors, target, metadata=metadata)
+        except safetensors.SafetensorError as failure:  # how a full disk is reported
+            raise OSError(str(failure)) from failure
+
+    write_atomically(path, write)
+    return path.stat().st_size
 
 
-def save_model(path: Path, model: PrototypeModel, network: Mapping[str, Tensor] | None) -> int:
-    """Write a model file atomically; returns its size in bytes."""
-    content = model_bytes(model, network)
-    write_atomically(path, content)
-    return len(content)
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with copies of those that share memory (tied weights), which safetensors refuses."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        result[name] = tensor.clone() if place in seen or tensor.numel() * tensor.itemsize != tensor.untyped_storage().nbytes() else tensor
+        seen.add(place)
+    return result
 
 
 def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
