@@ -17,7 +17,7 @@ _PLACES = {
     "ProtonmfError": "protonmf_cli.errors",
 }
 
-__all__ = ["__version__", *_PLACES]
+__all__ = ["Edit", "Explanation", "Loaded", "ProtonmfError", "PrototypeModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

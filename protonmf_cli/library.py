@@ -1,6 +1,5 @@
 """The main job from Python: load a model file, explain an image, edit, save."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path

@@ -15,13 +15,15 @@ Data = Annotated[
 ]
 Split = Annotated[str, typer.Option("--split", help="Which of train and val to read where both exist.")]
 ClassMapFile = Annotated[
-    Path | None, typer.Option("--class-map", help="Lines `folder,class` (or a JSON object) for folders named otherwise.")
+    Path | None,
+    typer.Option("--class-map", help="Lines `folder,class` (or a JSON object) for folders named otherwise."),
 ]
 ClassOrder = Annotated[
     bool, typer.Option("--class-order", help="Sorted folders are the model's classes in order (numbers must match).")
 ]
 ClassName = Annotated[
-    str | None, typer.Option("--class", help="Class by label, description, WordNet id or index. Default: the predicted one.")
+    str | None,
+    typer.Option("--class", help="Class by label, description, WordNet id or index. Default: the predicted one."),
 ]
 MaxSkipped = Annotated[
     float, typer.Option("--max-skipped", min=0, max=1, help="Share of unreadable images above which to give up.")
@@ -30,7 +32,9 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: what torch chooses.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 8.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 8.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass of the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]

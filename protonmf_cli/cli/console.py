@@ -65,7 +65,8 @@ class Bars:
             disable=self._plain,
         )
         self._task: TaskID | None = None
-        self._name, self._done, self._total, self._said = "", 0, None, time.monotonic()
+        self._name, self._done, self._said = "", 0, time.monotonic()
+        self._total: int | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()

@@ -116,7 +116,13 @@ def convert(
         _warn_about(backbone, images, shown)
         check_counts(backbone, images.counts, options)
         job = _Job(
-            backbone, images, options, output, embed_backbone, machine.worker_count(workers), _digest(backbone, images, options)
+            backbone,
+            images,
+            options,
+            output,
+            embed_backbone,
+            machine.worker_count(workers),
+            _digest(backbone, images, options),
         )
         if dry_run:
             _show_plan(job, shown, as_json)
@@ -130,7 +136,9 @@ def convert(
         _show_summary(summary, size, shown)
 
 
-def _run(job: _Job, max_skipped: float, shown: Shown, bars: Bars) -> tuple["PrototypeModel", dict[str, float | None], int]:
+def _run(
+    job: _Job, max_skipped: float, shown: Shown, bars: Bars
+) -> tuple["PrototypeModel", dict[str, float | None], int]:
     """Convert, assemble, save; returns the model, seconds by stage and the file's size in bytes."""
     from protonmf_cli.files.images import encode_jpeg
     from protonmf_cli.files.shards import Shards
@@ -286,7 +294,11 @@ def _show_plan(job: _Job, shown: Shown, as_json: bool) -> None:
         return
     for key, value in plan.items():
         if key != "schema":
-            shown.out.print(f"{key.replace('_', ' '):>22}  {value:,.0f}" if isinstance(value, float) else f"{key.replace('_', ' '):>22}  {value}")
+            shown.out.print(
+                f"{key.replace('_', ' '):>22}  {value:,.0f}"
+                if isinstance(value, float)
+                else f"{key.replace('_', ' '):>22}  {value}"
+            )
 
 
 def _show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:

@@ -37,7 +37,13 @@ def _torch_facts() -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as failure:
-        return {"devices": [], "threads": None, "torch_error": str(failure), "timm": None, "torchvision_operators": False}
+        return {
+            "devices": [],
+            "threads": None,
+            "torch_error": str(failure),
+            "timm": None,
+            "torchvision_operators": False,
+        }
     devices = ["cpu"]
     devices += [f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
@@ -75,9 +81,16 @@ def _problems(facts: dict[str, Any]) -> list[dict[str, str]]:
         if version == "missing" and package != "protonmf":
             found.append({"what": f"{package} is not installed", "do": f"pip install {package}"})
     if facts["torch_error"]:
-        found.append({"what": f"torch does not import: {facts['torch_error']}", "do": "pip install --force-reinstall torch"})
+        found.append(
+            {"what": f"torch does not import: {facts['torch_error']}", "do": "pip install --force-reinstall torch"}
+        )
     elif facts["timm"] is None:
-        found.append({"what": f"timm does not import: {facts.get('timm_error')}", "do": "pip install --upgrade timm torchvision torch"})
+        found.append(
+            {
+                "what": f"timm does not import: {facts.get('timm_error')}",
+                "do": "pip install --upgrade timm torchvision torch",
+            }
+        )
     elif not facts["torchvision_operators"]:
         found.append(
             {

@@ -98,7 +98,9 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
     partial = present < everything
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(f"{scores.images} images", no_wrap=True)
-    heads = ["accuracy", "(95 %)", "agreement"] + ([f"accuracy of {present}", f"agreement of {present}"] if partial else [])
+    heads = ["accuracy", "(95 %)", "agreement"] + (
+        [f"accuracy of {present}", f"agreement of {present}"] if partial else []
+    )
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for key, name in NAMES.items():
@@ -110,10 +112,12 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
         table.add_row(name, *row)
     shown.out.print(table)
     if scores.logit_share is not None:
-        shown.out.print(f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest")
+        shown.out.print(
+            f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
+        )
     shown.out.print(f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}")
     if partial:
-        shown.out.print(f"accuracy is among all {everything} classes; \"of {present}\" only among the classes present")
+        shown.out.print(f'accuracy is among all {everything} classes; "of {present}" only among the classes present')
     bare = everything - len(model.active_classes)
     if bare:
         shown.note(
@@ -143,4 +147,3 @@ def _check_gates(
             failed.append(f"residual share {said} is above --max-residual-share {max_residual_share:g}")
     if failed:
         raise GateError("; ".join(failed) + ".")
-

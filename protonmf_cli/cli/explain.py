@@ -25,7 +25,8 @@ def explain(
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: arguments.ClassName = None,
     map_kind: Annotated[
-        MapKind, typer.Option("--map", help="Map that is drawn: where a prototype is, or what each place adds to the logit.")
+        MapKind,
+        typer.Option("--map", help="Map that is drawn: where a prototype is, or what each place adds to the logit."),
     ] = "presence",
     top: Annotated[int, typer.Option("--top", min=1, help="Prototypes shown; the JSON lists all.")] = 5,
     png: Annotated[Path | None, typer.Option("--png", help="Picture to write; with several images a folder.")] = None,
@@ -68,7 +69,9 @@ def explain(
             show_explanation(explanation, top, shown)
         _remember(model, path, explanation.class_index)
     if as_json and not json_lines and done:
-        shown.json(done[0] if len(paths) == 1 and done[0] else {"schema": "protonmf.explanations/1", "explanations": done})
+        shown.json(
+            done[0] if len(paths) == 1 and done[0] else {"schema": "protonmf.explanations/1", "explanations": done}
+        )
     if failed:
         if not done:
             raise InputError(f"none of the {len(paths)} images could be explained.")

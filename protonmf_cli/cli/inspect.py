@@ -69,7 +69,8 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
                 "owner_label": model.card.classes[owner].label,
                 "weight": float(model.weights.value[entry]),
                 "examples": [
-                    {"source": model.examples.sources[e].path, "score": float(model.examples.score[e])} for e in examples
+                    {"source": model.examples.sources[e].path, "score": float(model.examples.score[e])}
+                    for e in examples
                 ],
             }
         )
@@ -112,4 +113,6 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
     if len(facts["per_class"]) == 1:
         for row in facts["per_class"][0]["prototypes"]:
             sources = ", ".join(example["source"] for example in row["examples"][:3])
-            shown.out.print(f"  prototype {row['prototype']}: weight {row['weight']:+.3f}, seen most in {sources}", markup=False)
+            shown.out.print(
+                f"  prototype {row['prototype']}: weight {row['weight']:+.3f}, seen most in {sources}", markup=False
+            )

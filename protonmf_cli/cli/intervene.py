@@ -70,20 +70,12 @@ def intervene(
             raise UsageError("-o must not be the model that is edited; give another name.")
         check_writable(output, force)
     from protonmf_cli.cli.opened import open_model
-    from protonmf_cli.files.state import recall
 
     loaded = open_model(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
-    last = recall(model)
-    if image is None and data is None:
-        if last is None:
-            raise UsageError("there is no explanation to go on from: give an image, or run `protonmf explain IMAGE` first.")
-        image = last.image
-        shown.note(f"going on with {image}")
-    chosen = None if class_name is None else loaded.model.find_class(class_name)
-    if chosen is None and last is not None and (image is None or Path(image).resolve() == Path(last.image)):
-        chosen = last.class_index
+    named = None if class_name is None else loaded.model.find_class(class_name)
+    image, chosen = _target(model, image, named, over_data=data is not None)
     if data is not None:
         if chosen is None:
             raise UsageError("which class is to be edited? Give --class NAME (or run `protonmf explain IMAGE` first).")
@@ -91,8 +83,15 @@ def intervene(
         edits, edited = _edit(loaded.model, chosen, words)
         result = _over_data(loaded, edited, images, shown, max_skipped)
         report = _data_json(loaded.model, result)
+        if not as_json:
+            _show_data(loaded.model, chosen, words, report, shown)
     else:
-        edits, edited, report, chosen = _on_image(loaded, image or "", chosen, words, shown, as_json)
+        if image is None:
+            raise UsageError(
+                "there is no explanation to go on from: give an image, or run `protonmf explain IMAGE` first."
+            )
+        shown.note(f"before and after for {image}")
+        edits, edited, report = _on_image(loaded, image, chosen, words, shown, as_json)
     if output is not None:
         from protonmf_cli.files.store import save_model
 
@@ -101,14 +100,23 @@ def intervene(
     if as_json:
         body = {"schema": "protonmf.intervention/1", "edits": [_edit_json(loaded.model, e) for e in edits]}
         shown.json(body | report | {"output": None if output is None else str(output)})
-    elif data is not None:
-        shown.out.print(f"{loaded.model.card.classes[chosen].shown}: {', '.join(_said(words, loaded.model))}", style="bold", markup=False)
-        _show_data(report, shown)
+
+
+def _target(model: Path, image: str | None, named: int | None, *, over_data: bool) -> tuple[str | None, int | None]:
+    """Image and class to edit: as given, else those of the last explanation."""
+    from protonmf_cli.files.state import recall
+
+    last = recall(model)
+    if last is None:
+        return image, named
+    same = image is None or Path(image).resolve() == Path(last.image)
+    chosen = last.class_index if named is None and same else named
+    return (last.image if image is None and not over_data else image), chosen
 
 
 def _on_image(
     loaded: "Loaded", image: str, chosen: int | None, words: list[_Words], shown: Shown, as_json: bool
-) -> tuple[list["Edit"], "PrototypeModel", dict[str, Any], int]:
+) -> tuple[list["Edit"], "PrototypeModel", dict[str, Any]]:
     from protonmf_cli.pipelines.intervention import outcome, predicted_class
 
     crop = loaded.crop(image)
@@ -117,7 +125,7 @@ def _on_image(
     before, after = (outcome(loaded.backbone, m, crop, chosen) for m in (loaded.model, edited))
     if not as_json:
         show_outcomes(before, after, _said(words, loaded.model), shown)
-    return edits, edited, {"image": image, "before": outcome_json(before), "after": outcome_json(after)}, chosen
+    return edits, edited, {"image": image, "before": outcome_json(before), "after": outcome_json(after)}
 
 
 def _edit(model: "PrototypeModel", chosen: int, words: list[_Words]) -> tuple[list["Edit"], "PrototypeModel"]:
@@ -175,9 +183,13 @@ def _data_json(model: "PrototypeModel", result: "InterventionOnData") -> dict[st
     }
 
 
-def _show_data(report: dict[str, Any], shown: Shown) -> None:
+def _show_data(model: "PrototypeModel", chosen: int, words: list[_Words], report: dict[str, Any], shown: Shown) -> None:
+    said = ", ".join(_said(words, model))
+    shown.out.print(f"{model.card.classes[chosen].shown}: {said}", style="bold", markup=False)
     before, after = report["before"]["accuracy"], report["after"]["accuracy"]
-    shown.out.print(f"accuracy over {report['images']} images: {before:.1%} before, {after:.1%} after, {len(report['flips'])} flipped")
+    shown.out.print(
+        f"accuracy over {report['images']} images: {before:.1%} before, {after:.1%} after, {len(report['flips'])} flipped"
+    )
     for row in report["per_class"]:
         shown.out.print(f"  {row['label']}: {row['before']:.1%} -> {row['after']:.1%} of {row['images']}", markup=False)
     for flip in report["flips"][:SHOWN_FLIPS]:

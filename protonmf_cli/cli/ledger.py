@@ -57,7 +57,9 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
         "box": contribution.box and list(contribution.box),
         "map": _grid(contribution.maps.get("contribution")),
         "presence": _grid(contribution.maps.get("presence")),
-        "examples": [{"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples],
+        "examples": [
+            {"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples
+        ],
     }
 
 
@@ -86,13 +88,23 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
     """Prediction, ledger with bars, residual share, and where each prototype comes from."""
     best = explanation.predictions[0]
     others = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.predictions[1:3])
-    shown.out.print(Text.assemble((best.name, "bold"), f" {best.probability:.1%}", (f"   then {others}", "dim"), f"   {explanation.image}"))
+    shown.out.print(
+        Text.assemble(
+            (best.name, "bold"), f" {best.probability:.1%}", (f"   then {others}", "dim"), f"   {explanation.image}"
+        )
+    )
     if explanation.class_index != best.class_index:
         shown.out.print(f"why [bold]{explanation.name}[/bold]?")
     if explanation.without_prototypes:
         nearest = explanation.best_with_prototypes
-        hint = f" The best class with prototypes is {nearest.name} ({nearest.probability:.1%}): --class {nearest.class_index}." if nearest else ""
-        shown.out.print(f"{explanation.name} has no prototypes in this model: its logit is all residual.{hint}", markup=False)
+        hint = (
+            f" The best class with prototypes is {nearest.name} ({nearest.probability:.1%}): --class {nearest.class_index}."
+            if nearest
+            else ""
+        )
+        shown.out.print(
+            f"{explanation.name} has no prototypes in this model: its logit is all residual.{hint}", markup=False
+        )
     shown.out.print(_ledger_table(explanation, top, wide=shown.out.width >= WIDE))
     share = explanation.residual_share
     shown.out.print(
@@ -119,8 +131,14 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
         table.add_column("seen most in", no_wrap=True, style="dim")
 
     def add(name: str, weight: str, evidence: str, value: float, *, style: str = "", source: str = "") -> None:
-        cells = [Text(name, style=style), weight, evidence, Text(f"{value:+.2f}", style=style), _bar(value, scale, style)]
-        table.add_row(*cells, *([Text(source)] if wide else []))
+        cells: list[Text | str] = [
+            Text(name, style=style),
+            weight,
+            evidence,
+            Text(f"{value:+.2f}", style=style),
+            _bar(value, scale, style),
+        ]
+        table.add_row(*([*cells, Text(source)] if wide else cells))
 
     for c in listed:
         name = f"prototype {c.prototype}" + ("" if c.owner_index == explanation.class_index else f" of {c.owner_name}")
@@ -143,8 +161,8 @@ def show_outcomes(before: Outcome, after: Outcome, edits: Sequence[str], shown: 
     """Before and after, side by side."""
     shown.out.print(f"{before.name}: {', '.join(edits)}", style="bold", markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("", "left"), ("before", "right"), ("after", "right"), ("change", "right")):
-        table.add_column(name, justify=justify)
+    for name in ("", "before", "after", "change"):
+        table.add_column(name, justify="right" if name else "left")
     table.add_row(
         f"logit of {before.name}", f"{before.logit:.2f}", f"{after.logit:.2f}", f"{after.logit - before.logit:+.2f}"
     )
@@ -154,7 +172,9 @@ def show_outcomes(before: Outcome, after: Outcome, edits: Sequence[str], shown: 
     for rank in range(1, 3):
         if rank < len(before.predictions):
             p, q = before.predictions[rank], after.predictions[rank]
-            table.add_row("then" if rank == 1 else "", f"{p.name} {p.probability:.1%}", f"{q.name} {q.probability:.1%}", "")
+            table.add_row(
+                "then" if rank == 1 else "", f"{p.name} {p.probability:.1%}", f"{q.name} {q.probability:.1%}", ""
+            )
     shown.out.print(table)
 
 

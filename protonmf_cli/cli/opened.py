@@ -11,7 +11,14 @@ if TYPE_CHECKING:
 
 
 def open_model(
-    path: Path, *, device: str, dtype: str, threads: int | None, offline: bool, batch_size: int = 32, workers: int | None = None
+    path: Path,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    offline: bool,
+    batch_size: int = 32,
+    workers: int | None = None,
 ) -> "Loaded":
     """Load a model and its network onto the device.
 
@@ -28,5 +35,10 @@ def open_model(
 
     place = machine.choose_device(device)
     return load(
-        path, device=place, dtype=machine.choose_dtype(dtype, place), offline=offline, batch_size=batch_size, workers=machine.worker_count(workers)
+        path,
+        device=place,
+        dtype=machine.choose_dtype(dtype, place),
+        offline=offline,
+        batch_size=batch_size,
+        workers=machine.worker_count(workers),
     )

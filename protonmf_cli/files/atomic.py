@@ -37,7 +37,9 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
         temporary.replace(path)
         temporary = None
     except OSError as failure:
-        raise InputError(f"{path} could not be written: {failure.strerror or failure}. Nothing was changed.") from failure
+        raise InputError(
+            f"{path} could not be written: {failure.strerror or failure}. Nothing was changed."
+        ) from failure
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -59,7 +61,9 @@ def check_writable(path: Path, force: bool) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".protonmf."):
             pass
     except OSError as failure:
-        raise InputError(f"nothing can be written to {path.parent.resolve()}: {failure.strerror or failure}.") from failure
+        raise InputError(
+            f"nothing can be written to {path.parent.resolve()}: {failure.strerror or failure}."
+        ) from failure
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protonmf_cli.errors import InputError, NotExactError, UsageError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source, probe_readout
 from protonmf_cli.models.prototype import PrototypeModel, check_backbone
+from protonmf_cli.models.readout import Network
 
 REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
@@ -121,7 +122,9 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         try:
             network.load_state_dict(dict(weights), strict=True)
         except RuntimeError as failure:
-            raise InputError(f"the network inside the model file does not fit {card.source.architecture}: {failure}") from failure
+            raise InputError(
+                f"the network inside the model file does not fit {card.source.architecture}: {failure}"
+            ) from failure
         network.eval()
         backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows)
     check_backbone(model, backbone)
@@ -156,7 +159,7 @@ def complete_name(name: str) -> tuple[str, list[str]]:
     bare, dot, tag = name.partition(".")
     if timm.is_model(bare):
         if dot and name not in timm.list_pretrained():
-            tags = [known for known in timm.list_pretrained(f"{bare}.*")]
+            tags = list(timm.list_pretrained(f"{bare}.*"))
             raise UsageError(f"timm has no weights {name!r} for {bare}. It has: {', '.join(tags) or 'none'}.")
         return name, []
     sized = [known for known in timm.list_models(f"{bare}_*") if re.fullmatch(r"\d+", known[len(bare) + 1 :])]
@@ -168,7 +171,7 @@ def complete_name(name: str) -> tuple[str, list[str]]:
     raise UsageError(f"timm has no model called {name!r}.{hint}")
 
 
-def _create(timm: Any, name: str, request: BackboneRequest) -> nn.Module:
+def _create(timm: Any, name: str, request: BackboneRequest) -> Network:
     arguments = dict(request.model_args)
     if request.img_size and _wants_img_size(timm, name):
         arguments["img_size"] = request.img_size
@@ -242,7 +245,9 @@ def _check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
         reason = "has no config.json" if folder.is_dir() else "does not exist"
-        raise InputError(f"the model folder {folder} {reason}. local-dir: wants timm's config.json and model.safetensors.")
+        raise InputError(
+            f"the model folder {folder} {reason}. local-dir: wants timm's config.json and model.safetensors."
+        )
     try:
         json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as failure:
@@ -266,7 +271,7 @@ def _prepare_download(offline: bool) -> None:
         constants.HF_HUB_OFFLINE = True
 
 
-def _check_classifier(name: str, network: nn.Module) -> None:
+def _check_classifier(name: str, network: Network) -> None:
     if not getattr(network, "num_classes", 0):
         raise NotExactError(
             f"{name} has no classifier (num_classes is 0), so there are no logits to explain. "
@@ -276,13 +281,15 @@ def _check_classifier(name: str, network: nn.Module) -> None:
         raise _encoder(name)
 
 
-def _check_finite(name: str, network: nn.Module) -> None:
+def _check_finite(name: str, network: Network) -> None:
     for key, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise InputError(f"the weights of {name} hold NaN or infinite numbers (first in {key}); nothing was converted.")
+            raise InputError(
+                f"the weights of {name} hold NaN or infinite numbers (first in {key}); nothing was converted."
+            )
 
 
-def _arguments(network: nn.Module, config: Mapping[str, Any], request: BackboneRequest) -> dict[str, Any]:
+def _arguments(network: Network, config: Mapping[str, Any], request: BackboneRequest) -> dict[str, Any]:
     """Everything that `create_model` needs to build the same network without its pretrained configuration."""
     arguments = dict(getattr(network, "_model_args", {})) | dict(request.model_args)
     arguments["num_classes"] = int(network.num_classes)
@@ -293,14 +300,16 @@ def _arguments(network: nn.Module, config: Mapping[str, Any], request: BackboneR
         arguments.setdefault("global_pool", config["global_pool"])
     if config.get("fixed_input_size"):
         arguments.setdefault("img_size", list(config["input_size"][-2:]))
-    return {key: value for key, value in arguments.items() if isinstance(value, str | int | float | bool | list | tuple)}
+    return {
+        key: value for key, value in arguments.items() if isinstance(value, str | int | float | bool | list | tuple)
+    }
 
 
 def _tuples(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
 
-def _class_names(timm: Any, network: nn.Module, config: Mapping[str, Any]) -> tuple[ClassName, ...]:
+def _class_names(timm: Any, network: Network, config: Mapping[str, Any]) -> tuple[ClassName, ...]:
     """Labels from the checkpoint, else timm's ImageNet tables, else numbers."""
     labels, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
     count = int(network.num_classes)
@@ -317,7 +326,7 @@ def _class_names(timm: Any, network: nn.Module, config: Mapping[str, Any]) -> tu
 
 
 def _backbone(
-    network: nn.Module, preprocessing: Preprocessing, classes: tuple[ClassName, ...], source: Source, rows: str
+    network: Network, preprocessing: Preprocessing, classes: tuple[ClassName, ...], source: Source, rows: str
 ) -> Backbone:
     try:
         readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name)

@@ -85,7 +85,8 @@ def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping:
         InputError: nothing is there, or a folder matches no class.
     """
     if data.is_file():
-        root, notes, grouped = data.parent, [], _from_list(data)
+        root, grouped = data.parent, _from_list(data)
+        notes: list[str] = []
     elif data.is_dir():
         root = _split_folder(data, split)
         grouped, notes = _from_folders(root)
@@ -101,9 +102,7 @@ def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping:
     for name in sorted(grouped):
         entries = [ImageFile(path=path, name=shown, class_index=index[name]) for path, shown in grouped[name]]
         files.setdefault(index[name], []).extend(entries)
-    return LabelledImages(
-        root=root, files={c: tuple(files[c]) for c in sorted(files)}, notes=tuple(notes), left_out={}
-    )
+    return LabelledImages(root=root, files={c: tuple(files[c]) for c in sorted(files)}, notes=tuple(notes), left_out={})
 
 
 def _split_folder(data: Path, split: str) -> Path:
@@ -175,14 +174,13 @@ def _pairs(file: Path) -> list[tuple[str, str]]:
     return found[1:] if found and found[0][0].lower() in header else found
 
 
-def _match(
-    names: Sequence[str], classes: tuple[ClassName, ...], mapping: ClassMapping, root: Path
-) -> dict[str, int]:
+def _match(names: Sequence[str], classes: tuple[ClassName, ...], mapping: ClassMapping, root: Path) -> dict[str, int]:
     """Folder name -> class index."""
     if mapping.by_order:
         if len(names) != len(classes):
             raise UsageError(
-                f"--class-order needs as many folders as classes: {root} has {len(names)}, the model has {len(classes)}."
+                f"--class-order needs as many folders as classes: {root} has {len(names)}, "
+                f"the model has {len(classes)}."
             )
         return {name: n for n, name in enumerate(names)}
     words = _class_map(mapping.file) if mapping.file else {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
@@ -52,7 +52,7 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > MOST_PIXELS:
                 raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
             picture.load()
@@ -63,7 +63,7 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
             return picture.convert(mode)
     except Image.DecompressionBombError as failure:
         raise InputError(f"has too many pixels, at most {MOST_PIXELS:,} are read") from failure
-    except Image.UnidentifiedImageError as failure:
+    except UnidentifiedImageError as failure:
         raise InputError(f"is not an image in one of the formats {', '.join(FORMATS)}") from failure
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as failure:
         raise InputError(f"is damaged: {failure}") from failure
@@ -113,7 +113,9 @@ class ImageReader:
 
     def batches(self, files: Sequence[ImageFile]) -> Iterator[ImageBatch]:
         """Batches in the order of the files, none across a change of class; unreadable files are named in them."""
-        sizes = [n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)]
+        sizes = [
+            n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)
+        ]
         source = iter(files)
         waiting: deque[tuple[ImageFile, Future[tuple[Tensor, str] | Skipped]]] = deque()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:

@@ -39,7 +39,9 @@ class Shards(MutableMapping[int, ClassPart]):
             self._lock.acquire(timeout=0)
             self.folder.mkdir(parents=True, exist_ok=True)
         except filelock.Timeout as failure:
-            raise InputError(f"another conversion into {self._output} is running. Wait for it, or give another -o.") from failure
+            raise InputError(
+                f"another conversion into {self._output} is running. Wait for it, or give another -o."
+            ) from failure
         except OSError as failure:
             self._lock.release()
             raise InputError(f"{self.work} cannot be made: {failure.strerror or failure}.") from failure

@@ -76,7 +76,11 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for name, tensor in tensors.items():
         place = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if place in seen or tensor.numel() * tensor.itemsize != tensor.untyped_storage().nbytes() else tensor
+        result[name] = (
+            tensor.clone()
+            if place in seen or tensor.numel() * tensor.itemsize != tensor.untyped_storage().nbytes()
+            else tensor
+        )
         seen.add(place)
     return result
 
@@ -107,7 +111,9 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
         raise ModelFileError(f"{path} is damaged or not a safetensors file: {failure}.") from failure
     claimed = header.pop("payload_sha256", None)
     if claimed != digest_of_tensors(tensors, _canonical(header)):
-        raise ModelFileError(f"{path} is damaged: its content does not match its checksum. Convert again or restore it.")
+        raise ModelFileError(
+            f"{path} is damaged: its content does not match its checksum. Convert again or restore it."
+        )
     network = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)} or None
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BACKBONE)}
     try:

@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protonmf_cli.errors import NotExactError
 from protonmf_cli.models.class_token import token_writes
 from protonmf_cli.models.image_row import image_row
 from protonmf_cli.models.pooled_heads import affine_head, normalised_head
-from protonmf_cli.models.readout import FORMULA_LIMIT, Reading, Readout, in_float64, relative_difference
+from protonmf_cli.models.readout import FORMULA_LIMIT, Network, Reading, Readout, in_float64, relative_difference
 
-Candidate = Callable[[nn.Module, object], Readout | None]
+Candidate = Callable[[Network, object], Readout | None]
 
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "auto": (token_writes, affine_head, normalised_head, image_row),
@@ -70,7 +70,7 @@ class Source:
 class Backbone:
     """Network in evaluation mode, and how its head is read."""
 
-    network: nn.Module
+    network: Network
     readout: Readout
     rows_option: str
     preprocessing: Preprocessing
@@ -104,7 +104,7 @@ class Backbone:
         return replace(self, readout=self.readout.to(device=device, dtype=dtype))
 
 
-def probe_readout(network: nn.Module, input_size: tuple[int, int, int], rows: str, name: str) -> tuple[Readout, float]:
+def probe_readout(network: Network, input_size: tuple[int, int, int], rows: str, name: str) -> tuple[Readout, float]:
     """Find how the head is read and prove it in float64 on two seeded images.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.pooled_heads import patch_grid, token_names
-from protonmf_cli.models.readout import Reading, Readout, find_classifier, record_head
+from protonmf_cli.models.readout import Network, Reading, Readout, find_classifier, record_head, weight_and_bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class TokenWritesReadout(Readout):
     prefix: int
     norm: FoldedNorm
 
-    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+    def read(self, network: Network, pixels: Tensor) -> Reading:
         with _Recorder(network, self.first_block) as seen:
             logits = network.forward_head(network.forward_features(pixels))
         tokens = seen.writes
@@ -38,7 +38,7 @@ class TokenWritesReadout(Readout):
         return Reading(rows=self.norm.rows(parts, seen.final), logits=logits)
 
 
-def token_writes(network: nn.Module, features: object, *, first_block: int = 0) -> Readout | None:
+def token_writes(network: Network, features: object, *, first_block: int = 0) -> Readout | None:
     """Readout through the tokens' writes, for a plain VisionTransformer read at its class token; else None."""
     if not isinstance(features, Tensor) or not _is_plain(network):
         return None
@@ -52,8 +52,7 @@ def token_writes(network: nn.Module, features: object, *, first_block: int = 0) 
     grid = patch_grid(network, features.shape[1] - prefix)
     if norm is None or grid is None:
         return None
-    vectors = classifier.module.weight.detach().clone()
-    bias = vectors.new_zeros(len(vectors)) if classifier.module.bias is None else classifier.module.bias.detach()
+    vectors, bias = weight_and_bias(classifier.module)
     first = range(len(network.blocks))[first_block]
     return TokenWritesReadout(
         kind="token-writes",
@@ -67,7 +66,7 @@ def token_writes(network: nn.Module, features: object, *, first_block: int = 0) 
     )
 
 
-def _is_plain(network: nn.Module) -> bool:
+def _is_plain(network: Network) -> bool:
     """Pre-norm blocks x + ls1(attn(norm1 x)), x + ls2(mlp(norm2 x)) with one fused qkv and no extra gate."""
     blocks = getattr(network, "blocks", None)
     if not isinstance(blocks, nn.Sequential) or not len(blocks) or getattr(network, "global_pool", "") != "token":
@@ -90,7 +89,7 @@ def _random_tokens(features: Tensor) -> Tensor:
 class _Recorder:
     """Hooks that add up the class token's incoming writes during one forward pass."""
 
-    network: nn.Module
+    network: Network
     first_block: int
     writes: Tensor = field(init=False)
     """(B, N, D) sum over layers of each token's attention write."""
@@ -124,7 +123,7 @@ class _Recorder:
     def _end(self, _: nn.Module, args: tuple) -> None:
         self.final = args[0][:, 0].clone()
 
-    def _attention(self, block: nn.Module) -> Callable[[nn.Module, tuple, Tensor], None]:
+    def _attention(self, block: Network) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(_: nn.Module, __: tuple, qkv: Tensor) -> None:
             attn = block.attn
             batch, count, width = qkv.shape
@@ -139,13 +138,13 @@ class _Recorder:
 
         return hook
 
-    def _mlp(self, block: nn.Module) -> Callable[[nn.Module, tuple, Tensor], None]:
+    def _mlp(self, block: Network) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(_: nn.Module, __: tuple, output: Tensor) -> None:
             self.mlp += _scaled(block, "ls2", output[:, 0])
 
         return hook
 
 
-def _scaled(block: nn.Module, name: str, tensor: Tensor) -> Tensor:
+def _scaled(block: Network, name: str, tensor: Tensor) -> Tensor:
     gamma = getattr(getattr(block, name, None), "gamma", None)
     return tensor if gamma is None else tensor * gamma

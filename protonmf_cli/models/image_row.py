@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from protonmf_cli.models.readout import Reading, Readout, find_classifier, record_head
+from protonmf_cli.models.readout import Network, Reading, Readout, find_classifier, record_head, weight_and_bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +14,7 @@ class ImageRowReadout(Readout):
     classifier: str
     """Name of the layer inside the network."""
 
-    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+    def read(self, network: Network, pixels: Tensor) -> Reading:
         caught: list[Tensor] = []
         layer = network.get_submodule(self.classifier)
         handle = layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].clone()))
@@ -26,18 +25,17 @@ class ImageRowReadout(Readout):
         return Reading(rows=caught[-1].flatten(1)[:, None], logits=logits)
 
 
-def image_row(network: nn.Module, features: object) -> Readout | None:
+def image_row(network: Network, features: object) -> Readout | None:
     """Readout through the last layer that computes the logits; None when there is no such layer."""
     logits, calls = record_head(network, features)
     call = find_classifier(calls, logits)
     if call is None:
         return None
-    weight = call.module.weight.detach().flatten(1).clone()
-    bias = getattr(call.module, "bias", None)
+    vectors, bias = weight_and_bias(call.module)
     return ImageRowReadout(
         kind="image-row",
-        vectors=weight,
-        bias=torch.zeros_like(weight[:, 0]) if bias is None else bias.detach().clone(),
+        vectors=vectors,
+        bias=bias,
         grid=None,
         unplaced=("image",),
         classifier=call.name,

@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
+    Network,
     Reading,
     Readout,
     find_classifier,
     record_head,
     relative_difference,
+    weight_and_bias,
 )
 
 MOST_TOKENS_IN_ONE_ROW = 8
@@ -66,7 +68,7 @@ class AveragedReadout(Readout):
     norm: FoldedNorm | None = None
     """The norm between pool and classifier, if there is one (kind B1)."""
 
-    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+    def read(self, network: Network, pixels: Tensor) -> Reading:
         features = network.forward_features(pixels)
         logits = network.forward_head(features)
         rows = self.layout.rows(features)[:, self.order] * self.weights[:, None]
@@ -82,13 +84,13 @@ class JoinedReadout(Readout):
     layout: Layout
     order: Tensor
 
-    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+    def read(self, network: Network, pixels: Tensor) -> Reading:
         features = network.forward_features(pixels)
         logits = network.forward_head(features)
         return Reading(rows=self.layout.rows(features)[:, self.order].flatten(1)[:, None], logits=logits)
 
 
-def affine_head(network: nn.Module, features: object) -> Readout | None:
+def affine_head(network: Network, features: object) -> Readout | None:
     """Readout of a head that is affine in one feature tensor; None for any other head.
 
     Runs on float64 features (B, ...). Whatever lies between pool and logits (batch norms, two averaged
@@ -118,7 +120,7 @@ def affine_head(network: nn.Module, features: object) -> Readout | None:
     )
 
 
-def normalised_head(network: nn.Module, features: object) -> Readout | None:
+def normalised_head(network: Network, features: object) -> Readout | None:
     """Readout of pool -> norm -> linear; None for any other head."""
     if not isinstance(features, Tensor):
         return None
@@ -137,7 +139,7 @@ def normalised_head(network: nn.Module, features: object) -> Readout | None:
             continue
         norm = FoldedNorm.identify(call.module, seen, gone)
         if norm is not None:
-            vectors, bias = _weight_and_bias(classifier.module)
+            vectors, bias = weight_and_bias(classifier.module)
             return AveragedReadout(
                 kind="scaled" if grid else "single-row",
                 vectors=vectors,
@@ -225,9 +227,7 @@ def _is_affine(head: Callable[[Tensor], Tensor], features: Tensor) -> bool:
     return relative_difference(0.3 * head(first) + 0.7 * head(second), mixed) <= FORMULA_LIMIT
 
 
-def _places(
-    network: nn.Module, found: PositionWeights
-) -> tuple[Tensor, tuple[int, int] | None, tuple[str, ...]]:
+def _places(network: Network, found: PositionWeights) -> tuple[Tensor, tuple[int, int] | None, tuple[str, ...]]:
     """Rows in order (placed first), their grid, and the names of the others."""
     positions = found.layout.positions
     active = found.values != 0
@@ -249,19 +249,13 @@ def token_names(prefix: int) -> tuple[str, ...]:
     return ("class token", *(f"register {n}" for n in range(1, prefix)))
 
 
-def patch_grid(network: nn.Module, patches: int) -> tuple[int, int] | None:
+def patch_grid(network: Network, patches: int) -> tuple[int, int] | None:
     """Height and width of the patch grid: what the network says, else a square, else None."""
     said = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     if said is not None and len(said) == 2 and said[0] * said[1] == patches:
         return int(said[0]), int(said[1])
     side = round(patches**0.5)
     return (side, side) if patches > 1 and side * side == patches else None
-
-
-def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor]:
-    weight = module.weight.detach().flatten(1).clone()
-    bias = getattr(module, "bias", None)
-    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
 
 
 def _random_like(tensor: Tensor, seed: int) -> Tensor:

@@ -78,7 +78,8 @@ class Card:
     data: Mapping[str, Any]
     """images, digest, images_per_class, skipped."""
     measured: Mapping[str, Any]
-    """agreement, accuracy_black_box, accuracy_prototype_model, feature_relative_error, head_relative_error, residual_share."""
+    """agreement, accuracy_black_box, accuracy_prototype_model, feature_relative_error, head_relative_error,
+    residual_share."""
     edits: tuple[Mapping[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:

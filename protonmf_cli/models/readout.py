@@ -10,10 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+Network = Any
+"""A timm classifier: an nn.Module with `forward_features` and `forward_head`, whose other attributes vary."""
 
 FORMULA_LIMIT = 1e-9
 """Largest relative difference in float64: above it the formula itself is wrong."""
@@ -58,7 +61,7 @@ class Readout(ABC):
         return self.grid is not None
 
     @abstractmethod
-    def read(self, network: nn.Module, pixels: Tensor) -> Reading:
+    def read(self, network: Network, pixels: Tensor) -> Reading:
         """Rows and the network's own logits from one pass over normalised pixels (B, 3, H, W)."""
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -67,7 +70,7 @@ class Readout(ABC):
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
         """The same readout with every tensor moved."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 moved[name] = value.to(device=device, dtype=dtype)
@@ -85,7 +88,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def in_float64(network: nn.Module) -> Iterator[None]:
+def in_float64(network: Network) -> Iterator[None]:
     """Run the network in float64 for a while; float32 weights come back bit for bit."""
     dtype = next(network.parameters()).dtype
     network.double()
@@ -105,7 +108,7 @@ class HeadCall:
     outputs: Tensor
 
 
-def record_head(network: nn.Module, features: Tensor) -> tuple[Tensor, list[HeadCall]]:
+def record_head(network: Network, features: object) -> tuple[Tensor, list[HeadCall]]:
     """Run the head and note every innermost module that turned one tensor into another, in order."""
     calls: list[HeadCall] = []
     waiting: dict[nn.Module, Tensor] = {}
@@ -145,3 +148,10 @@ def find_classifier(calls: list[HeadCall], logits: Tensor) -> HeadCall | None:
         ):
             return call
     return None
+
+
+def weight_and_bias(module: Network) -> tuple[Tensor, Tensor]:
+    """Copies of the weight (C, D) and bias (C,) of a linear layer or 1x1 convolution; zeros where it has no bias."""
+    weight = module.weight.detach().flatten(1).clone()
+    bias = getattr(module, "bias", None)
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()

@@ -22,7 +22,7 @@ GREY = "#666666"
 
 
 def explanation_png(explanation: Explanation, top: int) -> bytes:
-    """"This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
+    """ "This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
 
     Args:
         explanation: of one image.
@@ -62,7 +62,7 @@ def strongest(contributions: Sequence[Contribution], top: int) -> list[Contribut
 
 
 def title_of(contribution: Contribution, class_index: int) -> str:
-    """"prototype 2", with the owner's name when it is borrowed."""
+    """ "prototype 2", with the owner's name when it is borrowed."""
     borrowed = contribution.owner_index != class_index
     return f"{contribution.owner_name} {contribution.prototype}" if borrowed else f"prototype {contribution.prototype}"
 
@@ -77,10 +77,13 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     if placed:
         maps, colours = [c.maps["presence"] for c in placed], [colour(c.prototype) for c in placed]
         _picture(all_in_one, composite(crop, maps, colours), "all prototypes")
-        codes = np.clip(explanation.residual_codes, 0, None)
+        codes = np.zeros((1, 1)) if explanation.residual_codes is None else explanation.residual_codes.clip(0)
         _picture(residual, heat(crop, codes), "the residual (eq. 6)")
     else:
-        for axes, text in ((all_in_one, "this head is read through one row\nper image: nothing can be placed"), (residual, "")):
+        for axes, text in (
+            (all_in_one, "this head is read through one row\nper image: nothing can be placed"),
+            (residual, ""),
+        ):
             axes.axis("off")
             axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
@@ -98,7 +101,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0
     axes.set_xlim(min(float(levels.min()), 0.0) - 0.02 * reach, float(levels.max()) + 0.2 * reach)
     level = 0.0
-    for place, (name, value, shade) in enumerate(steps):
+    for place, (_, value, shade) in enumerate(steps):
         axes.barh(place, value, left=level, color=shade, height=0.66, edgecolor="black", linewidth=0.4)
         axes.text(max(level, level + value), place, f"  {value:+.2f}", va="center", fontsize=10)
         level += value
@@ -115,7 +118,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     said = "" if share is None else f" — residual share {share:.0%}"
     axes.set_title(f"what the logit of {explanation.name} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
-    axes.set_position([box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012])
+    axes.set_position((box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012))
 
 
 def _prototype_row(
@@ -143,7 +146,9 @@ def _prototype_row(
     for height, text, size, weight, ink in lines:
         words.text(0.5, height, text, ha="center", va="center", fontsize=size, weight=weight, color=ink)
     if explanation.map_kind == "contribution" and contribution.maps and abs(contribution.unlocalised) > 5e-3:
-        words.text(0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY)
+        words.text(
+            0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY
+        )
     for place in range(PATCHES):
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
@@ -178,7 +183,9 @@ def _box(axes: Axes, box: tuple[int, int, int, int] | None, shade: str) -> None:
         left, top, right, bottom = box
         for width, ink in ((4.0, "white"), (2.2, shade)):
             axes.add_patch(
-                Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=ink, linewidth=width)
+                Rectangle(
+                    (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=ink, linewidth=width
+                )
             )
 
 

@@ -64,7 +64,9 @@ def assemble_model(
     vectors = backbone.readout.vectors.double().cpu().numpy()
     fit = fit_heads(vectors[summary.classes], [basis.double().numpy() for basis in summary.bases])
     _warn_condition(backbone, summary.classes, fit, progress)
-    orders = [_order(a, basis, mean) for a, basis, mean in zip(fit.coefficients, summary.bases, summary.means, strict=True)]
+    orders = [
+        _order(a, basis, mean) for a, basis, mean in zip(fit.coefficients, summary.bases, summary.means, strict=True)
+    ]
     residual = vectors.copy()
     residual[summary.classes] = fit.residual
     sizes = [len(basis) for basis in summary.bases]
@@ -108,7 +110,9 @@ def _order(coefficients: np.ndarray, basis: Tensor, mean: Tensor) -> Tensor:
 
 
 def _warn_condition(backbone: Backbone, classes: Sequence[int], fit: HeadFit, progress: Progress) -> None:
-    bad = [backbone.classes[c].shown for c, value in zip(classes, fit.condition, strict=True) if value > ILL_CONDITIONED]
+    bad = [
+        backbone.classes[c].shown for c, value in zip(classes, fit.condition, strict=True) if value > ILL_CONDITIONED
+    ]
     if bad:
         progress.warn(
             f"the prototypes of {len(bad)} classes are nearly dependent (condition above {ILL_CONDITIONED:.0e}), their "
@@ -293,4 +297,3 @@ def _data_digest(images: Sequence[ImageSource]) -> str:
 
 def _one_minus(share: float | None) -> float | None:
     return None if share is None else 1 - share
-

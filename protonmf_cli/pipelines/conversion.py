@@ -92,7 +92,7 @@ def factorise_classes(
     readable = [reading for reading in readings if len(reading.images)]
     matrices = [reading.rows.flatten(0, 1) for reading in readable]
     for reading, matrix in zip(readable, matrices, strict=True):
-        _check_rank(backbone, reading.class_index, *matrix.shape, options.prototypes)
+        _check_rank(backbone, reading.class_index, len(matrix), matrix.shape[1], options.prototypes)
     seeds = [options.seed + reading.class_index for reading in readable]
     found = factorise_group(matrices, options.prototypes, options=options.nmf, seeds=seeds) if matrices else []
     factors = dict(zip([reading.class_index for reading in readable], found, strict=True))
@@ -138,9 +138,17 @@ def _examples(
     """The strongest patch of each prototype in each of its `count` strongest images."""
     height, width = backbone.preprocessing.input_size[1:]
     grid = backbone.readout.grid or (0, 0)
-    codes = torch.empty(0, 1, 0) if factors is None else factors.codes.reshape(len(reading.images), -1, len(factors.basis)).cpu()
+    codes = (
+        torch.empty(0, 1, 0)
+        if factors is None
+        else factors.codes.reshape(len(reading.images), -1, len(factors.basis)).cpu()
+    )
     chosen = strongest_images(codes, count) if codes.numel() else torch.empty(0, 0, dtype=torch.int64)
-    score = torch.stack([codes[row].amax(dim=1)[:, k] for k, row in enumerate(chosen)]) if len(chosen) else torch.empty(0, 0)
+    score = (
+        torch.stack([codes[row].amax(dim=1)[:, k] for k, row in enumerate(chosen)])
+        if len(chosen)
+        else torch.empty(0, 0)
+    )
     maps = torch.zeros(*chosen.shape, *grid)
     box = torch.tensor([0, 0, width, height]).expand(*chosen.shape, 4).clone()
     if backbone.readout.spatial:
@@ -179,9 +187,9 @@ def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, pro
     name = backbone.source.name
     if not difference <= ROUNDING_LIMIT:
         raise NotExactError(
-            f"the logits of {name} differ from its rows' by {difference:.1e} of their spread, at most {ROUNDING_LIMIT:.0e} "
-            f"is allowed. The formula holds in float64 ({backbone.formula_difference:.1e}), so this is rounding: "
-            "give --dtype float64."
+            f"the logits of {name} differ from its rows' by {difference:.1e} of their spread, "
+            f"at most {ROUNDING_LIMIT:.0e} is allowed. The formula holds in float64 "
+            f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype float64."
         )
     if difference > ROUNDING_WARNING and not warned:
         progress.warn(f"the logits of {name} round off by {difference:.1e} of their spread (up to 1e-05 is usual)")

@@ -118,5 +118,7 @@ def _per_class(target: Tensor, right: dict[str, Tensor]) -> dict[int, dict[str, 
     table = {}
     for c in target.unique().tolist():
         hit = target == c
-        table[c] = {"images": int(hit.sum())} | {n: float(v[hit].mean()) for n, v in right.items() if n != "residual_only"}
+        table[c] = {"images": int(hit.sum())} | {
+            n: float(v[hit].mean()) for n, v in right.items() if n != "residual_only"
+        }
     return table

@@ -50,7 +50,9 @@ def explain_image(
     chosen = best[0].class_index if class_index is None else class_index
     entries = model.entries(chosen)
     maps = _Maps(backbone, exact, rows, chosen, entries)
-    contributions = tuple(_contribution(backbone, exact, rows, entry, k, maps, map_kind) for k, entry in enumerate(entries))
+    contributions = tuple(
+        _contribution(backbone, exact, rows, entry, k, maps, map_kind) for k, entry in enumerate(entries)
+    )
     residual, bias = float(parts.residual[0, chosen]), float(parts.bias[chosen])
     total = sum(c.contribution for c in contributions) + residual + bias
     share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), model.active_classes)
@@ -79,7 +81,9 @@ def explain_image(
 def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
     """The best classes of logits (C,), strongest first."""
     probability = logits.softmax(dim=0)
-    return tuple(_prediction(model, logits, probability, c) for c in logits.topk(min(count, len(logits))).indices.tolist())
+    return tuple(
+        _prediction(model, logits, probability, c) for c in logits.topk(min(count, len(logits))).indices.tolist()
+    )
 
 
 def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, class_index: int) -> Prediction:
@@ -102,7 +106,9 @@ def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction:
 class _Maps:
     """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
 
-    def __init__(self, backbone: Backbone, model: PrototypeModel, rows: Tensor, chosen: int, entries: list[int]) -> None:
+    def __init__(
+        self, backbone: Backbone, model: PrototypeModel, rows: Tensor, chosen: int, entries: list[int]
+    ) -> None:
         self.grid = backbone.readout.grid
         self.presence: list = []
         self.residual = self.residual_codes = None

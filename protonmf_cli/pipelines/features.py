@@ -58,7 +58,11 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
         images: files of the class, at least as many as readable images; the rows are allocated once.
     """
     rows: Tensor | None = None
-    pooled, predicted, crops, sources, skipped = [], [], [], [], []
+    pooled: list[Tensor] = []
+    predicted: list[Tensor] = []
+    crops: list[Tensor] = []
+    sources: list[ImageSource] = []
+    skipped: list[Skipped] = []
     count, worst, worst_relative = 0, 0.0, 0.0
     negative, clipped, size = 0.0, 0.0, 0.0
     class_index = -1

@@ -24,7 +24,9 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     name = model.card.classes[class_index].shown
     own, owner_name = model.own(owner), model.card.classes[owner].shown
     if not model.entries(class_index):
-        raise InputError(f"class {name} has no prototypes in this model (no images were given for it), so there is nothing to edit.")
+        raise InputError(
+            f"class {name} has no prototypes in this model (no images were given for it), so there is nothing to edit."
+        )
     if not 1 <= number <= len(own):
         numbers = f"1 to {len(own)}" if own else "none"
         raise InputError(f"{owner_name} has no prototype {number}; it has {numbers}.")
@@ -80,7 +82,8 @@ def intervene_on_data(
 ) -> InterventionOnData:
     """Accuracy before and after an edit, and every image whose top class changed."""
     old, new = (model.to(backbone.device, backbone.dtype) for model in (before, after))
-    flips, counts = [], {}
+    flips: list[Flip] = []
+    counts: dict[int, tuple[int, int, int]] = {}
     right_before = right_after = images = 0
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))

@@ -64,7 +64,19 @@ def main() -> None:
         output = str(folder / "out.safetensors")
 
         def convert(data: Path) -> list[str]:
-            return [sys.executable, "-m", "protonmf_cli", "convert", words.model, "--data", str(data), "-o", output, "--force", "-q"]
+            return [
+                sys.executable,
+                "-m",
+                "protonmf_cli",
+                "convert",
+                words.model,
+                "--data",
+                str(data),
+                "-o",
+                output,
+                "--force",
+                "-q",
+            ]
 
         data = subset(words.data, words.classes, folder)
         plain = [sys.executable, "-c", PLAIN, words.model, str(data), str(os.cpu_count() or 1)]
@@ -74,9 +86,15 @@ def main() -> None:
             times["convert"].append(run(convert(data))[0])
             print("  ".join(f"{key} {values[-1]:.1f} s" for key, values in times.items()), flush=True)
         medians = {key: statistics.median(values) for key, values in times.items()}
-        print(f"convert / plain = {medians['convert'] / medians['plain']:.2f}  (medians {medians['convert']:.1f} s, {medians['plain']:.1f} s)")
-        peaks = [run(convert(subset(words.data, count, folder) if count != words.classes else data))[1] for count in (6, 24)]
-        print(f"peak memory: 6 classes {peaks[0] / 2**20:.0f} MiB, 24 classes {peaks[1] / 2**20:.0f} MiB, ratio {peaks[1] / peaks[0]:.3f}")
+        print(
+            f"convert / plain = {medians['convert'] / medians['plain']:.2f}  (medians {medians['convert']:.1f} s, {medians['plain']:.1f} s)"
+        )
+        peaks = [
+            run(convert(subset(words.data, count, folder) if count != words.classes else data))[1] for count in (6, 24)
+        ]
+        print(
+            f"peak memory: 6 classes {peaks[0] / 2**20:.0f} MiB, 24 classes {peaks[1] / 2**20:.0f} MiB, ratio {peaks[1] / peaks[0]:.3f}"
+        )
 
 
 if __name__ == "__main__":
