@@ -14,7 +14,7 @@ class NmfOptions:
     """Non-negative matrix factorisation of one class's rows (ProtoNMF, eq. 1-3)."""
 
     init: Init = "nndsvda"
-    """Start: |Gaussian|, scikit-learn's NNDSVDa rule, or the paper's clipped Gaussian."""
+    """Start: |Gaussian|, NNDSVD with filled zeros, or the paper's clipped Gaussian."""
     solver: Solver = "mu"
     """Multiplicative updates, or hierarchical alternating least squares."""
     inner_updates: int = 8

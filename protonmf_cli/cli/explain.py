@@ -9,7 +9,6 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.ledger import explanation_json, show_explanation
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import MapKind
 
@@ -40,6 +39,8 @@ def explain(
     quiet: arguments.Quiet = False,
 ) -> None:
     """Explain why an image is what the classifier says: contributions, maps, training patches."""
+    from protonmf_cli.cli.ledger import explanation_json, show_explanation
+
     shown = Shown(quiet=quiet)
     paths = [line for word in images for line in (_from_stdin() if word == "-" else [word])]
     if not paths:

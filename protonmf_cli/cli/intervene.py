@@ -8,7 +8,6 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.ledger import outcome_json, show_outcomes
 from protonmf_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -117,6 +116,7 @@ def _target(model: Path, image: str | None, named: int | None, *, over_data: boo
 def _on_image(
     loaded: "Loaded", image: str, chosen: int | None, words: list[_Words], shown: Shown, as_json: bool
 ) -> tuple[list["Edit"], "PrototypeModel", dict[str, Any]]:
+    from protonmf_cli.cli.ledger import outcome_json, show_outcomes
     from protonmf_cli.pipelines.intervention import outcome, predicted_class
 
     crop = loaded.crop(image)

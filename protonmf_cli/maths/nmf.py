@@ -161,7 +161,11 @@ def _start_gaussian(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _start_nndsvda(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Non-negative double SVD, zeros filled with the mean (Boutsidis and Gallopoulos 2008); ignores the seed."""
+    """Non-negative double SVD, zeros filled with a small constant (Boutsidis and Gallopoulos 2008); ignores the seed.
+
+    The usual constant, the mean of A, changes with the scale of A and can swamp the start; this one scales with
+    the factors.
+    """
     left, values, right = _leading_singular_vectors(A, rank)
     E, B = torch.empty_like(left), torch.empty_like(right)
     for k in range(rank):
@@ -173,8 +177,8 @@ def _start_nndsvda(A: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
         size = (values[k] * u.norm() * v.norm()).sqrt()
         E[:, k] = size * torch.nn.functional.normalize(u, dim=0)
         B[k] = size * torch.nn.functional.normalize(v, dim=0)
-    mean = A.mean(dtype=torch.float64).to(A)
-    return torch.where(E > 0, E, mean), torch.where(B > 0, B, mean)
+    fill = 0.3 * (A.mean(dtype=torch.float64) / rank).sqrt().to(A)
+    return torch.where(E > 0, E, fill), torch.where(B > 0, B, fill)
 
 
 def _leading_singular_vectors(A: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,8 @@ def nonnegative_codes(A: Tensor, B: Tensor, *, tolerance: float = 1e-9, max_swee
     cross = (A @ B.mT).double()
     gram = B.double() @ B.double().mT
     codes = torch.zeros_like(cross)
+    if not codes.numel():
+        return codes.to(A.dtype)
     for _ in range(max_sweeps):
         largest_change = torch.zeros((), dtype=torch.float64, device=A.device)
         for k in range(len(B)):

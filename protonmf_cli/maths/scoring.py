@@ -20,8 +20,9 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> tuple[int, int, int, int]:
     """Smallest rectangle around the strongest region of a map.
 
-    The map is up-sampled, cut at its percentile, and the connected region that holds the maximum kept:
-    ProtoPNet's rule (Chen et al. 2019, section 2.5) without its far-off islands.
+    The map is up-sampled and cut at its percentile (ProtoPNet's rule, Chen et al. 2019, section 2.5) or at half
+    its maximum, whichever is higher: a map that is zero nearly everywhere has a percentile of zero. Of what
+    stays, the connected region that holds the maximum is boxed.
 
     Args:
         grid: (h, w) map.
@@ -35,7 +36,8 @@ def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> t
     (100, 100)
     """
     pixels = upsample(grid, size).cpu().numpy()
-    regions, _ = scipy.ndimage.label(pixels >= np.percentile(pixels, percentile))
+    cut = max(np.percentile(pixels, percentile), pixels.max() / 2)
+    regions, _ = scipy.ndimage.label(pixels >= cut)
     peak = np.unravel_index(int(pixels.argmax()), pixels.shape)
     rows, columns = np.nonzero(regions == regions[peak])
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1

@@ -158,7 +158,7 @@ def _prototype_row(
         else:
             axes.axis("off")
     if row == 1:
-        here.set_title(f"this ({kind} map)", fontsize=9, loc="left", color=GREY)
+        here.set_title(f"this ({kind} map)" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
 
 
 def _patch(axes: Axes, example: ExampleView, shade: str) -> None:

@@ -1,0 +1,357 @@
+"""Each command end to end: output, exit code, and nothing but data on stdout."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import toys
+from toys import run
+
+
+def command(*words: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "protonmf_cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = "import sys; from protonmf_cli.cli.app import main; main(['convert', '--help']); print([m for m in ('torch', 'timm', 'cvxpy', 'numpy', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "--prototypes" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_convert_json(toy, tmp_path):
+    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "-p", 2, "--json")
+    report = json.loads(out)
+    assert code == 0, err
+    assert report["schema"] == "protonmf.conversion/1"
+    assert (report["classes"], report["classes_with_images"], report["prototypes"], report["images"]) == (4, 4, 8, 30)
+    assert report["agreement"] == 1
+    assert report["max_abs_logit_difference"] <= 1e-4
+    assert report["accuracy_black_box"] == report["accuracy_prototype_model"]
+    assert report["readout"]["kind"] == "average"
+    assert set(report["seconds"]) == {"extract", "factorise", "head", "residual", "total"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "state"] or sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+
+
+def test_same_command_same_bytes(toy, converted, tmp_path):
+    assert toys.convert(toy, tmp_path / "again.safetensors").read_bytes() == converted.read_bytes()
+
+
+def test_dry_run_touches_nothing(toy, tmp_path):
+    code, out, _ = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert (code, plan["images"], plan["readout"]) == (0, 30, "average")
+    assert not (tmp_path / "m.safetensors").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_existing_output_is_refused_before_any_work(toy, tmp_path):
+    target = tmp_path / "m.safetensors"
+    target.write_text("precious")
+    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", target)
+    assert (code, target.read_text()) == (3, "precious")
+    assert "exists already" in err
+    assert "--force" in err
+
+
+@pytest.mark.parametrize("words", [("-p", 1), ("--init", "abs", "--solver", "hals"), ("--rows", "image"), ("--dtype", "float64"), ("--no-embed-backbone",), ("--memory", "0.001", "-p", 1)])
+def test_options_of_convert_stay_exact(toy, tmp_path, words):
+    target = tmp_path / "m.safetensors"
+    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", target, "--json", *words)
+    assert code == 0, err
+    assert json.loads(out)["agreement"] == 1
+    code, out, err = run("explain", toy.image(), "--model", target, "--json")
+    assert code == 0, err
+    assert json.loads(out)["ledger_error"] < 1e-4
+
+
+def test_memory_limit_is_said(toy, tmp_path):
+    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.0001")
+    assert code == 2  # below what the option takes
+    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.001")
+    # a crop is 12 KB and 16 rows of 96 numbers are 6 KB: 57 images fit in a thousandth of a GiB
+    assert code == 0, err
+    assert json.loads(out)["left_out"] == {}
+
+
+def test_explain_text_json_and_picture(toy, converted, tmp_path):
+    picture = tmp_path / "e.png"
+    code, out, err = run("explain", toy.image(2), "--model", converted, "--png", picture)
+    assert code == 0, err
+    for word in ("prototype 1", "residual", "bias", "= logit", "ledger error"):
+        assert word in out
+    size = Image.open(picture).size
+    assert size[0] > 1000
+    code, out, _ = run("explain", toy.image(2), "--model", converted, "--json")
+    found = json.loads(out)
+    assert found["schema"] == "protonmf.explanation/1"
+    total = sum(c["contribution"] for c in found["contributions"]) + found["residual"]["contribution"] + found["bias"]
+    assert total == pytest.approx(found["logit"], abs=1e-4)
+    for c in found["contributions"]:
+        assert np.sum(c["map"]) == pytest.approx(c["localised"], abs=1e-6)
+        assert np.shape(c["presence"]) == (4, 4)
+        assert len(c["examples"]) == 5
+
+
+def test_explain_several_partly_and_from_stdin(toy, converted, tmp_path, monkeypatch):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    code, out, err = run("explain", toy.image(0), bad, toy.image(1), "--model", converted, "--json")
+    assert code == 6
+    assert "bad.jpg is not an image" in err
+    assert [Path(e["image"]) for e in json.loads(out)["explanations"]] == [toy.image(0), toy.image(1)]
+    code, out, err = run("explain", bad, "--model", converted)
+    assert (code, out) == (3, "")
+    done = command("explain", "-", "--model", converted, "--jsonl", "--png", tmp_path / "pictures", input=f"{toy.image(0)}\n{toy.image(1)}\n")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()]
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+    monkeypatch.setattr("sys.stdin", iter([]))
+    assert run("explain", "-", "--model", converted)[0] == 2
+
+
+def test_intervene_goes_on_from_the_last_explanation(toy, converted):
+    assert run("intervene", "--zero", 2, "--model", converted)[0] == 2  # nothing explained yet
+    assert run("explain", toy.image(3), "--model", converted, "--class", "blue things")[0] == 0
+    code, out, err = run("intervene", "--zero", "2", "--model", converted, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["schema"] == "protonmf.intervention/1"
+    assert [(e["label"], e["prototype"], e["factor"]) for e in found["edits"]] == [("blue things", 2, 0.0)]
+    code, out, _ = run("explain", toy.image(3), "--model", converted, "--class", "blue things", "--json")
+    lost = json.loads(out)["contributions"][1]["contribution"]
+    assert found["before"]["logit"] - found["after"]["logit"] == pytest.approx(lost, abs=1e-6)
+
+
+def test_intervene_with_owner_scale_and_save(toy, converted, tmp_path):
+    target = tmp_path / "edited.safetensors"
+    words = ("--scale", "red things:1=0.5", "--zero", "2", "--class", "red things", "--model", converted)
+    code, out, err = run("intervene", toy.image(0), *words, "-o", target, "--json")
+    assert code == 0, err
+    after = json.loads(out)["after"]
+    code, out, _ = run("explain", toy.image(0), "--class", "red things", "--model", target, "--json")
+    assert json.loads(out)["logit"] == pytest.approx(after["logit"], abs=1e-6)
+    code, out, _ = run("inspect", target, "--json")
+    assert len(json.loads(out)["card"]["edits"]) == 2
+
+
+def test_intervene_over_data(toy, converted):
+    code, out, err = run("intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["images"] == 18
+    assert found["flips"]
+    assert {"image", "label", "before", "after"} == set(found["flips"][0])
+    code, out, _ = run("intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted)
+    assert "before" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "sentence"),
+    [
+        (("--zero", "9"), 3, "has no prototype 9; it has 1 to 2"),
+        (("--zero", "0"), 2, "they start at 1"),
+        (("--zero", "two"), 2, "is not a prototype number"),
+        (("--scale", "1"), 2, "not of the form"),
+        (("--scale", "1=x"), 2, "'x' is not a number"),
+        (("--scale", "1=nan"), 3, "finite number"),
+        (("--zero", "1", "--class", "purple things"), 3, "no class of the model is called 'purple things'"),
+        (("--zero", "blue things:1"), 3, "does not use prototype 1 of blue things"),
+        ((), 2, "nothing to do"),
+    ],
+)
+def test_interventions_that_cannot_be(toy, converted, words, exit_code, sentence):
+    image_class = () if "--class" in words else ("--class", "red things")
+    code, out, err = run("intervene", toy.image(0), *words, *image_class, "--model", converted)
+    assert (code, out) == (exit_code, "")
+    assert sentence in err
+    assert err.count("\n") <= 2
+
+
+def test_evaluate_json_and_gates(toy, converted, tmp_path):
+    code, out, err = run("evaluate", "--data", toy.data, "--model", converted, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["schema"] == "protonmf.evaluation/1"
+    assert found["agreement"]["prototype_model"] == 1
+    assert found["accuracy"]["prototype_model"] == found["accuracy"]["black_box"]
+    assert found["exactness"]["max_abs_logit_difference"] <= 1e-4
+    assert {"accuracy", "agreement"} == set(found["restricted"])
+    spoiled = tmp_path / "spoiled.safetensors"
+    run("intervene", toy.image(0), "--scale", "1=-20", "--class", "red things", "--model", converted, "-o", spoiled)
+    code, out, err = run("evaluate", "--data", toy.data, "--model", spoiled, "--min-accuracy", 0.999, "--max-residual-share", "-9")
+    assert code == 5
+    assert "prototype model" in out
+    assert "below --min-accuracy 0.999" in err
+    assert "above --max-residual-share" in err
+    assert run("evaluate", "--data", toy.data, "--model", converted, "--min-agreement", 1)[0] == 0
+
+
+def test_inspect(converted, monkeypatch):
+    monkeypatch.setenv("PROTONMF_MODEL", str(converted))
+    code, out, _ = run("inspect")
+    assert code == 0
+    assert "8 with 40 training patches from 30 images" in out
+    code, out, _ = run("inspect", "--json", "--class", "blue things")
+    found = json.loads(out)
+    assert found["schema"] == "protonmf.inspection/1"
+    assert [row["prototype"] for row in found["per_class"][0]["prototypes"]] == [1, 2]
+
+
+def test_doctor():
+    code, out, _ = run("doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["schema"] == "protonmf.doctor/1"
+    assert found["versions"]["torch"] != "missing"
+    assert "cpu" in found["devices"]
+
+
+def test_doctor_names_a_bad_pair_of_torch_and_torchvision(monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision.extension, "_has_ops", lambda: False)
+    _, out, _ = run("doctor")
+    assert "torchvision::nms does not exist" in out
+    assert "pip install" in out
+
+
+BAD_CONVERSIONS = [
+    (("resnet999", "--data", "DATA"), 2, "Did you mean"),
+    (("resnet18.nobody", "--data", "DATA"), 2, "timm has no weights 'resnet18.nobody' for resnet18"),
+    (("resnet18", "--data", "DATA", "--offline"), 3, "are not on this machine and cannot be downloaded"),
+    (("local-dir:/nowhere", "--data", "DATA"), 3, "the model folder /nowhere does not exist"),
+    (("TOY", "--data", "/nowhere"), 3, "the data /nowhere does not exist"),
+    (("TOY", "--data", "EMPTY"), 3, "holds no class folder with images"),
+    (("TOY", "--data", "STRANGE"), 3, "1 of 1 class folders"),
+    (("TOY", "--data", "DATA", "-p", "500"), 3, "at most 96 are possible"),
+    (("TOY", "--data", "DATA", "-p", "0"), 2, ""),
+    (("TOY", "--data", "DATA", "--rows", "all-layers"), 4, "could not be written as a sum over rows"),
+    (("TOY", "--data", "DATA", "--weights", "GARBAGE"), 3, "cannot be read"),
+    (("test_resnet", "--data", "DATA", "--weights", "OTHER"), 3, "does not fit test_resnet"),
+    (("TOY", "--data", "DATA", "--model-arg", "output_stride"), 2, "not of the form key=value"),
+    (("TOY", "--data", "DATA", "--model-arg", "no_such=1"), 2, "cannot be built with"),
+    (("TOY", "--data", "DATA", "--device", "cuda:99"), 2, "not available"),
+    (("TOY", "--data", "DATA", "--device", "toaster"), 2, "is not a device"),
+    (("TOY", "--data", "DATA", "--dtype", "float16"), 2, "float32, float64"),
+    (("NANS", "--data", "DATA"), 3, "hold NaN"),
+    (("HEADLESS", "--data", "DATA"), 4, "has no classifier"),
+]
+
+
+@pytest.mark.parametrize(("words", "exit_code", "sentence"), BAD_CONVERSIONS, ids=[" ".join(w) for w, _, _ in BAD_CONVERSIONS])
+def test_conversions_that_cannot_be(toy, tmp_path, words, exit_code, sentence):
+    import safetensors.torch
+    import torch
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "strange" / "zebra").mkdir(parents=True)
+    shutil.copy(toy.image(), tmp_path / "strange" / "zebra")
+    (tmp_path / "garbage.safetensors").write_text("garbage")
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name, change in (("nans", lambda key, t: t * torch.nan if key == "fc.weight" else t), ("headless", lambda key, t: None if key.startswith("fc.") else t)):
+        shutil.copytree(toy.network, tmp_path / name)
+        tensors = safetensors.torch.load_file(tmp_path / name / "model.safetensors")
+        kept = {key: change(key, t) for key, t in tensors.items() if change(key, t) is not None}
+        safetensors.torch.save_file(kept, tmp_path / name / "model.safetensors")
+    config = json.loads((tmp_path / "headless" / "config.json").read_text())
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 0
+    (tmp_path / "headless" / "config.json").write_text(json.dumps(config))
+    places = {
+        "TOY": toy.name,
+        "DATA": toy.data,
+        "EMPTY": tmp_path / "empty",
+        "STRANGE": tmp_path / "strange",
+        "GARBAGE": tmp_path / "garbage.safetensors",
+        "OTHER": tmp_path / "other.safetensors",
+        "NANS": f"local-dir:{tmp_path / 'nans'}",
+        "HEADLESS": f"local-dir:{tmp_path / 'headless'}",
+    }
+    target = tmp_path / "out" / "m.safetensors"
+    target.parent.mkdir()
+    code, out, err = run("convert", *(places.get(word, word) for word in words), "-o", target)
+    assert (code, out) == (exit_code, "")
+    assert sentence in err
+    assert not list(target.parent.iterdir()), "something was left behind"
+
+
+def test_unreadable_images_are_skipped_named_and_counted(toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy.data, data)
+    (data / "train" / "red things" / "broken.jpg").write_text("no image")
+    target = tmp_path / "m.safetensors"
+    code, _, err = run("convert", toy.name, "--data", data, "-o", target, "-p", 2)
+    assert code == 5
+    assert "red things/broken.jpg is not an image" in err
+    assert "--max-skipped 0.04" in err
+    assert not target.exists()
+    code, out, err = run("convert", toy.name, "--data", data, "-o", target, "-p", 2, "--max-skipped", 0.1, "--json")
+    assert code == 0, err
+    assert "4 of 4 classes were finished before" in err
+    assert [s["path"] for s in json.loads(out)["skipped"]] == ["red things/broken.jpg"]
+
+
+def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
+    target = tmp_path / "m.safetensors"
+    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "-q"]
+    slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
+    slow += "def late(self, c, part): put(self, c, part); time.sleep(12)\n"
+    slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", slow, *words])
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    busy = command(*words)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert busy.returncode == 3
+    assert "another conversion into" in busy.stderr
+    assert not target.exists()
+    assert 2 <= len(list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors"))) < 4
+    done = command(*words[:-1])
+    assert done.returncode == 0, done.stderr
+    assert "classes were finished before" in done.stderr
+    assert target.read_bytes() == converted.read_bytes()
+    assert not list(tmp_path.glob(".m*"))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(toy, tmp_path, sent, code):
+    target = tmp_path / "m.safetensors"
+    slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
+    slow += "def late(self, c, part): put(self, c, part); time.sleep(30)\n"
+    slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", slow, "convert", toy.name, "--data", str(toy.data), "-o", str(target)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert not target.exists()
+
+
+def test_a_closed_pipe_ends_quietly(converted):
+    line = f"{sys.executable} -m protonmf_cli inspect {converted} --json | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_demo(tmp_path):
+    code, out, err = run("demo", tmp_path / "demo", "-q")
+    assert code == 0, err
+    assert float(out.split("digits: ")[1].split("%")[0]) >= 95
+    assert (tmp_path / "demo" / "explanation.png").is_file()
+    assert run("demo", tmp_path / "demo", "-q")[0] == 3

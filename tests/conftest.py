@@ -1,0 +1,39 @@
+"""Fixtures: a toy classifier with its data, and the trained networks and real images where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import toys
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _own_state_folder(tmp_path, monkeypatch):
+    """No test reads or leaves anything in the user's state folder."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("PROTONMF_MODEL", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of trained networks and real images."""
+    if not (SHARED / "models").is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{SHARED} must be beside the checkout in CI")
+        pytest.skip(f"no trained networks and real images at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> toys.Toy:
+    """A small trained network as a timm folder, and colourful images in class folders."""
+    return toys.make(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def converted(toy) -> Path:
+    """The toy, converted by the command line."""
+    return toys.convert(toy, toy.folder / "prototypes.safetensors")

@@ -1,0 +1,87 @@
+import pytest
+
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.models.backbone import ClassName
+
+CLASSES = tuple(ClassName(label=label) for label in ("ant", "bee", "cat"))
+
+
+def tree(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return root
+
+
+def test_class_folders_sorted_with_notes(tmp_path):
+    tree(tmp_path, "bee/2.jpg", "bee/1.PNG", "bee/deep/3.webp", "bee/notes.txt", "ant/a.jpeg", ".git/x.jpg", "bee/.hidden.jpg")
+    (tmp_path / "cat").mkdir()
+    found = find_images(tmp_path, "train", CLASSES, ClassMapping())
+    assert [f.name for f in found.of(found.files)] == ["ant/a.jpeg", "bee/1.PNG", "bee/2.jpg", "bee/deep/3.webp"]
+    assert found.counts == {0: 1, 1: 3}
+    assert found.notes == ("hidden folders left out: .git", "folders without images left out: cat")
+
+
+def test_splits(tmp_path):
+    tree(tmp_path, "train/ant/1.jpg", "val/ant/2.jpg")
+    names = [find_images(tmp_path, split, CLASSES, ClassMapping()).files[0][0].name for split in ("train", "val")]
+    assert names == ["ant/1.jpg", "ant/2.jpg"]
+    with pytest.raises(InputError, match="has train and val but no test. Give --split train"):
+        find_images(tmp_path, "test", CLASSES, ClassMapping())
+
+
+@pytest.mark.parametrize("text", ["path,label\nx/1.jpg,ant\nx/2.jpg,bee\n", "x/1.jpg ant\nx/2.jpg bee\n", "x/1.jpg\tant\n\nx/2.jpg\tbee"])
+def test_a_list_of_paths_and_labels(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    found = find_images(tmp_path / "list.csv", "train", CLASSES, ClassMapping())
+    assert [(f.path, f.class_index) for f in found.of(found.files)] == [(tmp_path / "x/1.jpg", 0), (tmp_path / "x/2.jpg", 1)]
+
+
+def test_a_list_line_without_a_label_is_named(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg ant\nb.jpg\n")
+    with pytest.raises(InputError, match=r"line 2 \('b.jpg'\) has no label"):
+        find_images(tmp_path / "list.txt", "train", CLASSES, ClassMapping())
+
+
+@pytest.mark.parametrize(("name", "text"), [("map.csv", "ameise,ant\nbiene,bee\n"), ("map.json", '{"ameise": "ant", "biene": 1}')])
+def test_a_class_map(tmp_path, name, text):
+    tree(tmp_path / "data", "ameise/1.jpg", "biene/1.jpg")
+    (tmp_path / name).write_text(text)
+    found = find_images(tmp_path / "data", "train", CLASSES, ClassMapping(file=tmp_path / name))
+    assert found.counts == {0: 1, 1: 1}
+
+
+def test_unmatched_folders_are_listed_with_the_nearest_names(tmp_path):
+    tree(tmp_path, "ants/1.jpg", "bee/1.jpg", "zebra/1.jpg")
+    with pytest.raises(InputError, match="2 of 3 class folders") as caught:
+        find_images(tmp_path, "train", CLASSES, ClassMapping())
+    assert "ants Did you mean ant?" in str(caught.value)
+    assert "--class-order" in str(caught.value)
+
+
+def test_position_counts_only_when_asked_and_when_the_numbers_match(tmp_path):
+    tree(tmp_path, "x/1.jpg", "y/1.jpg")
+    with pytest.raises(UsageError, match="has 2, the model has 3"):
+        find_images(tmp_path, "train", CLASSES, ClassMapping(by_order=True))
+    tree(tmp_path, "z/1.jpg")
+    assert find_images(tmp_path, "train", CLASSES, ClassMapping(by_order=True)).counts == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "ant").mkdir(parents=True)])
+def test_missing_or_empty(tmp_path, make):
+    make(tmp_path / "data")
+    with pytest.raises(InputError, match=r"does not exist|holds no class folder with images"):
+        find_images(tmp_path / "data", "train", CLASSES, ClassMapping())
+
+
+def test_a_class_beyond_memory_is_subsampled_with_the_seed(tmp_path):
+    tree(tmp_path, *(f"ant/{n:02d}.jpg" for n in range(20)), "bee/1.jpg")
+    images = find_images(tmp_path, "train", CLASSES, ClassMapping())
+    first, again, other = (images.limited(7, seed) for seed in (0, 0, 1))
+    assert first.counts == {0: 7, 1: 1}
+    assert first.left_out == {0: 13}
+    assert [f.name for f in first.files[0]] == sorted(f.name for f in first.files[0])
+    assert first.files == again.files != other.files
+    assert first.fingerprint() != images.fingerprint()

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from protonmf_cli.maths.qp import fit_heads, fit_residual_codes
+
+
+def test_a_thousand_heads_equal_least_squares():
+    generator = np.random.default_rng(0)
+    vectors = generator.standard_normal((1000, 2048))
+    bases = np.abs(generator.standard_normal((1000, 10, 2048)))
+    fit = fit_heads(vectors, list(bases))
+    for vector, basis, found, residual in zip(vectors, bases, fit.coefficients, fit.residual, strict=True):
+        expected = np.linalg.lstsq(basis.T, vector, rcond=None)[0]
+        assert np.linalg.norm(found - expected) <= 1e-10 * np.linalg.norm(expected)
+        assert np.abs(basis @ residual).max() < 1e-9 * np.linalg.norm(vector) * np.linalg.norm(basis, axis=1).max()
+    assert fit.accurate
+
+
+def test_ragged_counts_and_the_ledger_of_the_head():
+    generator = np.random.default_rng(1)
+    vectors = generator.standard_normal((3, 20))
+    bases = [np.abs(generator.standard_normal((p, 20))) for p in (1, 4, 2)]
+    fit = fit_heads(vectors, bases)
+    assert [len(a) for a in fit.coefficients] == [1, 4, 2]
+    for vector, basis, a, residual in zip(vectors, bases, fit.coefficients, fit.residual, strict=True):
+        np.testing.assert_allclose(a @ basis + residual, vector, atol=1e-14)
+
+
+def test_condition_number_names_dependent_prototypes():
+    basis = np.array([[1.0, 0.0, 0.0], [1.0, 1e-8, 0.0]])
+    fit = fit_heads(np.ones((2, 3)), [np.eye(3)[:2], basis])
+    assert fit.condition[0] == pytest.approx(1)
+    assert fit.condition[1] > 1e7
+    assert np.isfinite(fit.residual).all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_residual_codes_minimise_row_by_row(scale):
+    generator = np.random.default_rng(2)
+    leftover, residual = generator.standard_normal((300, 40)) * scale, generator.standard_normal(40)
+    codes = fit_residual_codes(leftover, residual)
+    expected = [np.linalg.lstsq(residual[:, None], row, rcond=None)[0][0] for row in leftover]
+    np.testing.assert_allclose(codes, expected, rtol=1e-8, atol=1e-12 * scale)
+
+
+def test_no_residual_no_codes():
+    assert fit_residual_codes(np.ones((3, 2)), np.zeros(2)).tolist() == [0, 0, 0]

@@ -1,0 +1,147 @@
+"""Every kind of head is found by numbers, exact in float64, and a wrong readout fails."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+import toys
+from protonmf_cli.errors import NotExactError
+from protonmf_cli.models.backbone import probe_readout
+from protonmf_cli.models.readout import FORMULA_LIMIT, in_float64, relative_difference
+
+HEADS = [
+    ("test_resnet", {}, "average", (5, 5)),
+    ("test_efficientnet", {}, "average", (5, 5)),
+    ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}, "average", (2, 2)),
+    ("gmlp_ti16_224", {}, "average", (14, 14)),
+    ("levit_128s", {}, "average", (4, 4)),
+    ("dla46x_c", {}, "average", (7, 7)),
+    ("repvit_m1", {}, "average", (7, 7)),
+    ("test_convnext", {}, "scaled", (5, 5)),
+    ("test_vit2", {}, "scaled", (10, 10)),
+    ("vit_little_patch16_reg4_gap_256", {"img_size": 64}, "scaled", (4, 4)),
+    ("convnext_atto_rms", {}, "scaled", (7, 7)),
+    ("test_vit4", {}, "scaled", (10, 10)),
+    ("convnext_zepto_rms", {}, "scaled", (7, 7)),
+    ("test_vit", {}, "token-writes", (10, 10)),
+    ("deit3_small_patch16_224", {"img_size": 64}, "token-writes", (4, 4)),
+    ("vit_small_patch14_reg4_dinov2", {"img_size": 70}, "token-writes", (5, 5)),
+    ("cait_xxs24_224", {}, "single-row", None),
+    ("xcit_nano_12_p8_224", {}, "single-row", None),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "single-row", None),
+    ("pit_ti_224", {}, "single-row", None),
+    ("mobilenetv3_small_050", {}, "image-row", None),
+    ("hgnetv2_b0", {}, "image-row", None),
+    ("test_resnet", {"global_pool": "max"}, "image-row", None),
+    ("test_vit3", {}, "image-row", None),
+]
+
+
+def network(name: str, arguments: dict) -> tuple[torch.nn.Module, tuple[int, int, int]]:
+    torch.manual_seed(0)
+    built = toys.randomised(timm.create_model(name, num_classes=10, **arguments))
+    side = arguments.get("img_size", built.pretrained_cfg["input_size"][-1])
+    return built, (3, side, side)
+
+
+@pytest.mark.parametrize(("name", "arguments", "kind", "grid"), HEADS, ids=[f"{n}-{k}" for n, _, k, _ in HEADS])
+def test_kind_grid_and_exactness(name, arguments, kind, grid):
+    built, size = network(name, arguments)
+    readout, difference = probe_readout(built, size, "auto", name)
+    assert (readout.kind, readout.grid) == (kind, grid)
+    assert difference <= 1e-12
+    assert readout.spatial == (grid is not None)
+    pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with in_float64(built), torch.no_grad():
+        exact = readout.to(dtype=torch.float64)
+        reading = exact.read(built, pixels)
+        assert torch.equal(reading.logits, built(pixels))
+        assert reading.rows.shape[1] == readout.places + len(readout.unplaced)
+        if reading.rows.shape[1] > 1:
+            short = relative_difference(exact.logits(reading.rows[:, 1:]), reading.logits)
+            assert short > 100 * FORMULA_LIMIT, "a readout that lacks a row passes"
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit2"])
+def test_rows_are_right_on_random_features_too(name):
+    """Deep random networks give nearly constant maps, which would hide a wrong weight of a position."""
+    built, size = network(name, {})
+    readout, _ = probe_readout(built, size, "auto", name)
+    with in_float64(built), torch.no_grad():
+        features = torch.randn_like(built.forward_features(torch.zeros(2, *size, dtype=torch.float64)))
+        fake = type("Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)})()
+        exact = readout.to(dtype=torch.float64)
+        reading = exact.read(fake, features)
+        # vectors went through float32
+        assert relative_difference(exact.logits(reading.rows), reading.logits) < 1e-6
+
+
+def test_token_writes_name_what_has_no_place_and_last_block_keeps_the_sum():
+    built, size = network("vit_small_patch14_reg4_dinov2", {"img_size": 70})
+    every, _ = probe_readout(built, size, "all-layers", "dinov2")
+    last, _ = probe_readout(built, size, "last-block", "dinov2")
+    assert every.unplaced == ("class token", "register 1", "register 2", "register 3", "register 4", "start and biases", "MLP writes")
+    pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        all_rows, last_rows = (r.read(built, pixels).rows[0] for r in (every, last))
+    assert all_rows.shape == last_rows.shape == (25 + 7, 384)
+    assert torch.allclose(all_rows.sum(0), last_rows.sum(0), atol=1e-4)
+    assert all_rows[:25].norm() > 1.5 * last_rows[:25].norm()
+
+
+def test_cls_is_one_row():
+    built, size = network("test_vit", {})
+    readout, _ = probe_readout(built, size, "cls", "test_vit")
+    assert (readout.kind, readout.grid, readout.unplaced) == ("single-row", None, ("class token",))
+
+
+def test_image_row_on_request():
+    built, size = network("test_resnet", {})
+    readout, _ = probe_readout(built, size, "image", "test_resnet")
+    assert (readout.kind, readout.vectors.shape) == ("image-row", (10, 96))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("test_resnet", "all-layers"), ("test_convnext", "cls"), ("volo_d1_224", "auto")])
+def test_refused_with_a_sentence(name, rows):
+    built, size = network(name, {})
+    with pytest.raises(NotExactError, match=f"the classifier of {name} could not be written as a sum over rows") as caught:
+        probe_readout(built, size, rows, name)
+    assert ("--rows image" if rows == "auto" else "--rows auto") in str(caught.value)
+
+
+def test_a_wrong_formula_is_refused(monkeypatch):
+    """If the probed vectors were off by a hair, the proof in float64 would not pass."""
+    from protonmf_cli.models import backbone
+
+    built, size = network("test_resnet", {})
+    right = backbone.affine_head
+
+    def wrong(*arguments):
+        found = right(*arguments)
+        return replace(found, vectors=found.vectors * (1 + 1e-6))
+
+    monkeypatch.setitem(backbone.CANDIDATES, "auto", (wrong,))
+    with pytest.raises(NotExactError, match="average rows differ by"):
+        probe_readout(built, size, "auto", "toy")
+
+
+def test_float32_weights_come_back_bit_for_bit():
+    built, size = network("test_vit", {})
+    before = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+    probe_readout(built, size, "auto", "toy")
+    for name, tensor in built.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+
+
+def test_an_encoder_is_refused_by_name(monkeypatch):
+    from protonmf_cli.files import backbones
+
+    torch.manual_seed(0)
+    encoder = timm.create_model("qwen3_vit_88m_enc", num_classes=0).eval()
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: encoder)
+    encoder.num_classes = 4
+    with pytest.raises(NotExactError, match="qwen3_vit_88m_enc is an encoder and cannot classify. Choose"):
+        backbones.load_backbone(backbones.BackboneRequest(name="qwen3_vit_88m_enc", weights=None, offline=True))

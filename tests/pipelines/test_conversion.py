@@ -1,0 +1,155 @@
+"""Conversion in this process: resumable, grouped or not, whatever the order of what happens."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from protonmf_cli.errors import InputError, NotExactError
+from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.images import encode_jpeg
+from protonmf_cli.library import image_reader
+from protonmf_cli.models.prototype import logit_parts
+from protonmf_cli.options import ConversionOptions
+from protonmf_cli.pipelines.assembly import assemble_model
+from protonmf_cli.pipelines.conversion import ConversionImages, convert_classes
+
+OPTIONS = ConversionOptions(prototypes=2, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def setting(toy):
+    backbone, _ = load_backbone(BackboneRequest(name=toy.name))
+    found = find_images(toy.data, "train", backbone.classes, ClassMapping())
+    reader = image_reader(backbone, batch_size=4, workers=2)
+    images = ConversionImages(counts=found.counts, open=lambda c: reader.batches(found.of(c)), encode=encode_jpeg)
+    return backbone, images
+
+
+def convert(setting, options=OPTIONS, finished=None):
+    backbone, images = setting
+    parts = {} if finished is None else finished
+    convert_classes(backbone, images, options, parts)
+    return assemble_model(backbone, parts, options, data={"left_out": {}})
+
+
+def same(first, second) -> bool:
+    return all(
+        torch.equal(a, b)
+        for a, b in (
+            (first.prototypes, second.prototypes),
+            (first.residual, second.residual),
+            (first.weights.value, second.weights.value),
+            (first.examples.jpeg, second.examples.jpeg),
+            (first.examples.map, second.examples.map),
+        )
+    )
+
+
+def test_logits_are_the_networks_own(setting):
+    backbone, images = setting
+    model = convert(setting)
+    for batch in images.open(list(images.counts)):
+        reading = backbone.read(batch.crops)
+        found = logit_parts(model, reading.rows.sum(dim=1)).logits
+        assert (found - reading.logits).abs().max() < 1e-4
+    assert model.card.measured["agreement"] == 1
+    assert model.card.readout["max_abs_logit_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_lost_classes_are_computed_again_and_nothing_else(setting, lost):
+    backbone, images = setting
+    whole: dict = {}
+    model = convert(setting, finished=whole)
+    rest = {c: part for c, part in whole.items() if c not in lost}
+    asked: list[int] = []
+
+    def watched(classes):
+        asked.extend(classes)
+        return images.open(classes)
+
+    again = convert((backbone, replace(images, open=watched)), finished=rest)
+    assert asked == list(lost)
+    assert same(model, again)
+    assert model.card == again.card
+
+
+def test_a_group_of_classes_gives_the_same_prototypes(setting):
+    alone, together = convert(setting), convert(setting, replace(OPTIONS, group=3))
+    assert torch.equal(alone.owner, together.owner)
+    assert (alone.prototypes * together.prototypes).sum(dim=1).min() > 0.999
+    assert together.card.measured["agreement"] == 1
+
+
+def test_order_is_by_mean_contribution_to_the_own_class(setting):
+    backbone, images = setting
+    model = convert(setting, replace(OPTIONS, prototypes=4))
+    for c in images.counts:
+        pooled = torch.cat([backbone.read(b.crops).rows.sum(dim=1) for b in images.open([c])])
+        own = model.own(c)
+        values = [float(model.weights.value[j] * (pooled.mean(dim=0) @ model.prototypes[j])) for j in own]
+        assert values == sorted(values, reverse=True)
+
+
+def test_other_batch_sizes_move_little(setting, toy):
+    backbone, images = setting
+    found = find_images(toy.data, "train", backbone.classes, ClassMapping())
+    other = replace(images, open=lambda c: image_reader(backbone, batch_size=3, workers=1).batches(found.of(c)))
+    assert torch.allclose(convert(setting).prototypes, convert((backbone, other)).prototypes, atol=2e-3)
+
+
+def test_class_without_readable_images_stays_whole(setting):
+    backbone, images = setting
+
+    def broken(classes):
+        for batch in images.open(classes):
+            yield replace(batch, crops=batch.crops[:0], sources=()) if batch.class_index == 2 else batch
+
+    model = convert((backbone, replace(images, open=broken)))
+    assert model.own(2) == []
+    assert torch.equal(model.residual[2], backbone.readout.vectors[2])
+    assert model.active_classes.tolist() == [0, 1, 3]
+
+
+def test_nothing_readable_at_all(setting):
+    backbone, images = setting
+
+    def broken(classes):
+        return (replace(batch, crops=batch.crops[:0], sources=()) for batch in images.open(classes))
+
+    with pytest.raises(InputError, match="no image of any class could be read"):
+        convert((backbone, replace(images, open=broken)))
+
+
+def test_too_many_prototypes_are_refused_before_anything_is_read(setting):
+    backbone, images = setting
+
+    def untouched(_):
+        raise AssertionError("images were opened")
+
+    with pytest.raises(InputError, match="97 prototypes are asked for, but class 0 .red things. has only 96 rows of width 96"):
+        convert((backbone, replace(images, open=untouched)), replace(OPTIONS, prototypes=97))
+
+
+def test_rounding_beyond_the_limit_stops_the_conversion(setting):
+    backbone, images = setting
+    off = replace(backbone, readout=replace(backbone.readout, bias=backbone.readout.bias + 1.0))
+    with pytest.raises(NotExactError, match="--dtype float64"):
+        convert((off, images))
+
+
+def test_images_of_the_next_class_wait_while_this_one_is_factorised(setting):
+    backbone, images = setting
+    handed: list[int] = []
+
+    def watched(classes):
+        for batch in images.open(classes):
+            handed.append(batch.class_index)
+            yield batch
+
+    stream = watched(list(images.counts))
+    assert [b.class_index for b in islice(stream, 3)] == [0, 0, 1]
+    stream.close()  # a conversion that stops early must not hang on its decoding threads

@@ -1,0 +1,80 @@
+"""Whole conversions of trained networks on real images: the promises of the README, measured."""
+
+import json
+
+import pytest
+import torch
+
+import protonmf_cli
+from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.maths.metrics import logit_share, median_share
+from toys import run
+
+pytestmark = pytest.mark.slow
+
+NETWORKS = [
+    ("mobilenetv2_100.imagenet", "average", 0.959),
+    ("resnet18.caltech24", "average", 0.863),
+    ("tf_mobilenetv3_large_minimal_100.imagenet", "image-row", 0.959),
+    ("deit_tiny_patch16_224.imagenet", "token-writes", 0.969),
+]
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=[name for name, _, _ in NETWORKS])
+def trained(request, shared, tmp_path_factory):
+    """One network, converted on the training images with three prototypes per class."""
+    name, kind, accuracy = request.param
+    target = tmp_path_factory.mktemp("trained") / "prototypes.safetensors"
+    data = shared / "data" / "caltech101_imagenet"
+    code, out, err = run("convert", f"local-dir:{shared / 'models' / name}", "--data", data, "-p", 3, "-o", target, "--json")
+    assert code == 0, err
+    return target, json.loads(out), data, kind, accuracy
+
+
+def test_conversion_is_exact(trained):
+    _, report, _, kind, _ = trained
+    assert (report["classes_with_images"], report["prototypes"]) == (24, 72)
+    assert report["max_abs_logit_difference"] <= 1e-4
+    assert report["agreement"] == 1
+    assert report["readout"]["kind"] == kind
+
+
+def test_accuracy_is_untouched_on_val(trained):
+    target, _, data, _, accuracy = trained
+    code, out, err = run("evaluate", "--data", data, "--model", target, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["images"] == 291
+    assert found["agreement"]["prototype_model"] == 1
+    assert found["exactness"]["max_abs_logit_difference"] <= 1e-4
+    for who in ("black_box", "prototype_model"):
+        assert found["restricted"]["accuracy"][who] == pytest.approx(accuracy, abs=5e-4)
+
+
+def test_every_ledger_adds_up_on_val(trained):
+    target, _, data, _, _ = trained
+    loaded = protonmf_cli.load(target)
+    images = sorted((data / "val").rglob("*.jpg"))[::6]
+    assert len(images) > 45
+    for image in images:
+        found = loaded.explain(image)
+        total = sum(c.contribution for c in found.contributions) + found.residual + found.bias
+        assert total == pytest.approx(found.logit, abs=1e-4)
+
+
+def test_patches_of_a_class_token_network_carry_its_decision(trained):
+    """The patch rows' share of the centred true-class logit, in the median over val, is at least one."""
+    target, _, data, kind, _ = trained
+    if kind != "token-writes":
+        pytest.skip("not a class-token network")
+    loaded = protonmf_cli.load(target)
+    readout = loaded.backbone.readout
+    images = find_images(data, "val", loaded.model.card.classes, ClassMapping())
+    shares = []
+    for batch in loaded.reader.batches(images.of(images.files)):
+        reading = loaded.backbone.read(batch.crops)
+        patches = reading.rows[:, : readout.places].sum(dim=1) @ readout.vectors.T
+        goal = torch.full((len(batch.sources),), batch.class_index)
+        everything = torch.arange(len(readout.bias))
+        shares.append(logit_share(patches, reading.logits, goal, everything))
+    assert median_share(torch.cat(shares)) >= 1.0
