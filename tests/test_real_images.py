@@ -21,7 +21,13 @@ def flamingo(shared, tmp_path_factory):
             for image in sorted((shared / "data" / "caltech101_imagenet" / split / name).iterdir())[:14]:
                 (target / image.name).symlink_to(image)
     code, out, err = run(
-        "convert", f"local-dir:{shared / 'models' / 'resnet18.caltech24'}", "--data", folder / "data", "-o", folder / "m.safetensors", "--json"
+        "convert",
+        f"local-dir:{shared / 'models' / 'resnet18.caltech24'}",
+        "--data",
+        folder / "data",
+        "-o",
+        folder / "m.safetensors",
+        "--json",
     )
     assert code == 0, err
     return folder, json.loads(out)

@@ -190,10 +190,13 @@ def _show_data(model: "PrototypeModel", chosen: int, words: list[_Words], report
     shown.out.print(
         f"accuracy over {report['images']} images: {before:.1%} before, {after:.1%} after, {len(report['flips'])} flipped"
     )
+    names = {c.label: c.shown for c in model.card.classes}
     for row in report["per_class"]:
-        shown.out.print(f"  {row['label']}: {row['before']:.1%} -> {row['after']:.1%} of {row['images']}", markup=False)
+        shown.out.print(
+            f"  {names[row['label']]}: {row['before']:.1%} -> {row['after']:.1%} of {row['images']}", markup=False
+        )
     for flip in report["flips"][:SHOWN_FLIPS]:
-        shown.out.print(f"  {flip['image']}: {flip['before']} -> {flip['after']}", markup=False)
+        shown.out.print(f"  {flip['image']}: {names[flip['before']]} -> {names[flip['after']]}", markup=False)
     if len(report["flips"]) > SHOWN_FLIPS:
         shown.out.print(f"  and {len(report['flips']) - SHOWN_FLIPS} more (--json lists all)")
 

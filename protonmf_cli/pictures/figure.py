@@ -19,6 +19,7 @@ PATCHES = 4
 """Training patches drawn beside each prototype."""
 DOTS_PER_INCH = 110
 GREY = "#666666"
+NOT_SPATIAL = "this head is read through\none row per image:\nnothing can be placed"
 
 
 def explanation_png(explanation: Explanation, top: int) -> bytes:
@@ -37,8 +38,8 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
     heights = [1.35] + [1.0] * len(shown)
     grid = GridSpec(
         1 + len(shown), 2 + PATCHES, figure=figure, height_ratios=heights, width_ratios=[1.0] * (2 + PATCHES),
-        left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), bottom=0.1 / figure.get_figheight(),
-        wspace=0.06, hspace=0.2,
+        left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), wspace=0.06, hspace=0.2,
+        bottom=(0.1 if shown else 0.4) / figure.get_figheight(),
     )  # fmt: skip
     best = explanation.predictions[0]
     if best.class_index == explanation.class_index:
@@ -77,15 +78,12 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     if placed:
         maps, colours = [c.maps["presence"] for c in placed], [colour(c.prototype) for c in placed]
         _picture(all_in_one, composite(crop, maps, colours), "all prototypes")
-        codes = np.zeros((1, 1)) if explanation.residual_codes is None else explanation.residual_codes.clip(0)
-        _picture(residual, heat(crop, codes), "the residual (eq. 6)")
     else:
-        for axes, text in (
-            (all_in_one, "this head is read through one row\nper image: nothing can be placed"),
-            (residual, ""),
-        ):
-            axes.axis("off")
-            axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
+        _words(all_in_one, "this class has no prototypes:\nno images were given for it" if not shown else NOT_SPATIAL)
+    if explanation.residual_codes is not None:
+        _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
+    else:
+        _words(residual, "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
 
 
@@ -166,6 +164,11 @@ def _patch(axes: Axes, example: ExampleView, shade: str) -> None:
     _picture(axes, heat(pixels, example.map, strength=0.45) if example.map is not None else pixels, "")
     if example.map is not None:
         _box(axes, example.box, shade)
+
+
+def _words(axes: Axes, text: str) -> None:
+    axes.axis("off")
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
 
 
 def _picture(axes: Axes, pixels: Pixels, title: str) -> None:

@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=12)
     words = parser.parse_args()
     classes = class_rows(words.model, words.data, words.classes)
-    print(f"{len(classes)} classes, {sum(map(len, classes))} images, {classes[0].shape[1]} rows of width {classes[0].shape[2]}, p = {words.p}")
+    print(
+        f"{len(classes)} classes, {sum(map(len, classes))} images, {classes[0].shape[1]} rows of width {classes[0].shape[2]}, p = {words.p}"
+    )
     for init in ("paper", "abs", "nndsvda"):
         for solver, inner in (("mu", 1), ("mu", 8), ("hals", 1)):
             options = NmfOptions(init=init, solver=solver, inner_updates=inner)

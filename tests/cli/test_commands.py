@@ -18,7 +18,9 @@ from toys import run
 
 
 def command(*words: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "protonmf_cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "protonmf_cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options
+    )
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
@@ -39,7 +41,9 @@ def test_convert_json(toy, tmp_path):
     assert report["accuracy_black_box"] == report["accuracy_prototype_model"]
     assert report["readout"]["kind"] == "average"
     assert set(report["seconds"]) == {"extract", "factorise", "head", "residual", "total"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "state"] or sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "state"] or sorted(
+        p.name for p in tmp_path.iterdir()
+    ) == ["m.safetensors"]
 
 
 def test_same_command_same_bytes(toy, converted, tmp_path):
@@ -63,7 +67,17 @@ def test_existing_output_is_refused_before_any_work(toy, tmp_path):
     assert "--force" in err
 
 
-@pytest.mark.parametrize("words", [("-p", 1), ("--init", "abs", "--solver", "hals"), ("--rows", "image"), ("--dtype", "float64"), ("--no-embed-backbone",), ("--memory", "0.001", "-p", 1)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-p", 1),
+        ("--init", "abs", "--solver", "hals"),
+        ("--rows", "image"),
+        ("--dtype", "float64"),
+        ("--no-embed-backbone",),
+        ("--memory", "0.001", "-p", 1),
+    ],
+)
 def test_options_of_convert_stay_exact(toy, tmp_path, words):
     target = tmp_path / "m.safetensors"
     code, out, err = run("convert", toy.name, "--data", toy.data, "-o", target, "--json", *words)
@@ -75,9 +89,13 @@ def test_options_of_convert_stay_exact(toy, tmp_path, words):
 
 
 def test_memory_limit_is_said(toy, tmp_path):
-    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.0001")
+    code, out, err = run(
+        "convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.0001"
+    )
     assert code == 2  # below what the option takes
-    code, out, err = run("convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.001")
+    code, out, err = run(
+        "convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.001"
+    )
     # a crop is 12 KB and 16 rows of 96 numbers are 6 KB: 57 images fit in a thousandth of a GiB
     assert code == 0, err
     assert json.loads(out)["left_out"] == {}
@@ -111,7 +129,16 @@ def test_explain_several_partly_and_from_stdin(toy, converted, tmp_path, monkeyp
     assert [Path(e["image"]) for e in json.loads(out)["explanations"]] == [toy.image(0), toy.image(1)]
     code, out, err = run("explain", bad, "--model", converted)
     assert (code, out) == (3, "")
-    done = command("explain", "-", "--model", converted, "--jsonl", "--png", tmp_path / "pictures", input=f"{toy.image(0)}\n{toy.image(1)}\n")
+    done = command(
+        "explain",
+        "-",
+        "--model",
+        converted,
+        "--jsonl",
+        "--png",
+        tmp_path / "pictures",
+        input=f"{toy.image(0)}\n{toy.image(1)}\n",
+    )
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["label"] for line in done.stdout.splitlines()]
     assert len(list((tmp_path / "pictures").iterdir())) == 2
@@ -145,13 +172,17 @@ def test_intervene_with_owner_scale_and_save(toy, converted, tmp_path):
 
 
 def test_intervene_over_data(toy, converted):
-    code, out, err = run("intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted, "--json")
+    code, out, err = run(
+        "intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted, "--json"
+    )
     found = json.loads(out)
     assert code == 0, err
     assert found["images"] == 18
     assert found["flips"]
     assert {"image", "label", "before", "after"} == set(found["flips"][0])
-    code, out, _ = run("intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted)
+    code, out, _ = run(
+        "intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted
+    )
     assert "before" in out
 
 
@@ -188,7 +219,9 @@ def test_evaluate_json_and_gates(toy, converted, tmp_path):
     assert {"accuracy", "agreement"} == set(found["restricted"])
     spoiled = tmp_path / "spoiled.safetensors"
     run("intervene", toy.image(0), "--scale", "1=-20", "--class", "red things", "--model", converted, "-o", spoiled)
-    code, out, err = run("evaluate", "--data", toy.data, "--model", spoiled, "--min-accuracy", 0.999, "--max-residual-share", "-9")
+    code, out, err = run(
+        "evaluate", "--data", toy.data, "--model", spoiled, "--min-accuracy", 0.999, "--max-residual-share", "-9"
+    )
     assert code == 5
     assert "prototype model" in out
     assert "below --min-accuracy 0.999" in err
@@ -248,7 +281,9 @@ BAD_CONVERSIONS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "exit_code", "sentence"), BAD_CONVERSIONS, ids=[" ".join(w) for w, _, _ in BAD_CONVERSIONS])
+@pytest.mark.parametrize(
+    ("words", "exit_code", "sentence"), BAD_CONVERSIONS, ids=[" ".join(w) for w, _, _ in BAD_CONVERSIONS]
+)
 def test_conversions_that_cannot_be(toy, tmp_path, words, exit_code, sentence):
     import safetensors.torch
     import torch
@@ -258,7 +293,10 @@ def test_conversions_that_cannot_be(toy, tmp_path, words, exit_code, sentence):
     shutil.copy(toy.image(), tmp_path / "strange" / "zebra")
     (tmp_path / "garbage.safetensors").write_text("garbage")
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    for name, change in (("nans", lambda key, t: t * torch.nan if key == "fc.weight" else t), ("headless", lambda key, t: None if key.startswith("fc.") else t)):
+    for name, change in (
+        ("nans", lambda key, t: t * torch.nan if key == "fc.weight" else t),
+        ("headless", lambda key, t: None if key.startswith("fc.") else t),
+    ):
         shutil.copytree(toy.network, tmp_path / name)
         tensors = safetensors.torch.load_file(tmp_path / name / "model.safetensors")
         kept = {key: change(key, t) for key, t in tensors.items() if change(key, t) is not None}
@@ -330,7 +368,11 @@ def test_interrupted(toy, tmp_path, sent, code):
     slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
     slow += "def late(self, c, part): put(self, c, part); time.sleep(30)\n"
     slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", slow, "convert", toy.name, "--data", str(toy.data), "-o", str(target)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "convert", toy.name, "--data", str(toy.data), "-o", str(target)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)

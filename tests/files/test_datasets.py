@@ -16,7 +16,16 @@ def tree(root, *names):
 
 
 def test_class_folders_sorted_with_notes(tmp_path):
-    tree(tmp_path, "bee/2.jpg", "bee/1.PNG", "bee/deep/3.webp", "bee/notes.txt", "ant/a.jpeg", ".git/x.jpg", "bee/.hidden.jpg")
+    tree(
+        tmp_path,
+        "bee/2.jpg",
+        "bee/1.PNG",
+        "bee/deep/3.webp",
+        "bee/notes.txt",
+        "ant/a.jpeg",
+        ".git/x.jpg",
+        "bee/.hidden.jpg",
+    )
     (tmp_path / "cat").mkdir()
     found = find_images(tmp_path, "train", CLASSES, ClassMapping())
     assert [f.name for f in found.of(found.files)] == ["ant/a.jpeg", "bee/1.PNG", "bee/2.jpg", "bee/deep/3.webp"]
@@ -32,11 +41,16 @@ def test_splits(tmp_path):
         find_images(tmp_path, "test", CLASSES, ClassMapping())
 
 
-@pytest.mark.parametrize("text", ["path,label\nx/1.jpg,ant\nx/2.jpg,bee\n", "x/1.jpg ant\nx/2.jpg bee\n", "x/1.jpg\tant\n\nx/2.jpg\tbee"])
+@pytest.mark.parametrize(
+    "text", ["path,label\nx/1.jpg,ant\nx/2.jpg,bee\n", "x/1.jpg ant\nx/2.jpg bee\n", "x/1.jpg\tant\n\nx/2.jpg\tbee"]
+)
 def test_a_list_of_paths_and_labels(tmp_path, text):
     (tmp_path / "list.csv").write_text(text)
     found = find_images(tmp_path / "list.csv", "train", CLASSES, ClassMapping())
-    assert [(f.path, f.class_index) for f in found.of(found.files)] == [(tmp_path / "x/1.jpg", 0), (tmp_path / "x/2.jpg", 1)]
+    assert [(f.path, f.class_index) for f in found.of(found.files)] == [
+        (tmp_path / "x/1.jpg", 0),
+        (tmp_path / "x/2.jpg", 1),
+    ]
 
 
 def test_a_list_line_without_a_label_is_named(tmp_path):
@@ -45,7 +59,9 @@ def test_a_list_line_without_a_label_is_named(tmp_path):
         find_images(tmp_path / "list.txt", "train", CLASSES, ClassMapping())
 
 
-@pytest.mark.parametrize(("name", "text"), [("map.csv", "ameise,ant\nbiene,bee\n"), ("map.json", '{"ameise": "ant", "biene": 1}')])
+@pytest.mark.parametrize(
+    ("name", "text"), [("map.csv", "ameise,ant\nbiene,bee\n"), ("map.json", '{"ameise": "ant", "biene": 1}')]
+)
 def test_a_class_map(tmp_path, name, text):
     tree(tmp_path / "data", "ameise/1.jpg", "biene/1.jpg")
     (tmp_path / name).write_text(text)
@@ -69,7 +85,9 @@ def test_position_counts_only_when_asked_and_when_the_numbers_match(tmp_path):
     assert find_images(tmp_path, "train", CLASSES, ClassMapping(by_order=True)).counts == {0: 1, 1: 1, 2: 1}
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "ant").mkdir(parents=True)])
+@pytest.mark.parametrize(
+    "make", [lambda path: None, lambda path: path.mkdir(), lambda path: (path / "ant").mkdir(parents=True)]
+)
 def test_missing_or_empty(tmp_path, make):
     make(tmp_path / "data")
     with pytest.raises(InputError, match=r"does not exist|holds no class folder with images"):

@@ -27,7 +27,20 @@ def noise(mode: str, size=(40, 30)) -> Image.Image:
     return Image.frombytes(mode, size, pixels.tobytes())
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("L", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "GIF"), ("RGB", "WEBP"), ("RGB", "BMP"), ("1", "TIFF"), ("LA", "PNG")])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("CMYK", "JPEG"),
+        ("L", "JPEG"),
+        ("L", "PNG"),
+        ("RGBA", "PNG"),
+        ("P", "GIF"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+        ("1", "TIFF"),
+        ("LA", "PNG"),
+    ],
+)
 def test_every_mode_becomes_rgb_as_pillow_converts_it(mode, kind):
     picture = noise("L").convert(mode) if mode in {"P", "1", "LA"} else noise(mode)
     content = bytes_of(picture, kind)
@@ -87,7 +100,12 @@ def test_crop_and_normalisation_are_timms_own_transform(mode, size, toy):
     preprocessing = replace(toys.PREPROCESSING, crop_mode=mode)
     picture = noise("RGB", size)
     expected = timm.data.create_transform(
-        input_size=preprocessing.input_size, interpolation="bicubic", crop_pct=0.9, crop_mode=mode, mean=preprocessing.mean, std=preprocessing.std
+        input_size=preprocessing.input_size,
+        interpolation="bicubic",
+        crop_pct=0.9,
+        crop_mode=mode,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )(picture)
     backbone, _ = load_backbone(BackboneRequest(name=toy.name))
     crop = crop_of(preprocessing)(picture)
@@ -103,11 +121,21 @@ def test_batches_stay_within_a_class_and_name_what_was_skipped(tmp_path, toy):
             path.write_bytes(b"no image" if (c, n) in {(0, 1), (1, 0)} else bytes_of(noise("RGB"), "PNG"))
             files.append(images.ImageFile(path=path, name=path.name, class_index=c))
     files.append(images.ImageFile(path=tmp_path / "gone.png", name="gone.png", class_index=2))
-    reader = images.ImageReader(crop=crop_of(toys.PREPROCESSING), channels=3, exif_transpose=False, batch_size=4, workers=2)
+    reader = images.ImageReader(
+        crop=crop_of(toys.PREPROCESSING), channels=3, exif_transpose=False, batch_size=4, workers=2
+    )
     batches = list(reader.batches(files))
     assert [b.class_index for b in batches] == [0, 0, 1, 2]
     assert [len(b.crops) for b in batches] == [3, 1, 0, 3]
-    assert [s.path for b in batches for s in b.sources] == ["0-0.png", "0-2.png", "0-3.png", "0-4.png", "2-0.png", "2-1.png", "2-2.png"]
+    assert [s.path for b in batches for s in b.sources] == [
+        "0-0.png",
+        "0-2.png",
+        "0-3.png",
+        "0-4.png",
+        "2-0.png",
+        "2-1.png",
+        "2-2.png",
+    ]
     assert [s.path for b in batches for s in b.skipped] == ["0-1.png", "1-0.png", "gone.png"]
     assert "cannot be read: No such file" in batches[-1].skipped[0].reason
 

@@ -71,7 +71,9 @@ def test_rows_are_right_on_random_features_too(name):
     readout, _ = probe_readout(built, size, "auto", name)
     with in_float64(built), torch.no_grad():
         features = torch.randn_like(built.forward_features(torch.zeros(2, *size, dtype=torch.float64)))
-        fake = type("Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)})()
+        fake = type(
+            "Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)}
+        )()
         exact = readout.to(dtype=torch.float64)
         reading = exact.read(fake, features)
         # vectors went through float32
@@ -82,7 +84,15 @@ def test_token_writes_name_what_has_no_place_and_last_block_keeps_the_sum():
     built, size = network("vit_small_patch14_reg4_dinov2", {"img_size": 70})
     every, _ = probe_readout(built, size, "all-layers", "dinov2")
     last, _ = probe_readout(built, size, "last-block", "dinov2")
-    assert every.unplaced == ("class token", "register 1", "register 2", "register 3", "register 4", "start and biases", "MLP writes")
+    assert every.unplaced == (
+        "class token",
+        "register 1",
+        "register 2",
+        "register 3",
+        "register 4",
+        "start and biases",
+        "MLP writes",
+    )
     pixels = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         all_rows, last_rows = (r.read(built, pixels).rows[0] for r in (every, last))
@@ -103,10 +113,14 @@ def test_image_row_on_request():
     assert (readout.kind, readout.vectors.shape) == ("image-row", (10, 96))
 
 
-@pytest.mark.parametrize(("name", "rows"), [("test_resnet", "all-layers"), ("test_convnext", "cls"), ("volo_d1_224", "auto")])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("test_resnet", "all-layers"), ("test_convnext", "cls"), ("volo_d1_224", "auto")]
+)
 def test_refused_with_a_sentence(name, rows):
     built, size = network(name, {})
-    with pytest.raises(NotExactError, match=f"the classifier of {name} could not be written as a sum over rows") as caught:
+    with pytest.raises(
+        NotExactError, match=f"the classifier of {name} could not be written as a sum over rows"
+    ) as caught:
         probe_readout(built, size, rows, name)
     assert ("--rows image" if rows == "auto" else "--rows auto") in str(caught.value)
 

@@ -130,7 +130,9 @@ def test_too_many_prototypes_are_refused_before_anything_is_read(setting):
     def untouched(_):
         raise AssertionError("images were opened")
 
-    with pytest.raises(InputError, match="97 prototypes are asked for, but class 0 .red things. has only 96 rows of width 96"):
+    with pytest.raises(
+        InputError, match="97 prototypes are asked for, but class 0 .red things. has only 96 rows of width 96"
+    ):
         convert((backbone, replace(images, open=untouched)), replace(OPTIONS, prototypes=97))
 
 

@@ -105,7 +105,11 @@ def test_an_edited_model_explains_its_own_logits(loaded, toy):
 
 @pytest.mark.parametrize(
     ("owner", "number", "words"),
-    [(0, 3, "red things has no prototype 3; it has 1 to 2"), (0, 0, "no prototype 0"), (1, 1, "does not use prototype 1 of green things")],
+    [
+        (0, 3, "red things has no prototype 3; it has 1 to 2"),
+        (0, 0, "no prototype 0"),
+        (1, 1, "does not use prototype 1 of green things"),
+    ],
 )
 def test_edits_that_cannot_be(loaded, owner, number, words):
     with pytest.raises(InputError, match=words):

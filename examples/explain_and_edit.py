@@ -1,0 +1,24 @@
+"""Load a prototype model, explain an image, remove the strongest prototype, look again.
+
+python examples/explain_and_edit.py prototypes.safetensors img.jpg
+"""
+
+import sys
+
+import protonmf_cli
+
+model = protonmf_cli.load(sys.argv[1])
+image = sys.argv[2]
+
+why = model.explain(image)
+print(f"{why.name}: logit {why.logit:.2f}")
+for part in why.contributions:
+    print(f"  prototype {part.prototype}: {part.weight:+.3f} x {part.evidence:.2f} = {part.contribution:+.2f}")
+print(f"  residual {why.residual:+.2f}, bias {why.bias:+.2f}, error of the sum {why.ledger_error:.0e}")
+
+strongest = max(why.contributions, key=lambda part: part.contribution)
+after = model.scale(why.label, {strongest.prototype: 0.0}).predict(image, why.label)
+best = after.predictions[0]
+print(
+    f"without prototype {strongest.prototype}: logit {after.logit:.2f}, predicted {best.name} ({best.probability:.1%})"
+)
