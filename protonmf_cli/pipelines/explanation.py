@@ -40,12 +40,12 @@ def explain_image(
         An Explanation whose contributions + residual + bias add up to the logit.
     """
     reading = backbone.read(crop[None])
-    rows = reading.rows[0].double().cpu()
+    rows = reading.rows[0].cpu().double()
     exact = model.to(torch.device("cpu"), torch.float64)
     pooled = rows.sum(dim=0, keepdim=True)
     parts = logit_parts(exact, pooled)
     # an edited model no longer answers as the network does: then its own logits are explained
-    logits = parts.logits[0] if model.card.edits else reading.logits[0].double().cpu()
+    logits = parts.logits[0] if model.card.edits else reading.logits[0].cpu().double()
     best = predictions(model, logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
     entries = model.entries(chosen)

@@ -77,6 +77,8 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
         worst = max(worst, float((again - reading.logits).abs().max()))
         worst_relative = max(worst_relative, relative_difference(again, reading.logits))
         part = reading.rows[:, : factorised_rows(backbone)].float()
+        if part.device.type == "mps":  # which has no float64 to add up in
+            part = part.cpu()
         below = part.clamp_max(0)
         negative += float((part < 0).sum())
         clipped += float(below.square().sum(dtype=torch.float64))

@@ -69,7 +69,7 @@ def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> 
 
 
 def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:
-    pooled = backbone.read(crops).rows.sum(dim=1).double().cpu()
+    pooled = backbone.read(crops).rows.sum(dim=1).cpu().double()
     return logit_parts(model.to(torch.device("cpu"), torch.float64), pooled).logits
 
 
