@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
 
 DEFAULTS = ConversionOptions()
-GROUP_ON_GPU = 8
-"""Classes factorised in one batch on a GPU."""
+MOST_CLASSES_AT_ONCE = 8
+"""Classes factorised in one batch on a GPU, where they fit into --memory together."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,19 @@ def convert(
         backbone, notes = load_backbone(request)
         backbone = backbone.to(place, number)
         images = find_images(data, split, backbone.classes, ClassMapping(file=class_map, by_order=class_order))
+        fitting = images_that_fit(backbone, int(memory * 2**30))
+        images = images.limited(fitting, seed)
+        largest = max(images.counts.values())
         options = ConversionOptions(
             prototypes=prototypes,
             nmf=NmfOptions(init=init, solver=solver),
             rows=rows,
             examples=examples,
             batch_size=batch_size,
-            group=GROUP_ON_GPU if place.type == "cuda" else 1,
+            group=max(1, min(MOST_CLASSES_AT_ONCE, fitting // largest)) if place.type == "cuda" else 1,
             memory=int(memory * 2**30),
             seed=seed,
         )
-        images = images.limited(images_that_fit(backbone, options.memory), seed)
         for note in (*notes, *images.notes):
             shown.note(note)
         _warn_about(backbone, images, shown)

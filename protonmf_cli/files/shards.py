@@ -50,8 +50,8 @@ class Shards(MutableMapping[int, ClassPart]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def discard(self) -> None:
         """Remove this conversion's shards, once its result is safe."""
