@@ -159,3 +159,28 @@ def test_an_encoder_is_refused_by_name(monkeypatch):
     encoder.num_classes = 4
     with pytest.raises(NotExactError, match="qwen3_vit_88m_enc is an encoder and cannot classify. Choose"):
         backbones.load_backbone(backbones.BackboneRequest(name="qwen3_vit_88m_enc", weights=None, offline=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "unplaced"),
+    [
+        ("vit_little_patch16_reg4_gap_256", {"img_size": 64, "pool_include_prefix": True}, 4),
+        ("vit_little_patch16_reg4_gap_256", {"img_size": 64}, 0),
+        ("test_resnet", {}, 0),
+    ],
+)
+def test_placed_rows_come_first_in_the_order_of_the_grid(name, arguments, unplaced):
+    """Features that are zero but for one patch give rows that are largest at that patch."""
+    built, size = network(name, arguments)
+    readout, _ = probe_readout(built, size, "auto", name)
+    assert len(readout.unplaced) == unplaced
+    with torch.no_grad():
+        features = 0 * built.forward_features(torch.zeros(1, *size))
+        if features.ndim == 4:
+            features[0, :, 1, 2] = torch.arange(features.shape[1])
+            expected = features.shape[3] + 2
+        else:
+            features[0, built.num_prefix_tokens + 6] = torch.arange(features.shape[2])
+            expected = 6
+        fake = type("Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)})()
+        assert int(readout.read(fake, features).rows[0].norm(dim=1).argmax()) == expected
