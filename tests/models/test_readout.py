@@ -182,5 +182,7 @@ def test_placed_rows_come_first_in_the_order_of_the_grid(name, arguments, unplac
         else:
             features[0, built.num_prefix_tokens + 6] = torch.arange(features.shape[2])
             expected = 6
-        fake = type("Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)})()
+        fake = type(
+            "Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)}
+        )()
         assert int(readout.read(fake, features).rows[0].norm(dim=1).argmax()) == expected

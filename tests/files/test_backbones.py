@@ -1,0 +1,95 @@
+import pickle
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import toys
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.files.backbones import BackboneRequest, complete_name, load_backbone, restore_backbone
+from protonmf_cli.files.store import load_model
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("vit_base_patch32", "vit_base_patch32_224"),
+        ("resnet18", "resnet18"),
+        ("resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("hf-hub:someone/something", "hf-hub:someone/something"),
+    ],
+)
+def test_names(name, full):
+    found, notes = complete_name(name)
+    assert found == full
+    assert notes == ([] if name == full else [f"{name} is taken as {full}"])
+
+
+def test_a_folder_needs_no_prefix(toy):
+    assert complete_name(str(toy.network))[0] == toy.name
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(UsageError, match=r"no model called 'resnet51'. Did you mean .*resnet50"):
+        complete_name("resnet51")
+
+
+def test_labels_of_imagenet_where_the_checkpoint_has_none(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet")
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "w.safetensors")
+    backbone, _ = load_backbone(BackboneRequest(name="test_resnet", weights=tmp_path / "w.safetensors"))
+    assert len(backbone.classes) == 1000
+    assert backbone.classes[130].label == "n02007558"
+    assert backbone.classes[130].shown == "flamingo"
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}])
+def test_a_pickled_checkpoint_is_read_as_tensors_only(toy, tmp_path, wrap):
+    state = safetensors.torch.load_file(toy.network / "model.safetensors")
+    torch.save(wrap(state), tmp_path / "w.pth")
+    request = BackboneRequest(
+        name="test_resnet", weights=tmp_path / "w.pth", model_args={"num_classes": 4, "output_stride": 16}
+    )
+    backbone, _ = load_backbone(request)
+    whole, _ = load_backbone(BackboneRequest(name=toy.name))
+    assert backbone.source.digest == whole.source.digest
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(InputError, match="evil.pth cannot be read"):
+        load_backbone(BackboneRequest(name="test_resnet", weights=tmp_path / "evil.pth"))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_image_size_and_arguments_come_back_from_the_file(toy, tmp_path):
+    target = toys.convert(toy, tmp_path / "m.safetensors", "--img-size", 96)
+    model, weights = load_model(target)
+    backbone = restore_backbone(model, weights, True)
+    assert backbone.preprocessing.input_size == (3, 96, 96)
+    assert backbone.readout.grid == (6, 6)
+    assert model.card.source.model_args["output_stride"] == 16
+
+
+def test_another_networks_weights_are_refused(toy, tmp_path):
+    target = toys.convert(toy, tmp_path / "m.safetensors", "--no-embed-backbone")
+    model, weights = load_model(target)
+    assert weights is None
+    assert restore_backbone(model, None, True).readout.kind == "average"
+    moved = tmp_path / "network"
+    state = safetensors.torch.load_file(toy.network / "model.safetensors")
+    state["fc.bias"] += 1
+    moved.mkdir()
+    (moved / "config.json").write_bytes((toy.network / "config.json").read_bytes())
+    safetensors.torch.save_file(state, moved / "model.safetensors")
+    from dataclasses import replace
+
+    other = replace(model, card=replace(model.card, source=replace(model.card.source, name=f"local-dir:{moved}")))
+    with pytest.raises(InputError, match="Give the checkpoint it was converted from"):
+        restore_backbone(other, None, True)
