@@ -17,7 +17,7 @@ from protonmf_cli.cli.evaluate import evaluate
 from protonmf_cli.cli.explain import explain
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import intervene
-from protonmf_cli.errors import ProtonmfError
+from protonmf_cli.errors import InputError, ProtonmfError
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -47,11 +47,20 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             print("interrupted; `convert` goes on where it stopped when it is given again", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
-            # whoever read our output has gone: nothing left to say, also not at interpreter exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_stdout()  # whoever read our output has gone
             raise SystemExit(0) from None
+        except OSError as failure:
+            _drop_stdout()
+            place = failure.filename or "the output"
+            print(f"error: {place} could not be written or read: {failure.strerror or failure}.", file=sys.stderr)
+            raise SystemExit(InputError.exit_code) from None
 
     return run
+
+
+def _drop_stdout() -> None:
+    """Nothing more can be written there, also not when the interpreter exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:

@@ -397,3 +397,18 @@ def test_demo(tmp_path):
     assert float(out.split("digits: ")[1].split("%")[0]) >= 95
     assert (tmp_path / "demo" / "explanation.png").is_file()
     assert run("demo", tmp_path / "demo", "-q")[0] == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_an_output_that_is_full_is_one_sentence(converted, words):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "protonmf_cli", "inspect", str(converted), *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "error: the output could not be written or read: No space left on device.\n"
