@@ -134,15 +134,20 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
 def crop_of(preprocessing: Preprocessing) -> Crop:
     """timm's evaluation transform up to the normalisation: PIL image -> uint8 (channels, height, width)."""
     timm = import_timm()
-    return timm.data.create_transform(
-        input_size=preprocessing.input_size,
-        interpolation=preprocessing.interpolation,
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        normalize=False,
-    )
+    try:
+        return timm.data.create_transform(
+            input_size=preprocessing.input_size,
+            interpolation=preprocessing.interpolation,
+            crop_pct=preprocessing.crop_pct,
+            crop_mode=preprocessing.crop_mode,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            normalize=False,
+        )
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as failure:
+        raise InputError(
+            f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r})."
+        ) from failure
 
 
 def complete_name(name: str) -> tuple[str, list[str]]:
@@ -332,6 +337,11 @@ def _backbone(
         readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name)
     except NotImplementedError as failure:
         raise _encoder(source.name) from failure
+    except RuntimeError as failure:
+        raise InputError(
+            f"{source.name} cannot read images of {preprocessing.input_size} (channels, height, width): "
+            f"{_first_line(failure)}."
+        ) from failure
     return Backbone(
         network=network,
         readout=readout,

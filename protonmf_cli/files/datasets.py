@@ -164,7 +164,10 @@ def _pairs(file: Path) -> list[tuple[str, str]]:
         if "\t" in line:
             first, _, second = line.partition("\t")
         elif "," in line:
-            row = next(csv.reader(io.StringIO(line)))
+            try:
+                row = next(csv.reader(io.StringIO(line)))
+            except csv.Error as failure:
+                raise InputError(f"{file}: a line cannot be read as CSV: {failure}.") from failure
             first, second = row[0], row[1] if len(row) > 1 else ""
         else:
             first, _, second = line.rpartition(" ")

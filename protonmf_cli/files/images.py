@@ -21,6 +21,8 @@ from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MOST_PIXELS = 64_000_000
+MOST_TIMES_AS_LONG = 500
+"""Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
 JPEG_QUALITY = 90
 
 Crop = Callable[[Image.Image], Tensor]
@@ -46,7 +48,7 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
         exif_transpose: turn it as the camera says.
 
     Raises:
-        InputError: not an image, damaged, or more than 64 million pixels; the sentence begins with a verb.
+        InputError: not an image, damaged, or too large or too narrow; the sentence begins with a verb.
     """
     mode = "RGB" if channels == 3 else "L"
     try:
@@ -55,6 +57,11 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
             picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > MOST_PIXELS:
                 raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
+            if max(picture.size) > MOST_TIMES_AS_LONG * min(picture.size):
+                raise InputError(
+                    f"is {picture.width} x {picture.height} pixels, "
+                    f"at most {MOST_TIMES_AS_LONG} times as long as wide is read"
+                )
             picture.load()
             if exif_transpose:
                 picture = ImageOps.exif_transpose(picture)
@@ -72,6 +79,8 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
 def _to_8_bit(picture: Image.Image) -> Image.Image:
     """Scale 16-bit integers by 1/257, and floats from their own range."""
     values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
     if picture.mode.startswith("I"):
         values = values / 257 if values.max(initial=0) > 255 else values
     elif values.max(initial=0) > values.min(initial=0):
@@ -86,9 +95,11 @@ def read_crop(path: Path, crop: Crop, *, channels: int, exif_transpose: bool) ->
         InputError: the file cannot be read; the sentence begins with a verb.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError("is not a file")
         content = path.read_bytes()
-    except OSError as failure:
-        raise InputError(f"cannot be read: {failure.strerror or failure}") from failure
+    except (OSError, ValueError) as failure:
+        raise InputError(f"cannot be read: {getattr(failure, 'strerror', None) or failure}") from failure
     picture = decode(content, channels=channels, exif_transpose=exif_transpose)
     return crop(picture), hashlib.sha256(content).hexdigest()
 

@@ -82,8 +82,10 @@ def test_turned_only_on_request():
         (bytes_of(noise("RGB"), "PPM"), "is not an image in one of the formats"),
         (bytes_of(Image.new("1", (9000, 8000)), "PNG"), "9000 x 8000 pixels, at most 64,000,000"),
         (bytes_of(Image.new("1", (20000, 20000)), "PNG"), "pixels"),
+        (bytes_of(Image.new("1", (10000, 1)), "PNG"), "at most 500 times as long as wide"),
+        (bytes_of(Image.fromarray(np.full((5, 5), np.nan, dtype=np.float32)), "TIFF"), "is damaged: it holds NaN"),
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "foreign format", "too large", "bomb"],
+    ids=["empty", "text", "cut jpeg", "cut png", "foreign format", "too large", "bomb", "narrow", "nan"],
 )
 def test_refusals(content, words):
     with pytest.raises(InputError, match=words):
@@ -145,3 +147,13 @@ def test_batch_sizes_add_up(count):
     sizes = images._sizes(count, 32)
     assert sum(sizes) == count
     assert set(sizes) <= {1, 2, 4, 8, 16, 32}
+
+
+def test_a_pipe_or_folder_called_like_an_image_does_not_hang(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(InputError, match="is not a file"):
+            images.read_crop(tmp_path / name, crop_of(toys.PREPROCESSING), channels=3, exif_transpose=False)
