@@ -145,9 +145,7 @@ def crop_of(preprocessing: Preprocessing) -> Crop:
             normalize=False,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as failure:
-        raise InputError(
-            f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r})."
-        ) from failure
+        raise InputError(f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r}).") from failure
 
 
 def complete_name(name: str) -> tuple[str, list[str]]:
