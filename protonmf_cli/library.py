@@ -15,8 +15,8 @@ from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Explanation, Outcome
-from protonmf_cli.options import MapKind
-from protonmf_cli.pipelines.explanation import explain_image
+from protonmf_cli.options import Form, MapKind
+from protonmf_cli.pipelines.explanation import chosen_form, explain_image
 from protonmf_cli.pipelines.intervention import apply_edits, find_edit, outcome
 
 
@@ -46,7 +46,12 @@ class Loaded:
             raise InputError(f"{path} {failure}.") from failure
 
     def explain(
-        self, image: str | PathLike[str], class_name: str | None = None, *, map_kind: MapKind = "presence"
+        self,
+        image: str | PathLike[str],
+        class_name: str | None = None,
+        *,
+        map_kind: MapKind = "presence",
+        form: Form | None = None,
     ) -> Explanation:
         """Why the predicted class, or another one: see `Explanation`.
 
@@ -54,6 +59,7 @@ class Loaded:
             image: path of a file.
             class_name: label, description or index; the predicted class if None.
             map_kind: which map the boxes are drawn around.
+            form: "plain" or "augmented"; as the file is stored if None.
         """
         return explain_image(
             self.backbone,
@@ -63,18 +69,20 @@ class Loaded:
             model_name=str(self.path),
             class_index=None if class_name is None else self.model.find_class(class_name),
             map_kind=map_kind,
+            form=form,
         )
 
-    def scale(self, class_name: str, factors: dict[int, float]) -> Self:
+    def scale(self, class_name: str, factors: dict[int, float], *, form: Form | None = None) -> Self:
         """The same with the contributions of a class's own prototypes scaled; nothing is written to disk.
 
         Args:
             class_name: label, description or index.
             factors: number of the prototype (from 1) -> factor; 0 removes it.
+            form: in "augmented" form a prototype takes its share of the residual with it; as the file if None.
         """
         c = self.model.find_class(class_name)
         edits = [find_edit(self.model, c, c, number, factor) for number, factor in factors.items()]
-        return replace(self, model=apply_edits(self.model, edits))
+        return replace(self, model=apply_edits(self.model, edits, form=chosen_form(self.model, form)))
 
     def predict(self, image: str | PathLike[str], class_name: str) -> Outcome:
         """Logit of one class and the best classes of an image."""

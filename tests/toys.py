@@ -92,6 +92,6 @@ def run(*words: object) -> tuple[int, str, str]:
 
 
 def convert(toy: Toy, output: Path, *words: object) -> Path:
-    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", output, "-p", 2, "-q", *words)
+    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", output, "-p", 2, "--borrow", 1, "-q", *words)
     assert code == 0, err
     return output

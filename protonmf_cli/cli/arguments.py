@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from protonmf_cli.options import Form
+
 DEFAULT_MODEL = Path("prototypes.safetensors")
 
 Model = Annotated[
@@ -24,6 +26,10 @@ ClassOrder = Annotated[
 ClassName = Annotated[
     str | None,
     typer.Option("--class", help="Class by label, description, WordNet id or index. Default: the predicted one."),
+]
+FormOption = Annotated[
+    Form | None,
+    typer.Option("--form", show_default="as the file", help="augmented: the prototypes carry the residual."),
 ]
 MaxSkipped = Annotated[
     float, typer.Option("--max-skipped", min=0, max=1, help="Share of unreadable images above which to give up.")

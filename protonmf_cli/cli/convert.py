@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,15 +10,17 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Bars, Shown
+from protonmf_cli.cli.conversion_report import conversion_summary, show_plan, show_summary
 from protonmf_cli.errors import GateError, InputError, UsageError
-from protonmf_cli.options import ConversionOptions, Init, NmfOptions, RowsOption, Solver
+from protonmf_cli.options import RECIPES, Augment, ConversionOptions, Init, Recipe, Reconstruction, RowsOption, Solver
 
 if TYPE_CHECKING:
+    from protonmf_cli.files.cached_features import CachedFeatures
     from protonmf_cli.files.datasets import LabelledImages
     from protonmf_cli.models.backbone import Backbone
     from protonmf_cli.models.prototype import PrototypeModel
 
-DEFAULTS = ConversionOptions()
+DEFAULTS = RECIPES["default"]
 MOST_CLASSES_AT_ONCE = 8
 """Classes factorised in one batch on a GPU, where they fit into --memory together."""
 
@@ -34,18 +36,23 @@ class _Job:
     embed: bool
     workers: int
     digest: str
+    cache: Path | None
 
 
 def convert(
     model: Annotated[str, typer.Argument(help="timm name, hf-hub:org/name, local-dir:PATH, or a name without its size.")],
     data: arguments.Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Prototype model file to write.")] = arguments.DEFAULT_MODEL,
-    prototypes: Annotated[int, typer.Option("--prototypes", "-p", min=1, help="Prototypes per class.")] = DEFAULTS.prototypes,
+    prototypes: Annotated[str, typer.Option("--prototypes", "-p", metavar="N|auto", help="Prototypes per class; auto chooses a number for each.")] = str(DEFAULTS.prototypes),
+    max_prototypes: Annotated[int, typer.Option("--max-prototypes", min=1, help="Most that auto tries.")] = DEFAULTS.max_prototypes,
+    recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: everything as ProtoNMF was printed; single options still count.")] = "default",
+    reconstruction: Annotated[Reconstruction | None, typer.Option("--reconstruction", show_default=DEFAULTS.reconstruction, help="Match the logits on the training images, or the head's weights.")] = None,
+    borrow: Annotated[int | None, typer.Option("--borrow", min=0, show_default=str(DEFAULTS.borrow), help="Most prototypes of other classes that a class may use (functional).")] = None,
+    augment: Annotated[Augment | None, typer.Option("--augment", show_default=DEFAULTS.augment, help="How prototypes take up the residual.")] = None,
+    stability: Annotated[bool, typer.Option("--stability/--no-stability", help="Compare the prototypes of two halves of the images.")] = DEFAULTS.stability,
     rows: Annotated[RowsOption, typer.Option("--rows", help="Which rows the head is read through.")] = DEFAULTS.rows,
-    init: Annotated[Init, typer.Option("--init", help="Start of the factorisation.")] = DEFAULTS.nmf.init,
-    solver: Annotated[
-        Solver, typer.Option("--solver", help="Multiplicative updates or HALS.")
-    ] = DEFAULTS.nmf.solver,
+    init: Annotated[Init | None, typer.Option("--init", show_default=DEFAULTS.nmf.init, help="Start of the factorisation.")] = None,
+    solver: Annotated[Solver | None, typer.Option("--solver", show_default=DEFAULTS.nmf.solver, help="Multiplicative updates or HALS.")] = None,
     examples: Annotated[int, typer.Option("--examples", min=1, help="Training patches kept per prototype.")] = DEFAULTS.examples,
     weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint to load (safetensors, or a pickle of tensors).")] = None,
     num_classes: Annotated[int | None, typer.Option("--num-classes", min=1, help="Classes of the checkpoint given with --weights.")] = None,
@@ -57,6 +64,7 @@ def convert(
     class_order: arguments.ClassOrder = False,
     max_skipped: arguments.MaxSkipped = 0.01,
     memory: Annotated[float, typer.Option("--memory", min=0.001, help="GiB one class may take; larger ones are subsampled.")] = DEFAULTS.memory / 2**30,
+    cache_features: Annotated[Path | None, typer.Option("--cache-features", help="Folder for what the network gave: the next conversion of the same images does not run it.")] = None,
     embed_backbone: Annotated[bool, typer.Option("--embed-backbone/--no-embed-backbone", help="Keep the network's weights in the file.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve everything, write nothing.")] = False,
     batch_size: arguments.BatchSize = DEFAULTS.batch_size,
@@ -76,6 +84,15 @@ def convert(
     shown = Shown(quiet=quiet, verbose=verbose)
     extra = {"num_classes": num_classes} if num_classes else {}
     arguments_of_model = _model_arguments(model_arg or []) | extra
+    chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment)
+    if borrow and chosen.reconstruction == "paper":
+        raise UsageError(
+            f"--borrow {borrow} needs --reconstruction functional; the paper's uses a class's own prototypes."
+        )
+    chosen = replace(
+        chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
+        examples=examples, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
     if not data.exists():
         raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
     from protonmf_cli.cli import machine
@@ -103,15 +120,11 @@ def convert(
         fitting = images_that_fit(backbone, int(memory * 2**30))
         images = images.limited(fitting, seed)
         largest = max(images.counts.values())
-        options = ConversionOptions(
-            prototypes=prototypes,
-            nmf=NmfOptions(init=init, solver=solver),
-            rows=rows,
-            examples=examples,
-            batch_size=batch_size,
+        options = replace(
+            chosen,
+            borrow=_borrowed(chosen, borrow, len(images.counts)),
             group=max(1, min(MOST_CLASSES_AT_ONCE, fitting // largest)) if place.type == "cuda" else 1,
             memory=int(memory * 2**30),
-            seed=seed,
         )
         for note in (*notes, *images.notes):
             shown.note(note)
@@ -124,10 +137,14 @@ def convert(
             output,
             embed_backbone,
             machine.worker_count(workers),
-            _digest(backbone, images, options),
+            _digest(backbone, images, asdict(options)),
+            cache_features,
         )
         if dry_run:
-            _show_plan(job, shown, as_json)
+            cached = cache_features is not None
+            show_plan(
+                backbone, images, options, output, workers=job.workers, cached=cached, shown=shown, as_json=as_json
+            )
             return
         result, seconds, size = _run(job, max_skipped, shown, bars)
     summary = conversion_summary(result, output) | {"seconds": seconds | {"total": time.monotonic() - started}}
@@ -135,7 +152,7 @@ def convert(
     if as_json:
         shown.json(summary)
     else:
-        _show_summary(summary, size, shown)
+        show_summary(summary, size, shown)
 
 
 def _run(
@@ -163,7 +180,9 @@ def _run(
         if done := len(shards):
             shown.note(f"{done} of {len(source.counts)} classes were finished before and are kept")
         clock = time.monotonic()
-        timing: dict[str, float | None] = dict(convert_classes(job.backbone, source, job.options, shards, bars))
+        known = None if job.cache is None else _cached_features(job, shown)
+        found = convert_classes(job.backbone, source, job.options, shards, bars, known=known)
+        timing: dict[str, float | None] = dict(found)
         shown.detail(f"classes done after {time.monotonic() - clock:.1f} s")
         clock = time.monotonic()
         data = {"split": job.images.root.name, "left_out": left_out}
@@ -173,6 +192,17 @@ def _run(
         size = save_model(job.output, result, job.backbone.network.state_dict() if job.embed else None)
         shards.discard()
     return result, timing, size
+
+
+def _cached_features(job: _Job, shown: Shown) -> "CachedFeatures":
+    """What the network gave before for these images, under a name that changes with everything it depends on."""
+    from protonmf_cli.files.cached_features import CachedFeatures
+
+    facts = {"batch_size": job.options.batch_size, "memory": job.options.memory, "seed": job.options.seed}
+    cache = CachedFeatures(job.cache or Path(), _digest(job.backbone, job.images, facts))
+    if cache:
+        shown.note(f"{len(cache)} of {len(job.images.counts)} classes are taken from {job.cache}, without the network")
+    return cache
 
 
 def check_skipped(skipped: list[Mapping[str, str]], read: int, most: float) -> None:
@@ -190,26 +220,35 @@ def check_skipped(skipped: list[Mapping[str, str]], read: int, most: float) -> N
         )
 
 
-def conversion_summary(model: "PrototypeModel", output: Path) -> dict[str, Any]:
-    """The figures of `protonmf.conversion/1`, without the times."""
-    card = model.card
-    return {
-        "schema": "protonmf.conversion/1",
-        "model": card.source.name,
-        "output": str(output),
-        "classes": len(card.classes),
-        "classes_with_images": len(model.active_classes),
-        "prototypes": len(model.prototypes),
-        "images": card.data["images"],
-        "skipped": card.data["skipped"],
-        "left_out": card.data["left_out"],
-        "readout": card.readout,
-        "max_abs_logit_difference": card.readout["max_abs_logit_difference"],
-        **card.measured,
-    }
+def _count(words: str) -> int | None:
+    """A number of prototypes, None for "auto"."""
+    if words == "auto":
+        return None
+    if not words.isdecimal() or int(words) < 1:
+        raise UsageError(f"-p {words!r} is neither a number from 1 nor auto.")
+    return int(words)
 
 
-def _digest(backbone: "Backbone", images: "LabelledImages", options: ConversionOptions) -> str:
+def _with_recipe(recipe: Recipe, *, init: Init | None, solver: Solver | None, **single: Any) -> ConversionOptions:
+    """A recipe's options with those that were given one by one."""
+    found = RECIPES[recipe]
+    return replace(
+        found,
+        nmf=replace(found.nmf, init=init or found.nmf.init, solver=solver or found.nmf.solver),
+        **{name: value for name, value in single.items() if value is not None},
+    )
+
+
+def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> int:
+    """How many prototypes a class may borrow: as asked for, else as many of the default as there are."""
+    if options.reconstruction == "paper":
+        return 0
+    if wanted is not None:
+        return wanted
+    return min(options.borrow, (classes - 1) * (options.prototypes or options.max_prototypes))
+
+
+def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
     """Of everything that decides the result: shards of another conversion are never mixed in."""
     import hashlib
     import json
@@ -217,7 +256,7 @@ def _digest(backbone: "Backbone", images: "LabelledImages", options: ConversionO
     from protonmf_cli.versions import installed_versions
 
     parts = {
-        "options": asdict(options),
+        "options": options,
         "weights": backbone.source.digest,
         "rows": [backbone.readout.kind, backbone.rows_option],
         "preprocessing": asdict(backbone.preprocessing),
@@ -263,64 +302,3 @@ def _check_accuracy(summary: Mapping[str, Any], classes: int, shown: Shown) -> N
             f"the classifier itself gets only {summary['accuracy_black_box']:.1%} of these images right, about chance: "
             "the class map may be permuted, or the preprocessing may not fit (--model-arg)."
         )
-
-
-def _show_plan(job: _Job, shown: Shown, as_json: bool) -> None:
-    """What would be done: readout, classes, disk and time, from one small batch."""
-    from protonmf_cli.library import image_reader
-
-    files = job.images.of(job.images.counts)
-    reader = image_reader(job.backbone, batch_size=8, workers=job.workers)
-    start = time.monotonic()
-    batch = next(reader.batches(files[:8]))
-    if len(batch.crops):
-        job.backbone.read(batch.crops)
-    per_image = (time.monotonic() - start) / max(1, len(batch.sources) + len(batch.skipped))
-    width = job.backbone.readout.vectors.shape[1]
-    prototypes = job.options.prototypes * len(job.images.counts)
-    plan = {
-        "schema": "protonmf.plan/1",
-        "model": job.backbone.source.name,
-        "output": str(job.output),
-        "readout": job.backbone.readout.kind,
-        "spatial": job.backbone.readout.spatial,
-        "classes": len(job.backbone.classes),
-        "classes_with_images": len(job.images.counts),
-        "images": len(files),
-        "prototypes": prototypes,
-        "bytes_while_working": len(files) * 4 * width + prototypes * job.options.examples * 20_000,
-        "seconds": per_image * len(files),
-    }
-    if as_json:
-        shown.json(plan)
-        return
-    for key, value in plan.items():
-        if key != "schema":
-            shown.out.print(
-                f"{key.replace('_', ' '):>22}  {value:,.0f}"
-                if isinstance(value, float)
-                else f"{key.replace('_', ' '):>22}  {value}"
-            )
-
-
-def _show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
-    readout, seconds = summary["readout"], summary["seconds"]
-    grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places"
-    share = summary["residual_share"]
-    whole = summary["classes"] - summary["classes_with_images"]
-    lines = {
-        "classes": f"{summary['classes_with_images']} with images"
-        + (f", {whole} without (kept whole, all residual)" if whole else ""),
-        "prototypes": f"{summary['prototypes']} from {summary['images']} images"
-        + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
-        "readout": f"{readout['kind']}, {grid}, width {readout['width']}",
-        "exactness": f"max |logit difference| {summary['max_abs_logit_difference']:.1e}, agreement {summary['agreement']:.2%}",
-        "accuracy on these": f"{summary['accuracy_black_box']:.1%} black box, {summary['accuracy_prototype_model']:.1%} prototype model",
-        "residual share": "not defined for one class" if share is None else f"{share:.0%} of the logit (median)",
-        "time": f"{seconds['total']:.1f} s (network {seconds['extract']:.1f}, NMF {seconds['factorise']:.1f}, head {seconds['head']:.1f})",
-    }
-    shown.out.print(f"[bold]{summary['output']}[/bold]  {size / 2**20:.1f} MiB, from {summary['model']}")
-    for name, text in lines.items():
-        shown.out.print(f"{name:>18}  {text}", markup=False)
-    for skip in summary["skipped"][:5]:
-        shown.note(f"skipped {skip['path']}: {skip['reason']}")

@@ -10,7 +10,7 @@ import typer
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.options import MapKind
+from protonmf_cli.options import Form, MapKind
 
 if TYPE_CHECKING:
     from protonmf_cli.library import Loaded
@@ -27,6 +27,7 @@ def explain(
         MapKind,
         typer.Option("--map", help="Map that is drawn: where a prototype is, or what each place adds to the logit."),
     ] = "presence",
+    form: arguments.FormOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Prototypes shown; the JSON lists all.")] = 5,
     png: Annotated[Path | None, typer.Option("--png", help="Picture to write; with several images a folder.")] = None,
     as_json: arguments.Json = False,
@@ -47,11 +48,14 @@ def explain(
         raise UsageError("no image was given on standard input.")
     targets = _png_targets(png, paths, force)
     loaded = open_for(model, device, dtype, threads, offline)
+    from protonmf_cli.pipelines.explanation import chosen_form
+
+    form = chosen_form(loaded.model, form)
     chosen = None if class_name is None else loaded.model.find_class(class_name)
     done, failed = [], []
     for path, target in zip(paths, targets, strict=True):
         try:
-            explanation = _explain_one(loaded, path, chosen, map_kind)
+            explanation = _explain_one(loaded, path, chosen, map_kind, form)
         except InputError as failure:
             if len(paths) == 1:
                 raise
@@ -87,7 +91,7 @@ def open_for(model: Path, device: str, dtype: str, threads: int | None, offline:
     return open_model(model, device=device, dtype=dtype, threads=threads, offline=offline)
 
 
-def _explain_one(loaded: "Loaded", path: str, class_index: int | None, map_kind: MapKind) -> "Explanation":
+def _explain_one(loaded: "Loaded", path: str, class_index: int | None, map_kind: MapKind, form: Form) -> "Explanation":
     from protonmf_cli.pipelines.explanation import explain_image
 
     return explain_image(
@@ -98,6 +102,7 @@ def _explain_one(loaded: "Loaded", path: str, class_index: int | None, map_kind:
         model_name=str(loaded.path),
         class_index=class_index,
         map_kind=map_kind,
+        form=form,
     )
 
 

@@ -54,6 +54,8 @@ def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, clas
 
 
 def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
+    from protonmf_cli.models.prototype import is_unstable
+
     name = model.card.classes[class_index]
     residual = float(model.residual[class_index].norm())
     rows = []
@@ -68,6 +70,9 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
                 "owner_index": owner,
                 "owner_label": model.card.classes[owner].label,
                 "weight": float(model.weights.value[entry]),
+                "residual_share": float(model.weights.residual_share[entry]),
+                "stability": model.stability(prototype),
+                "unstable": is_unstable(model.stability(prototype)),
                 "examples": [
                     {"source": model.examples.sources[e].path, "score": float(model.examples.score[e])}
                     for e in examples

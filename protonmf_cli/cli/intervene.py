@@ -9,6 +9,7 @@ import typer
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.options import Form
 
 if TYPE_CHECKING:
     from protonmf_cli.files.datasets import LabelledImages
@@ -38,6 +39,7 @@ def intervene(
     zero: Annotated[list[str] | None, typer.Option("--zero", help="[OWNER:]N[,N...]: prototypes to remove. Repeatable.")] = None,
     scale: Annotated[list[str] | None, typer.Option("--scale", help="[OWNER:]N=FACTOR: prototype to scale. Repeatable.")] = None,
     class_name: arguments.ClassName = None,
+    form: arguments.FormOption = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option("--data", help="Measure over labelled images instead of one image.")] = None,
     split: arguments.Split = "val",
@@ -79,7 +81,7 @@ def intervene(
         if chosen is None:
             raise UsageError("which class is to be edited? Give --class NAME (or run `protonmf explain IMAGE` first).")
         images = _find_images(loaded, data, split, class_map, class_order)
-        edits, edited = _edit(loaded.model, chosen, words)
+        edits, edited = _edit(loaded.model, chosen, words, form)
         result = _over_data(loaded, edited, images, shown, max_skipped)
         report = _data_json(loaded.model, result)
         if not as_json:
@@ -90,7 +92,7 @@ def intervene(
                 "there is no explanation to go on from: give an image, or run `protonmf explain IMAGE` first."
             )
         shown.note(f"before and after for {image}")
-        edits, edited, report = _on_image(loaded, image, chosen, words, shown, as_json)
+        edits, edited, report = _on_image(loaded, image, chosen, words, form, shown, as_json)
     if output is not None:
         from protonmf_cli.files.store import save_model
 
@@ -114,28 +116,37 @@ def _target(model: Path, image: str | None, named: int | None, *, over_data: boo
 
 
 def _on_image(
-    loaded: "Loaded", image: str, chosen: int | None, words: list[_Words], shown: Shown, as_json: bool
+    loaded: "Loaded",
+    image: str,
+    chosen: int | None,
+    words: list[_Words],
+    form: Form | None,
+    shown: Shown,
+    as_json: bool,
 ) -> tuple[list["Edit"], "PrototypeModel", dict[str, Any]]:
     from protonmf_cli.cli.ledger import outcome_json, show_outcomes
     from protonmf_cli.pipelines.intervention import outcome, predicted_class
 
     crop = loaded.crop(image)
     chosen = predicted_class(loaded.backbone, loaded.model, crop) if chosen is None else chosen
-    edits, edited = _edit(loaded.model, chosen, words)
+    edits, edited = _edit(loaded.model, chosen, words, form)
     before, after = (outcome(loaded.backbone, m, crop, chosen) for m in (loaded.model, edited))
     if not as_json:
         show_outcomes(before, after, _said(words, loaded.model), shown)
     return edits, edited, {"image": image, "before": outcome_json(before), "after": outcome_json(after)}
 
 
-def _edit(model: "PrototypeModel", chosen: int, words: list[_Words]) -> tuple[list["Edit"], "PrototypeModel"]:
+def _edit(
+    model: "PrototypeModel", chosen: int, words: list[_Words], form: Form | None
+) -> tuple[list["Edit"], "PrototypeModel"]:
+    from protonmf_cli.pipelines.explanation import chosen_form
     from protonmf_cli.pipelines.intervention import apply_edits, find_edit
 
     edits = []
     for word in words:
         owner = chosen if word.owner is None else model.find_class(word.owner)
         edits.append(find_edit(model, chosen, owner, word.number, word.factor))
-    return edits, apply_edits(model, edits)
+    return edits, apply_edits(model, edits, form=chosen_form(model, form))
 
 
 def _find_images(

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.models.prototype import is_unstable
 from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction
 
 BAR = 24
@@ -28,9 +29,11 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
         "logit": explanation.logit,
         "bias": explanation.bias,
         "map_kind": explanation.map_kind,
+        "form": explanation.form,
         "contributions": [_contribution_json(c) for c in explanation.contributions],
         "residual": {
             "contribution": explanation.residual,
+            "intercept": explanation.intercept,
             "map": _grid(explanation.residual_map),
             "codes": _grid(explanation.residual_codes),
         },
@@ -49,6 +52,8 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
         "prototype_id": contribution.prototype_id,
         "owner_index": contribution.owner_index,
         "owner_label": contribution.owner_label,
+        "stability": contribution.stability,
+        "unstable": is_unstable(contribution.stability),
         "weight": contribution.weight,
         "evidence": contribution.evidence,
         "contribution": contribution.contribution,
@@ -107,6 +112,8 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
         )
     shown.out.print(_ledger_table(explanation, top, wide=shown.out.width >= WIDE))
     share = explanation.residual_share
+    if explanation.form == "augmented":
+        shown.out.print("augmented prototypes: each carries its share of the residual", style="dim")
     shown.out.print(
         f"residual share {'not defined' if share is None else f'{share:.0%}'}"
         f"   ledger error {explanation.ledger_error:.1e}",
@@ -142,11 +149,13 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
 
     for c in listed:
         name = f"prototype {c.prototype}" + ("" if c.owner_index == explanation.class_index else f" of {c.owner_name}")
+        name += " (unstable)" if is_unstable(c.stability) else ""
         source = c.examples[0].path if c.examples else ""
         add(name, f"{c.weight:+.3f}", f"{c.evidence:.2f}", c.contribution, source=source)
     if rest:
         add(f"{len(rest)} more", "", "", sum(rest))
-    add("residual", "", "", explanation.residual, style="grey50")
+    if explanation.form == "plain":
+        add("residual", "", "", explanation.residual, style="grey50")
     add("bias", "", "", explanation.bias, style="grey50")
     add("= logit", "", "", explanation.logit, style="bold")
     return table

@@ -88,6 +88,8 @@ class Shards(MutableMapping[int, ClassPart]):
             prototypes=tensors["prototypes"],
             pooled=tensors["pooled"],
             predicted=tensors["predicted"],
+            sample=tensors["sample"],
+            stability=tensors["stability"],
             examples=PartExamples(
                 score=tensors["score"],
                 box=tensors["box"],
@@ -107,6 +109,8 @@ class Shards(MutableMapping[int, ClassPart]):
             "prototypes": part.prototypes,
             "pooled": part.pooled,
             "predicted": part.predicted,
+            "sample": part.sample,
+            "stability": part.stability,
             "score": examples.score,
             "box": examples.box,
             "map": examples.map,

@@ -18,17 +18,20 @@ class Factors:
     basis: Tensor
     """(p, D), >= 0, each row of unit L2 norm (all zero if the component died out)."""
     error: float
-    """||A - E B||^2 / ||A||^2, in [0, 1]."""
+    """||A - E B||^2 / ||A||^2, in [0, 1], of the rows as given."""
     iterations: int
     """Products with A that were spent."""
     converged: bool
     """False when the limit on iterations came first."""
     history: tuple[float, ...]
-    """Squared error at the start and after each iteration, divided by ||A||^2."""
+    """Objective (rows balanced) at the start and after each iteration, divided by its value for E = 0."""
 
 
 def factorise(A: Tensor, rank: int, *, options: NmfOptions, seed: int) -> Factors:
-    """Factorise one non-negative matrix: minimise ||A - E B||_F^2 over E, B >= 0.
+    """Factorise one non-negative matrix: minimise sum_n ||A_n - E_n B||^2 / ||A_n||^(2 q) over E, B >= 0.
+
+    q = `options.balance`; 0 is the plain objective ||A - E B||_F^2. A larger q keeps few rows of large norm
+    from deciding alone; the codes of a row do not depend on its weight, only the prototypes do.
 
     Args:
         A: (N, D) float32 or float64, >= 0.
@@ -71,20 +74,19 @@ def factorise_group(
     """
     for A in matrices:
         _check(A, rank)
-    starts = [STARTS[options.init](A, rank, seed) for A, seed in zip(matrices, seeds, strict=True)]
+    scales = [_row_scale(A, options.balance) for A in matrices]
+    balanced = [A * scale if options.balance else A for A, scale in zip(matrices, scales, strict=True)]
+    starts = [STARTS[options.init](A, rank, seed) for A, seed in zip(balanced, seeds, strict=True)]
     if len(matrices) == 1:
-        A, E, B = matrices[0], *starts[0]
+        A, E, B = balanced[0], *starts[0]
     else:
-        A = torch.nn.utils.rnn.pad_sequence(list(matrices), batch_first=True)
+        A = torch.nn.utils.rnn.pad_sequence(balanced, batch_first=True)
         E = torch.nn.utils.rnn.pad_sequence([codes for codes, _ in starts], batch_first=True)
         B = torch.stack([basis for _, basis in starts])
     run = _iterate(A, E, B, options)
     if len(matrices) == 1:
-        return [_finish(run.codes, run.basis, run.errors[:, 0], int(run.iterations[0]), options)]
-    return [
-        _finish(run.codes[g, : len(matrix)], run.basis[g], run.errors[:, g], int(run.iterations[g]), options)
-        for g, matrix in enumerate(matrices)
-    ]
+        run = _Run(run.codes[None], run.basis[None], run.errors, run.iterations)
+    return [_finish(A, scale, run, g, options) for g, (A, scale) in enumerate(zip(matrices, scales, strict=True))]
 
 
 @dataclass(frozen=True)
@@ -218,16 +220,26 @@ def _error(size: Tensor, EA: Tensor, EE: Tensor, B: Tensor) -> Tensor:
     return (size - 2 * cross + (EE.double() * (B @ B.mT)).sum(dim=(-2, -1))).clamp_min(0)
 
 
-def _finish(E: Tensor, B: Tensor, errors: Tensor, iterations: int, options: NmfOptions) -> Factors:
-    """Move the scale of each component into its codes."""
-    norm = B.norm(dim=1)
+def _row_scale(A: Tensor, balance: float) -> Tensor:
+    """(N, 1) norm^-balance; rows far below the mean norm are treated as if they had a twentieth of it."""
+    norm = A.norm(dim=1, keepdim=True)
+    floor = 0.05 * norm.mean().clamp_min(torch.finfo(A.dtype).tiny)
+    return norm.clamp_min(floor).pow(-balance)
+
+
+def _finish(A: Tensor, scale: Tensor, run: _Run, g: int, options: NmfOptions) -> Factors:
+    """One matrix's factors: the scale of each component in its codes, the codes in the units of the rows."""
+    iterations = int(run.iterations[g])
+    norm = run.basis[g].norm(dim=1)
+    codes, basis = run.codes[g, : len(A)] * norm / scale, torch.nn.functional.normalize(run.basis[g], dim=1)
+    size = _sum_of_squares(A).clamp_min(torch.finfo(torch.float64).tiny)
     return Factors(
-        codes=E * norm,
-        basis=torch.nn.functional.normalize(B, dim=1),
-        error=float(errors[iterations]),
+        codes=codes,
+        basis=basis,
+        error=float(_error(size, codes.mT @ A, codes.mT @ codes, basis) / size),
         iterations=iterations,
         converged=iterations < options.max_iterations,
-        history=tuple(errors[: iterations + 1].tolist()),
+        history=tuple(run.errors[: iterations + 1, g].tolist()),
     )
 
 

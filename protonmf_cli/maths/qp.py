@@ -15,31 +15,71 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadFit:
-    """V = a B + R, class by class."""
+class Fit:
+    """Solutions of several least-squares problems that were solved as one."""
 
     coefficients: tuple[Array, ...]
-    """One (p_c,) vector per class."""
-    residual: Array
-    """(C, D) what the prototypes leave: V_c - a_c B_c."""
+    """One (p_c,) vector per problem."""
     condition: Array
-    """(C,) condition number of each class's prototypes."""
+    """(C,) condition number of each problem."""
     accurate: bool
     """False when the solver itself reported a solution of reduced accuracy."""
 
 
-def fit_heads(vectors: Array, bases: Sequence[Array]) -> HeadFit:
-    """Reconstruct each head row from its class's prototypes: min_a ||V_c - a B_c||^2.
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """min_a ||triangle a - target||^2, the reduced form of one class's reconstruction."""
 
-    All classes are one block-diagonal problem in reduced form: with B_c^T = Q_c T_c (QR) the
-    objective is ||Q_c^T V_c - T_c a_c||^2 plus a constant, p unknowns and p rows per class.
+    triangle: Array
+    """(p, p) upper triangular."""
+    target: Array
+    """(p,)"""
+
+
+def reduce(design: Array, target: Array) -> Problem:
+    """The QR form of min_a ||design a - target||^2: p rows instead of many, the same solution.
+
+    Args:
+        design: (m, p), m >= p, linearly independent columns.
+        target: (m,)
+
+    >>> reduce(np.array([[2.0], [0.0]]), np.array([6.0, 5.0])).target.round(9).tolist() in ([6.0], [-6.0])
+    True
+    """
+    frame, triangle = np.linalg.qr(np.asarray(design, dtype=np.float64))
+    return Problem(triangle=triangle, target=frame.T @ np.asarray(target, dtype=np.float64))
+
+
+def solve(problems: Sequence[Problem]) -> Fit:
+    """All problems as one block-diagonal quadratic program.
+
+    Raises:
+        NotExactError: the solver failed.
+
+    >>> solve([Problem(triangle=np.array([[2.0]]), target=np.array([6.0]))]).coefficients[0].round(9).tolist()
+    [3.0]
+    """
+    design = scipy.sparse.block_diag([problem.triangle for problem in problems], format="csc")
+    solution, accurate = _least_squares(
+        design, np.concatenate([problem.target for problem in problems]), "head reconstruction"
+    )
+    ends = np.cumsum([len(problem.target) for problem in problems])[:-1]
+    return Fit(
+        coefficients=tuple(np.split(solution, ends)),
+        condition=np.array([np.linalg.cond(problem.triangle) for problem in problems]),
+        accurate=accurate,
+    )
+
+
+def fit_heads(vectors: Array, bases: Sequence[Array]) -> Fit:
+    """Reconstruct each head row from its class's prototypes: min_a ||V_c - a B_c||^2.
 
     Args:
         vectors: (C, D) head rows V.
         bases: C matrices (p_c, D), p_c >= 1, linearly independent rows.
 
     Returns:
-        Coefficients and residual in float64.
+        Coefficients in float64; the residual is V_c - a_c B_c.
 
     Raises:
         NotExactError: the solver failed.
@@ -47,19 +87,10 @@ def fit_heads(vectors: Array, bases: Sequence[Array]) -> HeadFit:
     Reference: ProtoNMF, eq. 4 and 5.
 
     >>> fit = fit_heads(np.array([[2.0, 3.0, 5.0]]), [np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])])
-    >>> np.round(fit.coefficients[0], 9).tolist(), np.round(fit.residual[0], 9).tolist()
-    ([2.0, 3.0], [0.0, 0.0, 5.0])
+    >>> np.round(fit.coefficients[0], 9).tolist()
+    [2.0, 3.0]
     """
-    vectors = np.asarray(vectors, dtype=np.float64)
-    reduced = [np.linalg.qr(np.asarray(basis, dtype=np.float64).T) for basis in bases]
-    design = scipy.sparse.block_diag([triangle for _, triangle in reduced], format="csc")
-    target = np.concatenate([frame.T @ vector for (frame, _), vector in zip(reduced, vectors, strict=True)])
-    solution, accurate = _least_squares(design, target, "head reconstruction")
-    ends = np.cumsum([len(basis) for basis in bases])[:-1]
-    coefficients = tuple(np.split(solution, ends))
-    fitted = np.stack([a @ np.asarray(basis, dtype=np.float64) for a, basis in zip(coefficients, bases, strict=True)])
-    condition = np.array([np.linalg.cond(triangle) for _, triangle in reduced])
-    return HeadFit(coefficients=coefficients, residual=vectors - fitted, condition=condition, accurate=accurate)
+    return solve([reduce(np.asarray(basis).T, vector) for basis, vector in zip(bases, vectors, strict=True)])
 
 
 def fit_residual_codes(leftover: Array, residual: Array) -> Array:

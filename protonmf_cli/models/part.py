@@ -1,4 +1,4 @@
-"""One class of a conversion, finished: what a shard on disk holds."""
+"""One class of a conversion: as the network read it, and finished (what a shard on disk holds)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,26 @@ from typing import Any
 from torch import Tensor
 
 from protonmf_cli.models.images import ImageSource, Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReading:
+    """What the network gave for the n readable images of one class."""
+
+    class_index: int
+    rows: Tensor
+    """(n, T, D) float32 >= 0: the placed rows, negative parts set to zero; all rows where none has a place."""
+    pooled: Tensor
+    """(n, D) float32, the sum of each image's rows, unclipped."""
+    predicted: Tensor
+    """(n,) int64"""
+    crops: Tensor
+    """(n, channels, height, width) uint8"""
+    images: tuple[ImageSource, ...]
+    skipped: tuple[Skipped, ...]
+    figures: dict[str, float]
+    """max_abs_difference and max_rel_difference between the rows' logits and the network's; negative_share of
+    the entries of the rows; clipped_share of their squared size, which clipping removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +57,13 @@ class ClassPart:
     """(n, D) float32, the sum of each image's rows, unclipped."""
     predicted: Tensor
     """(n,) int64 the network's own top class."""
+    sample: Tensor
+    """(s, T, D) float32, the rows of some images, to compare maps on."""
+    stability: Tensor
+    """(p,) float32 cosine of each prototype between two halves of the images; NaN where not computed."""
     examples: PartExamples
     images: tuple[ImageSource, ...]
     skipped: tuple[Skipped, ...]
     figures: dict[str, Any]
     """Plain numbers: squared_norm, squared_error, iterations, converged, negative_share, clipped_share,
-    max_abs_difference, max_rel_difference, left_out."""
+    max_abs_difference, max_rel_difference; curve where the number of prototypes was chosen."""

@@ -79,7 +79,8 @@ class Card:
     """images, digest, images_per_class, skipped."""
     measured: Mapping[str, Any]
     """agreement, accuracy_black_box, accuracy_prototype_model, feature_relative_error, head_relative_error,
-    residual_share."""
+    residual_share; stability (one number or None per prototype); curves (class -> numbers of prototypes tried)
+    and augmentation where there is one."""
     edits: tuple[Mapping[str, Any], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -129,11 +130,39 @@ class PrototypeModel:
         """Number of a prototype within its owner, as people see it: from 1."""
         return int((self.owner[:prototype] == self.owner[prototype]).sum()) + 1
 
+    def stability(self, prototype: int) -> float | None:
+        """Cosine of a prototype between two halves of its class's images; None where it was not measured."""
+        known = self.card.measured.get("stability") or []
+        return known[prototype] if prototype < len(known) else None
+
     def entries(self, class_index: int) -> list[int]:
         """Connections of a class: own prototypes first, in their order, then borrowed ones."""
         found = (self.weights.class_index == class_index).nonzero()[:, 0].tolist()
         prototype = self.weights.prototype
         return sorted(found, key=lambda e: (int(self.owner[prototype[e]]) != class_index, int(prototype[e])))
+
+    @property
+    def is_augmented(self) -> bool:
+        """Whether the residual is shared out among prototypes."""
+        return bool((self.weights.residual_share != 0).any())
+
+    def augmented(self, class_index: int) -> Tensor:
+        """(s, D) b~_j = b_j + (beta_j / a_j) R for the connections of a class, in the order of `entries`.
+
+        A connection of weight zero keeps its prototype. Reference: ProtoNMF, eq. 8.
+        """
+        entries = self.entries(class_index)
+        basis = self.prototypes[self.weights.prototype[entries]]
+        weight, share = self.weights.value[entries], self.weights.residual_share[entries].to(basis)
+        ratio = torch.where(weight != 0, share / torch.where(weight != 0, weight, 1.0), 0.0)
+        return basis + ratio[:, None] * self.residual[class_index]
+
+    def augmented_vectors(self) -> Tensor:
+        """(C, D) head rows as sums of augmented prototypes; a class without prototypes keeps its residual whole."""
+        vectors = self.residual.clone()
+        for class_index in self.weights.class_index.unique().tolist():
+            vectors[class_index] = self.weights.value[self.entries(class_index)] @ self.augmented(class_index)
+        return vectors
 
     @cached_property
     def active_classes(self) -> Tensor:
@@ -154,6 +183,7 @@ class PrototypeModel:
             class_index=self.weights.class_index.to(device),
             prototype=self.weights.prototype.to(device),
             value=self.weights.value.to(device, dtype),
+            residual_share=self.weights.residual_share.to(device, dtype),
         )
         return replace(
             self,
@@ -171,6 +201,11 @@ class PrototypeModel:
             InputError: no class or several are called so.
         """
         return find_class(self.card.classes, words)
+
+
+def is_unstable(stability: float | None) -> bool:
+    """Whether a measured stability is below `UNSTABLE`."""
+    return stability is not None and stability < UNSTABLE
 
 
 def find_class(classes: tuple[ClassName, ...], words: str) -> int:
@@ -203,6 +238,9 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
         f"no class of the model is called {words!r} (it has {len(classes)} classes).{nearest_names(classes, words)}"
     )
 
+
+UNSTABLE = 0.7
+"""Cosine between two halves of the images below which a prototype is flagged: other images would give another one."""
 
 WORDNET_ID = re.compile(r"n\d{8}")
 

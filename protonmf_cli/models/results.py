@@ -42,6 +42,8 @@ class Contribution:
     owner_index: int
     owner_label: str
     owner_name: str
+    stability: float | None
+    """Cosine between two halves of the training images; None where it was not measured."""
     weight: float
     evidence: float
     contribution: float
@@ -73,7 +75,9 @@ class Explanation:
     contributions: tuple[Contribution, ...]
     residual: float
     residual_map: np.ndarray | None
-    """(h, w) contribution of the residual; with the rows without a place it adds up to `residual`."""
+    """(h, w) r_n . R; with the rows without a place and less the intercept it adds up to `residual`."""
+    intercept: float
+    """delta: the mean of the residual over the training images, counted with the bias."""
     residual_codes: np.ndarray | None
     """(h, w) eq. 6: where the residual shows."""
     residual_share: float | None
@@ -81,6 +85,8 @@ class Explanation:
     ledger_error: float
     """|sum of contributions + residual + bias - the network's own logit|"""
     map_kind: str
+    form: str
+    """"plain", or "augmented": the prototypes carry the residual."""
     without_prototypes: bool
     """The class has no prototypes: all of its logit is residual."""
     best_with_prototypes: Prediction | None

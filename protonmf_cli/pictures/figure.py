@@ -12,6 +12,7 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from protonmf_cli.models.prototype import is_unstable
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
 
@@ -62,6 +63,11 @@ def strongest(contributions: Sequence[Contribution], top: int) -> list[Contribut
     return sorted(kept, key=lambda c: -c.contribution)
 
 
+def shade_of(explanation: Explanation, contribution: Contribution) -> str:
+    """Colour of a prototype: by its place in the ledger, so that a borrowed one never looks like an own one."""
+    return colour([c.prototype_id for c in explanation.contributions].index(contribution.prototype_id) + 1)
+
+
 def title_of(contribution: Contribution, class_index: int) -> str:
     """ "prototype 2", with the owner's name when it is borrowed."""
     borrowed = contribution.owner_index != class_index
@@ -72,29 +78,31 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     """First row: the crop, all prototypes in it, the residual's map, the ledger."""
     crop = as_rgb(explanation.crop)
     _picture(figure.add_subplot(grid[0, 0]), crop, "what the network saw")
-    placed = [c for c in shown if c.maps]
+    placed = [c for c in shown if c.maps and c.owner_index == explanation.class_index]
     all_in_one = figure.add_subplot(grid[0, 1])
     residual = figure.add_subplot(grid[0, 2])
     if placed:
-        maps, colours = [c.maps["presence"] for c in placed], [colour(c.prototype) for c in placed]
-        _picture(all_in_one, composite(crop, maps, colours), "all prototypes")
+        maps, colours = [c.maps["presence"] for c in placed], [shade_of(explanation, c) for c in placed]
+        _picture(all_in_one, composite(crop, maps, colours), "its own prototypes")
     else:
         _words(all_in_one, "this class has no prototypes:\nno images were given for it" if not shown else NOT_SPATIAL)
     if explanation.residual_codes is not None:
         _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
     else:
-        _words(residual, "")
+        _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
 
 
 def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:
     """A waterfall from the bias over prototypes and residual to the logit."""
     steps = [("bias", explanation.bias, "#bbbbbb")]
-    steps += [(title_of(c, explanation.class_index), c.contribution, colour(c.prototype)) for c in shown]
-    rest = [c for c in explanation.contributions if c not in shown]
+    steps += [(title_of(c, explanation.class_index), c.contribution, shade_of(explanation, c)) for c in shown]
+    kept = {c.prototype_id for c in shown}
+    rest = [c for c in explanation.contributions if c.prototype_id not in kept]
     if rest:
         steps.append((f"{len(rest)} more prototypes", sum(c.contribution for c in rest), "#dddddd"))
-    steps.append(("residual", explanation.residual, "#555555"))
+    if explanation.form == "plain":
+        steps.append(("residual", explanation.residual, "#555555"))
     levels = np.cumsum([0.0] + [value for _, value, _ in steps])
     reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0
     axes.set_xlim(min(float(levels.min()), 0.0) - 0.02 * reach, float(levels.max()) + 0.2 * reach)
@@ -122,7 +130,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
 def _prototype_row(
     figure: Figure, grid: GridSpec, row: int, explanation: Explanation, contribution: Contribution
 ) -> None:
-    shade = colour(contribution.prototype)
+    shade = shade_of(explanation, contribution)
     crop = as_rgb(explanation.crop)
     here = figure.add_subplot(grid[row, 0])
     kind = explanation.map_kind
@@ -136,7 +144,7 @@ def _prototype_row(
     words.axis("off")
     lines = [
         (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
-        (0.66, f"of {contribution.owner_name}", 10, "normal", GREY),
+        (0.66, f"of {contribution.owner_name}" + _flag(contribution), 10, "normal", GREY),
         (0.44, f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", 12, "normal", "black"),
         (0.30, "weight × evidence", 8, "normal", GREY),
         (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
@@ -157,6 +165,10 @@ def _prototype_row(
             axes.axis("off")
     if row == 1:
         here.set_title(f"this ({kind} map)" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+
+
+def _flag(contribution: Contribution) -> str:
+    return ", unstable" if is_unstable(contribution.stability) else ""
 
 
 def _patch(axes: Axes, example: ExampleView, shade: str) -> None:

@@ -1,6 +1,7 @@
 """From finished classes to one prototype model: head reconstruction, order, and the figures of the card (eq. 4-5)."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import logit_share, median_share
-from protonmf_cli.maths.qp import HeadFit, fit_heads
+from protonmf_cli.maths.moments import Moments
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.part import ClassPart, PartExamples
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights, logit_parts
+from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, logit_parts
 from protonmf_cli.options import ConversionOptions
+from protonmf_cli.pipelines.augmentation import augment_model
 from protonmf_cli.pipelines.progress import SILENT, Progress
+from protonmf_cli.pipelines.reconstruction import Bases, Reconstruction, order_by_contribution, reconstruct_heads
 from protonmf_cli.versions import installed_versions
 
 ILL_CONDITIONED = 1e6
@@ -27,11 +30,11 @@ ILL_CONDITIONED = 1e6
 class _Summary:
     """What the first pass over the finished classes leaves."""
 
-    classes: list[int]
-    """With prototypes, rising."""
-    bases: list[Tensor]
-    means: list[Tensor]
-    """Mean pooled row of each class."""
+    bases: Bases
+    orders: Mapping[int, Tensor]
+    """class -> final order of its prototypes"""
+    moments: Moments
+    """Of the pooled rows of all images."""
 
 
 def assemble_model(
@@ -44,7 +47,7 @@ def assemble_model(
 ) -> PrototypeModel:
     """Solve the head of all classes at once and measure the result on the training images.
 
-    The parts are visited twice, one at a time, so that memory does not grow with the images.
+    The parts are visited three times, one at a time, so that memory does not grow with the images.
 
     Args:
         backbone: the classifier.
@@ -57,68 +60,74 @@ def assemble_model(
         InputError: no class has a readable image.
         NotExactError: the solver failed.
     """
-    progress.stage("reconstructing the head", 2 * len(finished))
-    summary = _summarise(finished, progress)
-    if not summary.classes:
-        raise InputError("no image of any class could be read")
-    vectors = backbone.readout.vectors.double().cpu().numpy()
-    fit = fit_heads(vectors[summary.classes], [basis.double().numpy() for basis in summary.bases])
-    _warn_condition(backbone, summary.classes, fit, progress)
-    orders = [
-        _order(a, basis, mean) for a, basis, mean in zip(fit.coefficients, summary.bases, summary.means, strict=True)
-    ]
-    residual = vectors.copy()
-    residual[summary.classes] = fit.residual
-    sizes = [len(basis) for basis in summary.bases]
-    owner = torch.repeat_interleave(torch.tensor(summary.classes), torch.tensor(sizes))
-    values = np.concatenate([a[order.numpy()] for a, order in zip(fit.coefficients, orders, strict=True)])
-    weights = SparseWeights(
-        class_index=owner,
-        prototype=torch.arange(len(owner)),
-        value=torch.from_numpy(values).float(),
-        residual_share=torch.zeros(len(owner)),
-    )
+    progress.stage("reconstructing the head", 3 * len(finished))
+    vectors = backbone.readout.vectors.double().cpu()
+    summary = _summarise(finished, vectors, progress)
+    heads = reconstruct_heads(vectors, summary.bases, finished, summary.moments, options, progress)
+    _warn(backbone, summary.bases, heads, options, progress)
     bare = PrototypeModel(
-        prototypes=torch.cat([basis[order] for basis, order in zip(summary.bases, orders, strict=True)]),
-        owner=owner,
-        weights=weights,
-        residual=torch.from_numpy(residual).float(),
+        prototypes=summary.bases.prototypes,
+        owner=summary.bases.owner,
+        weights=heads.weights,
+        residual=heads.residual.float(),
         bias=backbone.readout.bias.float().cpu(),
-        intercept=torch.zeros(len(vectors)),
+        intercept=heads.intercept.float(),
         examples=_no_examples(),
         card=_card(backbone, options, data),
     )
-    return _measure(bare, backbone, finished, dict(zip(summary.classes, orders, strict=True)), vectors, progress)
+    whole = _measure(bare, backbone, finished, summary.orders, vectors.numpy(), progress)
+    return augment_model(whole, options.augment, finished, progress)
 
 
-def _summarise(finished: Mapping[int, ClassPart], progress: Progress) -> _Summary:
-    summary = _Summary(classes=[], bases=[], means=[])
+def _summarise(finished: Mapping[int, ClassPart], vectors: Tensor, progress: Progress) -> _Summary:
+    classes, found, means = [], [], []
+    moments = Moments.empty(vectors.shape[1])
     for class_index in sorted(finished):
         part = finished[class_index]
         progress.advance()
         if len(part.prototypes):
-            summary.classes.append(class_index)
-            summary.bases.append(part.prototypes)
-            summary.means.append(part.pooled.mean(dim=0, dtype=torch.float64))
-    return summary
+            classes.append(class_index)
+            found.append(part.prototypes)
+            means.append(part.pooled.mean(dim=0, dtype=torch.float64))
+            moments.add(part.pooled)
+    if not classes:
+        raise InputError("no image of any class could be read")
+    orders = order_by_contribution(vectors[classes].numpy(), found, means)
+    sizes = torch.tensor([len(basis) for basis in found])
+    bases = Bases(
+        classes=classes,
+        prototypes=torch.cat([basis[order] for basis, order in zip(found, orders, strict=True)]),
+        owner=torch.repeat_interleave(torch.tensor(classes), sizes),
+    )
+    return _Summary(bases=bases, orders=dict(zip(classes, orders, strict=True)), moments=moments)
 
 
-def _order(coefficients: np.ndarray, basis: Tensor, mean: Tensor) -> Tensor:
-    """Prototypes by their mean contribution to their own class, strongest first: a_j (mean row . b_j)."""
-    contribution = torch.from_numpy(coefficients) * (basis.double() @ mean)
-    return torch.argsort(contribution, descending=True, stable=True)
+def _warn(
+    backbone: Backbone, bases: Bases, heads: Reconstruction, options: ConversionOptions, progress: Progress
+) -> None:
+    """Name what makes weights or residuals mean little."""
 
+    def names(classes: Sequence[int]) -> str:
+        return ", ".join(backbone.classes[c].shown for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
 
-def _warn_condition(backbone: Backbone, classes: Sequence[int], fit: HeadFit, progress: Progress) -> None:
-    bad = [
-        backbone.classes[c].shown for c, value in zip(classes, fit.condition, strict=True) if value > ILL_CONDITIONED
-    ]
+    bad = [c for c, value in zip(bases.classes, heads.condition, strict=True) if value > ILL_CONDITIONED]
     if bad:
         progress.warn(
             f"the prototypes of {len(bad)} classes are nearly dependent (condition above {ILL_CONDITIONED:.0e}), their "
-            f"weights mean little: {', '.join(bad[:5])}. Give a smaller -p."
+            f"weights mean little: {names(bad)}. Give a smaller -p."
         )
-    if not fit.accurate:
+    if heads.nothing_left:
+        progress.warn(
+            f"own and borrowed prototypes of {len(heads.nothing_left)} classes span all {heads.residual.shape[1]} "
+            f"directions of the rows, so nothing is left for their residual: {names(heads.nothing_left)}. "
+            "Such an explanation is a change of basis; give a smaller -p or --borrow."
+        )
+    if heads.constant_features:
+        progress.warn(
+            "the features of these images do not vary, so there are no logits to match: the head was matched in "
+            "parameter space, as with --reconstruction paper."
+        )
+    if not heads.accurate:
         progress.warn("the solver reports a head reconstruction of reduced accuracy; the logits stay exact")
 
 
@@ -136,6 +145,8 @@ class _Totals:
     per_class: dict[int, int] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
+    stability: list[Tensor] = field(default_factory=list)
+    curves: dict[str, Any] = field(default_factory=dict)
 
 
 def _measure(
@@ -156,7 +167,10 @@ def _measure(
         totals.figures.append(dict(part.figures))
         totals.images += part.images
         totals.per_class[class_index] = len(part.images)
+        if part.figures.get("curve"):
+            totals.curves[str(class_index)] = part.figures["curve"]
         if class_index in orders:
+            totals.stability.append(part.stability[orders[class_index]])
             _add_figures(totals, model, head, class_index, part)
             gathered.add(part.examples, orders[class_index])
     classes = sorted(orders)
@@ -172,7 +186,12 @@ def _measure(
             model.residual[classes].double().square().sum() / np.square(vectors[classes]).sum()
         ),
         "residual_share": _one_minus(median_share(torch.cat(totals.shares))),
+        "stability": [
+            round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()
+        ],
     }
+    if totals.curves:
+        measured["curves"] = totals.curves
     readout = dict(model.card.readout) | _exactness(backbone, totals, count)
     data = dict(model.card.data) | {
         "images": count,

@@ -2,22 +2,27 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.maths.nmf import Factors, factorise_group
+from protonmf_cli.maths.nmf import Factors
 from protonmf_cli.maths.scoring import peak_box, strongest_images
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.part import ClassPart, PartExamples
+from protonmf_cli.models.part import ClassPart, ClassReading, PartExamples
 from protonmf_cli.models.readout import ROUNDING_LIMIT, ROUNDING_WARNING
 from protonmf_cli.options import ConversionOptions
-from protonmf_cli.pipelines.features import ClassReading, factorised_rows, read_class
+from protonmf_cli.pipelines.factorisation import ClassFactors, choose_number, factorise_readings
+from protonmf_cli.pipelines.features import factorised_rows, read_class
 from protonmf_cli.pipelines.progress import SILENT, Progress
+
+SAMPLED_IMAGES = 8
+"""Images of each class whose rows are kept until the assembly, to compare maps on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +43,18 @@ def convert_classes(
     options: ConversionOptions,
     finished: MutableMapping[int, ClassPart],
     progress: Progress = SILENT,
+    *,
+    known: MutableMapping[int, ClassReading] | None = None,
 ) -> dict[str, float]:
     """Factorise every class that is not yet in `finished` and put it there.
 
     One group of classes is in memory at a time (one class unless `options.group` says otherwise). A group is
     recomputed as a whole when one of its classes is missing, so that a resumed run gives the same bytes.
+
+    Args:
+        backbone, images, options, progress: the job.
+        finished: class -> part; takes the results.
+        known: class -> what the network gave before; classes that are in it are not read again, others are put there.
 
     Returns:
         Seconds spent waiting for and running the network ("extract") and on factors and examples ("factorise").
@@ -55,31 +67,63 @@ def convert_classes(
     missing = [group for group in _groups(images.counts, options.group) if any(c not in finished for c in group)]
     order = [c for group in missing for c in group]
     progress.stage("reading and factorising", sum(images.counts[c] for c in order))
-    stream = groupby(images.open(order), key=lambda batch: batch.class_index)
-    warned = False
+    readings = read_classes(backbone, images, order, progress, known=known)
     seconds = {"extract": 0.0, "factorise": 0.0}
     for group in missing:
         start = time.monotonic()
-        readings = []
-        for wanted in group:
-            found, batches = next(stream)
-            if found != wanted:
-                raise RuntimeError(f"images of class {found} arrived where class {wanted} was due")
-            readings.append(read_class(backbone, batches, images.counts[wanted], progress))
-            warned = _check_rounding(readings[-1], backbone, warned, progress)
+        found = [next(readings) for _ in group]
         middle = time.monotonic()
-        for part in factorise_classes(backbone, readings, options, images.encode):
+        for part in factorise_classes(backbone, found, options, images.encode):
             finished[part.class_index] = part
         seconds["extract"] += middle - start
         seconds["factorise"] += time.monotonic() - middle
     return seconds
 
 
+def read_classes(
+    backbone: Backbone,
+    images: ConversionImages,
+    order: Sequence[int],
+    progress: Progress = SILENT,
+    *,
+    known: MutableMapping[int, ClassReading] | None = None,
+) -> Iterator[ClassReading]:
+    """Read class after class, from `known` where it has them.
+
+    Raises:
+        NotExactError: the rows' logits differ from the network's by more than rounding.
+    """
+    fresh = [c for c in order if known is None or c not in known]
+    stream = groupby(images.open(fresh), key=lambda batch: batch.class_index) if fresh else iter(())
+    warned = False
+    for wanted in order:
+        if known is not None and wanted not in fresh:
+            progress.advance(images.counts[wanted])
+            reading = known[wanted]
+            reading = replace(reading, rows=reading.rows.to(backbone.device))
+        else:
+            found, batches = next(stream)
+            if found != wanted:
+                raise RuntimeError(f"images of class {found} arrived where class {wanted} was due")
+            reading = read_class(backbone, batches, images.counts[wanted], progress)
+        warned = _check_rounding(reading, backbone, warned, progress)
+        if known is not None and wanted in fresh:
+            known[wanted] = reading
+        yield reading
+
+
 def check_counts(backbone: Backbone, counts: Mapping[int, int], options: ConversionOptions) -> None:
-    """Refuse a number of prototypes that some class cannot have."""
+    """Refuse a number of own or borrowed prototypes that there cannot be."""
     width = backbone.readout.vectors.shape[1]
+    rank = options.prototypes or 1
     for class_index, count in counts.items():
-        _check_rank(backbone, class_index, count * factorised_rows(backbone), width, options.prototypes)
+        _check_rank(backbone, class_index, count * factorised_rows(backbone), width, rank)
+    others = (len(counts) - 1) * (options.prototypes or options.max_prototypes)
+    if options.borrow > others:
+        raise InputError(
+            f"--borrow {options.borrow} is more than the {others} prototypes that the other classes have. "
+            f"Give at most --borrow {others}, or images of more classes."
+        )
 
 
 def factorise_classes(
@@ -90,37 +134,38 @@ def factorise_classes(
 ) -> list[ClassPart]:
     """Prototypes of a group of classes that were just read."""
     readable = [reading for reading in readings if len(reading.images)]
-    matrices = [reading.rows.flatten(0, 1) for reading in readable]
-    for reading, matrix in zip(readable, matrices, strict=True):
-        _check_rank(backbone, reading.class_index, len(matrix), matrix.shape[1], options.prototypes)
-    seeds = [options.seed + reading.class_index for reading in readable]
-    found = factorise_group(matrices, options.prototypes, options=options.nmf, seeds=seeds) if matrices else []
-    factors = dict(zip([reading.class_index for reading in readable], found, strict=True))
-    return [_part(backbone, reading, factors.get(reading.class_index), options, encode) for reading in readings]
+    for reading in readable:
+        rows = len(reading.rows.flatten(0, 1))
+        _check_rank(backbone, reading.class_index, rows, reading.rows.shape[2], options.prototypes or 1)
+    if options.prototypes is None:
+        vectors = backbone.readout.vectors
+        found = [choose_number(reading, vectors[reading.class_index], options) for reading in readable]
+    else:
+        found = factorise_readings(readable, options.prototypes, options)
+    parts = dict(zip([reading.class_index for reading in readable], found, strict=True))
+    return [_part(backbone, reading, parts.get(reading.class_index), options, encode) for reading in readings]
 
 
 def _part(
     backbone: Backbone,
     reading: ClassReading,
-    factors: Factors | None,
+    found: ClassFactors | None,
     options: ConversionOptions,
     encode: Callable[[Tensor], bytes],
 ) -> ClassPart:
-    figures = {
-        "max_abs_difference": reading.max_abs_difference,
-        "max_rel_difference": reading.max_rel_difference,
-        "negative_share": reading.negative_share,
-        "clipped_share": reading.clipped_share,
-    }
-    if factors is not None:
+    figures: dict[str, Any] = dict(reading.figures)
+    factors = None if found is None else found.factors
+    if found is not None and factors is not None:
         size = float(reading.rows.square().sum(dtype=torch.float64))
         figures |= {"squared_norm": size, "squared_error": factors.error * size}
-        figures |= {"iterations": factors.iterations, "converged": factors.converged}
+        figures |= {"iterations": factors.iterations, "converged": factors.converged, "curve": list(found.curve)}
     return ClassPart(
         class_index=reading.class_index,
         prototypes=reading.pooled.new_empty(0, reading.pooled.shape[1]) if factors is None else factors.basis.cpu(),
         pooled=reading.pooled,
         predicted=reading.predicted,
+        sample=reading.rows[_drawn(len(reading.images), SAMPLED_IMAGES, options.seed)].float().cpu(),
+        stability=torch.empty(0) if found is None else found.stability.float(),
         examples=_examples(backbone, reading, factors, options.examples, encode),
         images=reading.images,
         skipped=reading.skipped,
@@ -167,6 +212,12 @@ def _examples(
     )
 
 
+def _drawn(count: int, wanted: int, seed: int) -> Tensor:
+    """Up to `wanted` of `count` numbers, drawn with a seed, rising."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
+
+
 def _groups(counts: Mapping[int, int], size: int) -> list[list[int]]:
     """Fixed groups of classes; of similar size when several are factorised at once."""
     order = sorted(counts) if size == 1 else sorted(counts, key=lambda c: (-counts[c], c))
@@ -183,7 +234,7 @@ def _check_rank(backbone: Backbone, class_index: int, rows: int, width: int, ran
 
 
 def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, progress: Progress) -> bool:
-    difference = reading.max_rel_difference
+    difference = reading.figures["max_rel_difference"]
     name = backbone.source.name
     if not difference <= ROUNDING_LIMIT:
         raise NotExactError(

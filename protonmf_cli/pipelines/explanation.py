@@ -1,8 +1,10 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import logit_share
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.qp import fit_residual_codes
@@ -10,7 +12,7 @@ from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, logit_parts
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
-from protonmf_cli.options import MapKind
+from protonmf_cli.options import Form, MapKind
 
 BEST = 5
 """Predictions listed."""
@@ -25,6 +27,7 @@ def explain_image(
     model_name: str,
     class_index: int | None = None,
     map_kind: MapKind = "presence",
+    form: Form | None = None,
 ) -> Explanation:
     """Split the logit of one class into prototypes, residual and bias; nothing is left over.
 
@@ -35,10 +38,15 @@ def explain_image(
         image, model_name: names for the result.
         class_index: class to explain; the predicted one if None.
         map_kind: which map the boxes are drawn around; both maps are in the result.
+        form: whether the prototypes carry the residual; as the model is stored if None.
 
     Returns:
         An Explanation whose contributions + residual + bias add up to the logit.
+
+    Raises:
+        InputError: the augmented form is asked for, but the model has none.
     """
+    form = chosen_form(model, form)
     reading = backbone.read(crop[None])
     rows = reading.rows[0].cpu().double()
     exact = model.to(torch.device("cpu"), torch.float64)
@@ -49,11 +57,15 @@ def explain_image(
     best = predictions(model, logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
     entries = model.entries(chosen)
-    maps = _Maps(backbone, exact, rows, chosen, entries)
+    augmented = form == "augmented" and bool(entries)
+    basis = exact.augmented(chosen) if augmented else exact.prototypes[exact.weights.prototype[entries]]
+    maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
     contributions = tuple(
-        _contribution(backbone, exact, rows, entry, k, maps, map_kind) for k, entry in enumerate(entries)
+        _contribution(backbone, exact, rows, entry, basis[k], maps.presence[k] if maps.grid else None, map_kind)
+        for k, entry in enumerate(entries)
     )
-    residual, bias = float(parts.residual[0, chosen]), float(parts.bias[chosen])
+    residual = 0.0 if augmented else float(parts.residual[0, chosen])
+    bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
     total = sum(c.contribution for c in contributions) + residual + bias
     share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), model.active_classes)
     return Explanation(
@@ -69,13 +81,33 @@ def explain_image(
         contributions=contributions,
         residual=residual,
         residual_map=maps.residual,
+        intercept=0.0 if augmented else float(exact.intercept[chosen]),
         residual_codes=maps.residual_codes,
-        residual_share=(1 - float(share) if share.isfinite().all() else None) if entries else 1.0,
+        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0,
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
+        form=form,
         without_prototypes=not entries,
         best_with_prototypes=None if entries else _best_with_prototypes(model, logits),
     )
+
+
+def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
+    """The form that is asked for, else the one the model is stored in.
+
+    Raises:
+        InputError: the augmented form is asked for, but the model has none.
+    """
+    if form == "augmented" and not model.is_augmented:
+        raise InputError(
+            "the model has no augmented prototypes. Convert with --augment min-norm (or dynamic, paper), or leave out "
+            "--form augmented."
+        )
+    return form or ("augmented" if model.is_augmented else "plain")
+
+
+def _residual_share(share: Tensor) -> float | None:
+    return 1 - float(share) if share.isfinite().all() else None
 
 
 def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
@@ -106,37 +138,42 @@ def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction:
 class _Maps:
     """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
 
-    def __init__(
-        self, backbone: Backbone, model: PrototypeModel, rows: Tensor, chosen: int, entries: list[int]
-    ) -> None:
+    def __init__(self, backbone: Backbone, rows: Tensor, basis: Tensor, residual: Tensor | None) -> None:
         self.grid = backbone.readout.grid
         self.presence: list = []
         self.residual = self.residual_codes = None
         if self.grid is None:
             return
         placed = rows[: backbone.readout.places]
-        basis = model.prototypes[model.weights.prototype[entries]]
         clipped = placed.clamp_min(0)
         codes = nonnegative_codes(clipped, basis)
         leftover = clipped - codes @ basis
         self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
-        self.residual = (placed @ model.residual[chosen]).reshape(self.grid).numpy()
-        self.residual_codes = fit_residual_codes(leftover.numpy(), model.residual[chosen].numpy()).reshape(self.grid)
+        if residual is not None:
+            self.residual = (placed @ residual).reshape(self.grid).numpy()
+            self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
 
 
 def _contribution(
-    backbone: Backbone, model: PrototypeModel, rows: Tensor, entry: int, k: int, maps: _Maps, map_kind: MapKind
+    backbone: Backbone,
+    model: PrototypeModel,
+    rows: Tensor,
+    entry: int,
+    vector: Tensor,
+    presence: np.ndarray | None,
+    map_kind: MapKind,
 ) -> Contribution:
     prototype = int(model.weights.prototype[entry])
     weight = float(model.weights.value[entry])
     owner = int(model.owner[prototype])
-    evidence = rows @ model.prototypes[prototype]
+    evidence = rows @ vector
     placed = evidence[: backbone.readout.places]
     both, box = {}, None
-    if maps.grid is not None:
-        both = {"contribution": (weight * placed).reshape(maps.grid).numpy(), "presence": maps.presence[k]}
+    if presence is not None:
+        grid = presence.shape
+        both = {"contribution": (weight * placed).reshape(grid).numpy(), "presence": presence}
         # a negative weight turns strong evidence into a deep valley: the box is around the evidence
-        peak = placed.reshape(maps.grid) if map_kind == "contribution" else torch.from_numpy(maps.presence[k])
+        peak = placed.reshape(grid) if map_kind == "contribution" else torch.from_numpy(presence)
         height, width = backbone.preprocessing.input_size[1:]
         box = peak_box(peak, (height, width))
     localised = weight * float(placed.sum())
@@ -147,6 +184,7 @@ def _contribution(
         owner_index=owner,
         owner_label=model.card.classes[owner].label,
         owner_name=model.card.classes[owner].shown,
+        stability=model.stability(prototype),
         weight=weight,
         evidence=float(evidence.sum()),
         contribution=whole,

@@ -2,39 +2,15 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
+from protonmf_cli.models.part import ClassReading
 from protonmf_cli.models.readout import relative_difference
 from protonmf_cli.pipelines.progress import Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassReading:
-    """What the network gave for the n readable images of one class."""
-
-    class_index: int
-    rows: Tensor
-    """(n, T, D) float32 >= 0: the placed rows, negative parts set to zero; all rows where none has a place."""
-    pooled: Tensor
-    """(n, D) float32, the sum of each image's rows, unclipped."""
-    predicted: Tensor
-    """(n,) int64"""
-    crops: Tensor
-    """(n, channels, height, width) uint8"""
-    images: tuple[ImageSource, ...]
-    skipped: tuple[Skipped, ...]
-    max_abs_difference: float
-    """Between the rows' logits and the network's."""
-    max_rel_difference: float
-    negative_share: float
-    """Share of the entries of the rows that are negative."""
-    clipped_share: float
-    """Share of their squared size that clipping removed."""
 
 
 def factorised_rows(backbone: Backbone) -> int:
@@ -45,7 +21,8 @@ def factorised_rows(backbone: Backbone) -> int:
 def images_that_fit(backbone: Backbone, memory: int) -> int:
     """How many images of one class fit into `memory` bytes."""
     width = backbone.readout.vectors.shape[1]
-    one = 4 * (factorised_rows(backbone) + 1) * width + math.prod(backbone.preprocessing.input_size)
+    # the rows, a balanced copy of them while they are factorised, and the pooled row
+    one = 4 * (2 * factorised_rows(backbone) + 1) * width + math.prod(backbone.preprocessing.input_size)
     return max(1, memory // one)
 
 
@@ -100,8 +77,10 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
         crops=torch.cat(crops) if crops else torch.empty(0, *backbone.preprocessing.input_size, dtype=torch.uint8),
         images=tuple(sources),
         skipped=tuple(skipped),
-        max_abs_difference=worst,
-        max_rel_difference=worst_relative,
-        negative_share=negative / rows[:count].numel() if rows is not None and count else 0.0,
-        clipped_share=clipped / size if size else 0.0,
+        figures={
+            "max_abs_difference": worst,
+            "max_rel_difference": worst_relative,
+            "negative_share": negative / rows[:count].numel() if rows is not None and count else 0.0,
+            "clipped_share": clipped / size if size else 0.0,
+        },
     )

@@ -11,8 +11,12 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel, logit_parts
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
+from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explanation import BEST, predictions
 from protonmf_cli.pipelines.progress import SILENT, Progress
+
+VANISHING = 1e-6
+"""Sum of the residual shares of a class below which nothing of the residual is left."""
 
 
 def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, factor: float) -> Edit:
@@ -37,17 +41,53 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     return Edit(class_index=class_index, prototype_id=prototype, factor=factor)
 
 
-def apply_edits(model: PrototypeModel, edits: Sequence[Edit]) -> PrototypeModel:
+def apply_edits(model: PrototypeModel, edits: Sequence[Edit], *, form: Form = "plain") -> PrototypeModel:
     """A new model with contributions scaled; the old one is untouched.
 
-    An edit is again a linear head: V_c becomes V_c - (1 - factor) a_cj b_j.
+    An edit is again a linear head: V_c becomes V_c - (1 - factor) a_cj b_j. In augmented form b_j takes its
+    share of the residual with it: V_c - (1 - factor) (a_cj b_j + beta_cj R_c).
+
+    Raises:
+        InputError: the factors make the shares of a class cancel, which no model file can hold.
     """
     value = model.weights.value.clone()
+    factor = torch.ones_like(value)
     for edit in edits:
         hit = (model.weights.class_index == edit.class_index) & (model.weights.prototype == edit.prototype_id)
-        value[hit] *= edit.factor
-    card = replace(model.card, edits=(*model.card.edits, *(asdict(edit) for edit in edits)))
-    return replace(model, weights=replace(model.weights, value=value), card=card)
+        factor[hit] *= edit.factor
+    done = tuple(asdict(edit) | {"form": form} for edit in edits)
+    edited = replace(
+        model,
+        weights=replace(model.weights, value=value * factor),
+        card=replace(model.card, edits=(*model.card.edits, *done)),
+    )
+    return _scale_shares(edited, factor, {edit.class_index for edit in edits}) if form == "augmented" else edited
+
+
+def _scale_shares(model: PrototypeModel, factor: Tensor, classes: Iterable[int]) -> PrototypeModel:
+    """Let every share of the residual follow its prototype: R <- m R and beta <- f beta / m with m = sum f beta."""
+    share, residual, intercept = (
+        model.weights.residual_share.clone(),
+        model.residual.clone(),
+        model.intercept.clone(),
+    )
+    for class_index in classes:
+        hit = model.weights.class_index == class_index
+        scaled = share[hit] * factor[hit]
+        left = scaled.sum()
+        if float(left.abs()) < VANISHING * max(1.0, float(scaled.abs().sum())):
+            if float(scaled.abs().sum()) > VANISHING:
+                raise InputError(
+                    f"these factors make the residual shares of {model.card.classes[class_index].shown} cancel. "
+                    "Give other factors, or --form plain."
+                )
+            left = torch.zeros_like(left)
+        else:
+            share[hit] = scaled / left
+        residual[class_index] *= left
+        intercept[class_index] *= left
+    weights = replace(model.weights, residual_share=share)
+    return replace(model, weights=weights, residual=residual, intercept=intercept)
 
 
 def outcome(backbone: Backbone, model: PrototypeModel, crop: Tensor, class_index: int) -> Outcome:

@@ -196,7 +196,7 @@ def test_intervene_over_data(toy, converted):
         (("--scale", "1=x"), 2, "'x' is not a number"),
         (("--scale", "1=nan"), 3, "finite number"),
         (("--zero", "1", "--class", "purple things"), 3, "no class of the model is called 'purple things'"),
-        (("--zero", "blue things:1"), 3, "does not use prototype 1 of blue things"),
+        (("--zero", "blue things:9"), 3, "blue things has no prototype 9"),
         ((), 2, "nothing to do"),
     ],
 )
@@ -237,7 +237,8 @@ def test_inspect(converted, monkeypatch):
     code, out, _ = run("inspect", "--json", "--class", "blue things")
     found = json.loads(out)
     assert found["schema"] == "protonmf.inspection/1"
-    assert [row["prototype"] for row in found["per_class"][0]["prototypes"]] == [1, 2]
+    own = [row["prototype"] for row in found["per_class"][0]["prototypes"] if row["owner_label"] == "blue things"]
+    assert own == [1, 2]
 
 
 def test_doctor():

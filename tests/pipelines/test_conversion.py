@@ -85,12 +85,15 @@ def test_a_group_of_classes_gives_the_same_prototypes(setting):
 
 
 def test_order_is_by_mean_contribution_to_the_own_class(setting):
+    """With the coefficients of eq. 4, whatever the reconstruction."""
     backbone, images = setting
     model = convert(setting, replace(OPTIONS, prototypes=4))
     for c in images.counts:
         pooled = torch.cat([backbone.read(b.crops).rows.sum(dim=1) for b in images.open([c])])
         own = model.own(c)
-        values = [float(model.weights.value[j] * (pooled.mean(dim=0) @ model.prototypes[j])) for j in own]
+        basis = model.prototypes[own].double()
+        paper = torch.linalg.lstsq(basis.T, backbone.readout.vectors[c].double()).solution
+        values = (paper * (basis @ pooled.double().mean(dim=0))).tolist()
         assert values == sorted(values, reverse=True)
 
 

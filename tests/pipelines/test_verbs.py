@@ -41,7 +41,8 @@ def test_the_ledger_adds_up(loaded, toy, class_name, map_kind):
             left, top, right, bottom = x.box
             assert 0 <= left < right <= 64
             assert 0 <= top < bottom <= 64
-        assert found.residual_map.sum() == pytest.approx(found.residual, abs=1e-5)
+        delta = float(loaded.model.intercept[found.class_index])
+        assert found.residual_map.sum() - delta == pytest.approx(found.residual, abs=1e-5)
 
 
 def test_predictions_are_the_networks(loaded, toy):
@@ -75,7 +76,8 @@ def test_an_edit_is_another_linear_head(loaded, images):
     edits = [find_edit(model, 0, 0, 2, 0.0), find_edit(model, 2, 2, 1, -0.5)]
     edited = apply_edits(model, edits)
     for edit in edits:
-        weight = model.weights.value[edit.prototype_id]
+        hit = (model.weights.class_index == edit.class_index) & (model.weights.prototype == edit.prototype_id)
+        weight = model.weights.value[hit]
         vectors[edit.class_index] -= (1 - edit.factor) * weight * model.prototypes[edit.prototype_id]
     batch = next(loaded.reader.batches(images.of(images.files)))
     pooled = loaded.backbone.read(batch.crops).rows.sum(dim=1)
@@ -108,12 +110,25 @@ def test_an_edited_model_explains_its_own_logits(loaded, toy):
     [
         (0, 3, "red things has no prototype 3; it has 1 to 2"),
         (0, 0, "no prototype 0"),
-        (1, 1, "does not use prototype 1 of green things"),
+        (1, 0, "green things has no prototype 0"),
     ],
 )
 def test_edits_that_cannot_be(loaded, owner, number, words):
     with pytest.raises(InputError, match=words):
         find_edit(loaded.model, 0, owner, number, 0.0)
+
+
+def test_prototypes_that_a_class_does_not_borrow_cannot_be_edited(loaded):
+    model = loaded.model
+    used = model.weights.prototype[model.weights.class_index == 0].tolist()
+    unused = next(j for j in range(len(model.prototypes)) if j not in used)
+    owner = int(model.owner[unused])
+    name = model.card.classes[owner].shown
+    with pytest.raises(InputError, match=f"does not use prototype {model.number(unused)} of {name}"):
+        find_edit(model, 0, owner, model.number(unused), 0.0)
+    borrowed = next(j for j in used if int(model.owner[j]) != 0)
+    edit = find_edit(model, 0, int(model.owner[borrowed]), model.number(borrowed), 0.0)
+    assert edit.prototype_id == borrowed
 
 
 def test_intervention_on_data_counts_by_hand(loaded, images):

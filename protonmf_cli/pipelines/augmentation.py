@@ -1,0 +1,125 @@
+"""Let the prototypes of a class take up its residual (ProtoNMF, eq. 8 and 9), and say how much that changes them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.augment import residual_shares
+from protonmf_cli.maths.nnls import nonnegative_codes
+from protonmf_cli.models.part import ClassPart
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.options import Augment
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+FALLBACK: Augment = "min-norm"
+"""For classes where a rule divides by a vanishing sum; it never does itself."""
+MANY_CHANGES = 10.0
+"""Length of b~ - b, in lengths of b, from which a class is named."""
+
+
+def augment_model(
+    model: PrototypeModel, kind: Augment, finished: Mapping[int, ClassPart], progress: Progress = SILENT
+) -> PrototypeModel:
+    """The same model with residual shares of every class, and what they do in `card.measured["augmentation"]`.
+
+    Args:
+        model: not augmented.
+        kind: the rule; "none" returns the model as it is.
+        finished: class -> part with a sample of its rows.
+        progress: told about classes that had to fall back and classes whose prototypes change much.
+    """
+    if kind == "none":
+        return model
+    shares = model.weights.residual_share.clone()
+    fallback, rows = [], {}
+    for class_index in model.weights.class_index.unique().tolist():
+        entries = model.entries(class_index)
+        sample = finished[class_index].sample
+        found, fell_back = class_shares(model, kind, entries, sample)
+        shares[entries] = found
+        rows[class_index] = sample
+        if fell_back:
+            fallback.append(class_index)
+    augmented = replace(model, weights=replace(model.weights, residual_share=shares))
+    report = augmentation_report(augmented, rows) | {"kind": kind, "fallback": fallback}
+    _warn(model, report, progress)
+    card = replace(model.card, measured=dict(model.card.measured) | {"augmentation": report})
+    return replace(augmented, card=card)
+
+
+def class_shares(model: PrototypeModel, kind: Augment, entries: Sequence[int], sample: Tensor) -> tuple[Tensor, bool]:
+    """Shares (s,) of one class's entries, and whether the rule had to give way to `FALLBACK`."""
+    basis = model.prototypes[model.weights.prototype[list(entries)]].double()
+    weights = model.weights.value[list(entries)].double()
+    strength = (sample.double().flatten(0, 1) @ basis.mT).var(dim=0, correction=0)
+    found = residual_shares(kind, weights, strength)
+    fell_back = found is None
+    if found is None:
+        found = residual_shares(FALLBACK, weights, strength)
+    if found is None:  # a class whose weights are all zero
+        found = torch.full((len(entries),), 1 / len(entries), dtype=torch.float64)
+    return found.float(), fell_back
+
+
+def augmentation_report(model: PrototypeModel, rows: Mapping[int, Tensor]) -> dict[str, Any]:
+    """How much augmented prototypes differ from the original ones.
+
+    Args:
+        model: with residual shares.
+        rows: class -> (n, T, D) rows to compare presence maps on.
+
+    Returns:
+        change: length of b~ - b (b has length 1), median and largest; changed_much: classes above `MANY_CHANGES`;
+        presence_correlation: of the maps, median over prototypes, and presence_correlation_low: its 10 % quantile.
+    """
+    changes: list[Tensor] = []
+    correlations: list[Tensor] = []
+    much = []
+    for class_index, sample in rows.items():
+        entries = model.entries(class_index)
+        basis = model.prototypes[model.weights.prototype[entries]]
+        augmented = model.augmented(class_index)
+        change = (augmented - basis).norm(dim=1)
+        if float(change.max()) > MANY_CHANGES:
+            much.append(class_index)
+        changes.append(change)
+        flat = sample.flatten(0, 1)
+        correlations.append(_correlation(nonnegative_codes(flat, basis), nonnegative_codes(flat, augmented)))
+    change, correlation = torch.cat(changes), torch.cat(correlations)
+    defined = correlation[correlation.isfinite()].numpy()
+    return {
+        "change": {"median": float(change.median()), "largest": float(change.max())},
+        "changed_much": much,
+        "presence_correlation": float(np.median(defined)) if len(defined) else None,
+        "presence_correlation_low": float(np.quantile(defined, 0.1)) if len(defined) else None,
+    }
+
+
+def _correlation(first: Tensor, second: Tensor) -> Tensor:
+    """(s,) Pearson correlation of columns; NaN where one of `first` is constant, 0 where one of `second` is."""
+    first, second = (codes.double() - codes.double().mean(dim=0) for codes in (first, second))
+    size, other = first.norm(dim=0), second.norm(dim=0)
+    product = (first * second).sum(dim=0)
+    found = torch.where(other > 0, product / (size * other).clamp_min(1e-300), 0.0)
+    return torch.where(size > 0, found, torch.nan)
+
+
+def _warn(model: PrototypeModel, report: Mapping[str, Any], progress: Progress) -> None:
+    def names(classes: Sequence[int]) -> str:
+        return ", ".join(model.card.classes[c].shown for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
+
+    if report["fallback"]:
+        progress.warn(
+            f"{len(report['fallback'])} classes are augmented by {FALLBACK} instead of {report['kind']}, because their "
+            f"weights nearly cancel: {names(report['fallback'])}."
+        )
+    if report["changed_much"]:
+        progress.warn(
+            f"augmented prototypes of {len(report['changed_much'])} classes are more than {MANY_CHANGES:.0f} times as "
+            f"long as the change they started from: {names(report['changed_much'])}. Their small weights leave much "
+            "to the residual; use them with --form plain."
+        )

@@ -1,0 +1,116 @@
+"""Prototypes of one class: how many, and how stable they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.matching import match_prototypes, split_stability
+from protonmf_cli.maths.nmf import Factors, factorise_group
+from protonmf_cli.maths.qp import fit_heads
+from protonmf_cli.models.part import ClassReading
+from protonmf_cli.options import ConversionOptions
+
+SMALLEST_GAIN = 0.02
+"""Share of the squared size of a class's rows that one more prototype must explain."""
+STABLE = 0.8
+"""Cosine between two halves of the images from which a prototype counts as stable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFactors:
+    """Factors of one class, and what is known about their number and stability."""
+
+    factors: Factors
+    stability: Tensor
+    """(p,) cosine between two halves of the images; NaN where not computed."""
+    curve: tuple[dict[str, Any], ...] = ()
+    """Where the number was chosen, for each number tried: prototypes, feature_relative_error, residual_share,
+    stability."""
+
+
+def factorise_readings(readings: Sequence[ClassReading], rank: int, options: ConversionOptions) -> list[ClassFactors]:
+    """The same number of prototypes for each of several classes, in one batch."""
+    if not readings:
+        return []
+    found = _factorise([reading.rows for reading in readings], rank, readings, options)
+    return [
+        ClassFactors(factors=factors, stability=_stability(reading, factors.basis, options))
+        for reading, factors in zip(readings, found, strict=True)
+    ]
+
+
+def _factorise(
+    rows: Sequence[Tensor], rank: int, readings: Sequence[ClassReading], options: ConversionOptions
+) -> list[Factors]:
+    seeds = [options.seed + reading.class_index for reading in readings]
+    return factorise_group([part.flatten(0, 1) for part in rows], rank, options=options.nmf, seeds=seeds)
+
+
+def half_split(images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two random halves of the numbers below `images`."""
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    return order[: images // 2], order[images // 2 :]
+
+
+def halves_of(reading: ClassReading, rank: int, options: ConversionOptions, seed: int) -> tuple[Tensor, Tensor] | None:
+    """Prototypes of two halves of a class's images; None where a half has too few rows."""
+    one, two = half_split(len(reading.images), seed)
+    if len(one) * reading.rows.shape[1] < rank:
+        return None
+    first, second = (_factorise([reading.rows[half]], rank, [reading], options)[0].basis for half in (one, two))
+    return first, second
+
+
+def _stability(reading: ClassReading, basis: Tensor, options: ConversionOptions) -> Tensor:
+    halves = halves_of(reading, len(basis), options, options.seed) if options.stability else None
+    return torch.full((len(basis),), torch.nan) if halves is None else split_stability(basis, *halves)
+
+
+def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOptions) -> ClassFactors:
+    """The number of prototypes of one class, from a curve.
+
+    One more prototype is added while it explains at least `SMALLEST_GAIN` of the squared size of the rows. Of the
+    numbers tried the largest is taken whose prototypes are stable: the median cosine between two halves of the
+    images is at least `STABLE` (one prototype where none is).
+
+    Args:
+        reading: of the class.
+        vector: (D,) its row of the head.
+        options: limits, factorisation and seed.
+    """
+    most = min(options.max_prototypes, *reading.rows.flatten(0, 1).shape)
+    best: ClassFactors | None = None
+    curve: list[dict[str, Any]] = []
+    for rank in range(1, most + 1):
+        factors = _factorise([reading.rows], rank, [reading], options)[0]
+        halves = halves_of(reading, rank, options, options.seed)
+        median = None if halves is None else float(match_prototypes(*halves)[1].median())
+        curve.append(
+            {
+                "prototypes": rank,
+                "feature_relative_error": factors.error,
+                "residual_share": _own_residual_share(reading.pooled, vector, factors.basis),
+                "stability": median,
+            }
+        )
+        if rank > 1 and curve[-2]["feature_relative_error"] - factors.error < SMALLEST_GAIN:
+            break
+        if best is None or (median is not None and median >= STABLE):
+            stability = torch.full((rank,), torch.nan) if halves is None else split_stability(factors.basis, *halves)
+            best = ClassFactors(factors=factors, stability=stability)
+    if best is None:  # a class has at least one row
+        raise RuntimeError("no number of prototypes was tried")
+    return ClassFactors(factors=best.factors, stability=best.stability, curve=tuple(curve))
+
+
+def _own_residual_share(pooled: Tensor, vector: Tensor, basis: Tensor) -> float:
+    """Median over the class's images of the part of its own logit that eq. 4 leaves to the residual."""
+    row, prototypes = vector.double().cpu().numpy(), basis.double().cpu().numpy()
+    fitted = fit_heads(row[None], [prototypes]).coefficients[0] @ prototypes
+    images = pooled.double().numpy()
+    whole = images @ row
+    return float(np.median(1 - (images @ fitted)[whole != 0] / whole[whole != 0])) if (whole != 0).any() else 0.0
