@@ -13,7 +13,7 @@ from PIL import Image
 from protonmf_cli.cli.app import main
 from protonmf_cli.files.backbones import crop_of
 from protonmf_cli.files.checkpoints import save_checkpoint
-from protonmf_cli.models.backbone import Preprocessing
+from protonmf_cli.models.backbone import ClassName, Preprocessing
 from protonmf_cli.pipelines.classifier_training import train_classifier
 
 LABELS = ("red things", "green things", "blue things", "grey things")
@@ -78,7 +78,7 @@ def make(folder: Path) -> Toy:
         architecture="test_resnet",
         model_args={"output_stride": 16},
         preprocessing=PREPROCESSING,
-        labels=LABELS,
+        classes=tuple(ClassName(label=label) for label in LABELS),
     )
     return Toy(folder=folder, network=folder / "network", data=folder / "data")
 

@@ -15,6 +15,7 @@ from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
 from protonmf_cli.cli.evaluate import evaluate
 from protonmf_cli.cli.explain import explain
+from protonmf_cli.cli.export import export
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import intervene
 from protonmf_cli.errors import InputError, ProtonmfError
@@ -77,7 +78,7 @@ def _root(
 ) -> None: ...
 
 
-for _command in (convert, explain, intervene, evaluate, inspect, demo, doctor):
+for _command in (convert, explain, intervene, evaluate, inspect, export, demo, doctor):
     app.command()(_guarded(_command))
 
 

@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import nn
 
 from protonmf_cli.files.atomic import write_atomically
-from protonmf_cli.models.backbone import Preprocessing
+from protonmf_cli.models.backbone import ClassName, Preprocessing
 
 
 def save_checkpoint(
@@ -19,14 +19,15 @@ def save_checkpoint(
     architecture: str,
     model_args: Mapping[str, Any],
     preprocessing: Preprocessing,
-    labels: Sequence[str],
+    classes: Sequence[ClassName],
 ) -> None:
     """Write `config.json` and `model.safetensors` into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architecture": architecture,
-        "num_classes": len(labels),
-        "label_names": list(labels),
+        "num_classes": len(classes),
+        "label_names": [name.label for name in classes],
+        "label_descriptions": {name.label: name.description for name in classes if name.description},
         "model_args": dict(model_args),
         "pretrained_cfg": {
             "input_size": list(preprocessing.input_size),
@@ -35,7 +36,7 @@ def save_checkpoint(
             "crop_mode": preprocessing.crop_mode,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
-            "num_classes": len(labels),
+            "num_classes": len(classes),
         },
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

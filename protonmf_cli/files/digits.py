@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from protonmf_cli.files.backbones import import_timm
 from protonmf_cli.files.checkpoints import save_checkpoint
-from protonmf_cli.models.backbone import Preprocessing
+from protonmf_cli.models.backbone import ClassName, Preprocessing
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = tuple(ClassName(label=name) for name in NAMES)
 SIDE = 64
 ARCHITECTURE = "test_resnet"
 MODEL_ARGS = {"output_stride": 8}
@@ -69,5 +70,10 @@ def untrained_network(seed: int) -> nn.Module:
 def save_network(folder: Path, network: nn.Module) -> None:
     """Write the trained network as a timm folder."""
     save_checkpoint(
-        folder, network, architecture=ARCHITECTURE, model_args=MODEL_ARGS, preprocessing=PREPROCESSING, labels=NAMES
+        folder,
+        network,
+        architecture=ARCHITECTURE,
+        model_args=MODEL_ARGS,
+        preprocessing=PREPROCESSING,
+        classes=CLASSES,
     )

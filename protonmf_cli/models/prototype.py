@@ -157,6 +157,10 @@ class PrototypeModel:
         ratio = torch.where(weight != 0, share / torch.where(weight != 0, weight, 1.0), 0.0)
         return basis + ratio[:, None] * self.residual[class_index]
 
+    def head_vectors(self) -> Tensor:
+        """(C, D) float64 head rows V_c = sum_j a_cj b_j + R_c, edits included."""
+        return self.dense_weights.double().mT @ self.prototypes.double() + self.residual.double()
+
     def augmented_vectors(self) -> Tensor:
         """(C, D) head rows as sums of augmented prototypes; a class without prototypes keeps its residual whole."""
         vectors = self.residual.clone()

@@ -341,7 +341,7 @@ def test_unreadable_images_are_skipped_named_and_counted(toy, tmp_path):
 
 def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
     target = tmp_path / "m.safetensors"
-    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "-q"]
+    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "--borrow", "1", "-q"]
     slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
     slow += "def late(self, c, part): put(self, c, part); time.sleep(12)\n"
     slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
