@@ -137,7 +137,7 @@ def convert(
             output,
             embed_backbone,
             machine.worker_count(workers),
-            _digest(backbone, images, asdict(options)),
+            digest_of(backbone, images, asdict(options)),
             cache_features,
         )
         if dry_run:
@@ -199,7 +199,7 @@ def _cached_features(job: _Job, shown: Shown) -> "CachedFeatures":
     from protonmf_cli.files.cached_features import CachedFeatures
 
     facts = {"batch_size": job.options.batch_size, "memory": job.options.memory, "seed": job.options.seed}
-    cache = CachedFeatures(job.cache or Path(), _digest(job.backbone, job.images, facts))
+    cache = CachedFeatures(job.cache or Path(), digest_of(job.backbone, job.images, facts))
     if cache:
         shown.note(f"{len(cache)} of {len(job.images.counts)} classes are taken from {job.cache}, without the network")
     return cache
@@ -248,7 +248,7 @@ def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> i
     return min(options.borrow, (classes - 1) * (options.prototypes or options.max_prototypes))
 
 
-def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
+def digest_of(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
     """Of everything that decides the result: shards of another conversion are never mixed in."""
     import hashlib
     import json

@@ -1,5 +1,7 @@
 """protonmf evaluate: is it still the classifier, and how much do the prototypes carry?"""
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -7,9 +9,12 @@ from rich.table import Table
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.errors import GateError
+from protonmf_cli.cli.gates import Gate, check, write_junit
+from protonmf_cli.cli.tables import TableJob, check_names, draw_tables, make_folder, run_tables, show_table, table_json
+from protonmf_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from protonmf_cli.cli.reading import SkipWatch
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Scores
 
@@ -18,6 +23,7 @@ NAMES = {
     "prototype_model": "prototype model",
     "prototypes_only": "prototypes only",
     "residual_only": "residual only",
+    "augmented": "augmented prototypes",
 }
 
 
@@ -27,21 +33,41 @@ def evaluate(
     split: arguments.Split = "val",
     class_map: arguments.ClassMapFile = None,
     class_order: arguments.ClassOrder = False,
+    table: Annotated[list[str] | None, typer.Option("--table", help="A further table: parts, stability, oracle, augmentation, faithfulness, part-quality, pictures, rival. Repeatable.")] = None,
+    figures: Annotated[Path | None, typer.Option("--figures", help="Folder for a figure of each table.")] = None,
+    counts: Annotated[str, typer.Option("--counts", help="Numbers of prototypes per class of the table parts.")] = "1,3,5,10",
+    limit: Annotated[int, typer.Option("--images", min=1, help="Images of the table faithfulness, as many of each class.")] = 96,
+    protopnet: Annotated[Path | None, typer.Option("--protopnet", help="ProtoPNet model file for the table rival.")] = None,
+    parts: Annotated[Path | None, typer.Option("--parts", help="Part annotations (folder or zip of CUB-200-2011's text files) for the table part-quality.")] = None,
+    cache_features: Annotated[Path | None, typer.Option("--cache-features", help="Folder for what the network gave for the training images.")] = None,
+    junit_xml: Annotated[Path | None, typer.Option("--junit-xml", help="Write every gate as a JUnit test case.")] = None,
     min_accuracy: Annotated[float | None, typer.Option("--min-accuracy", min=0, max=1, help="Exit 5 when the prototype model is below.")] = None,
     min_agreement: Annotated[float | None, typer.Option("--min-agreement", min=0, max=1, help="Exit 5 when it agrees less with the black box.")] = None,
-    max_residual_share: Annotated[float | None, typer.Option("--max-residual-share", help="Exit 5 when the residual carries more.")] = None,
+    max_residual_share: Annotated[float | None, typer.Option("--max-residual-share", min=-1e9, max=1, help="Exit 5 when the residual carries more.")] = None,
     max_skipped: arguments.MaxSkipped = 0.01,
     batch_size: arguments.BatchSize = 32,
     workers: arguments.Workers = None,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "float32",
     threads: arguments.Threads = None,
+    seed: arguments.Seed = 0,
     offline: arguments.Offline = False,
     as_json: arguments.Json = False,
+    force: arguments.Force = False,
     quiet: arguments.Quiet = False,
 ) -> None:  # fmt: skip
-    """Measure accuracy, agreement and exactness on labelled images, in one pass."""
+    """Measure accuracy, agreement and exactness on labelled images in one pass; further tables on request."""
+    started = time.monotonic()
     shown = Shown(quiet=quiet)
+    names = table or []
+    check_names(names)
+    wanted_counts = _counts(counts)
+    if junit_xml is not None:
+        from protonmf_cli.files.atomic import check_writable
+
+        check_writable(junit_xml, force)
+    if figures is not None:
+        make_folder(figures)
     from protonmf_cli.cli.opened import open_model
     from protonmf_cli.cli.reading import SkipWatch
 
@@ -49,28 +75,45 @@ def evaluate(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
     from protonmf_cli.files.datasets import ClassMapping, find_images
+    from protonmf_cli.models.results import KeptImages
     from protonmf_cli.pipelines.evaluation import evaluate_model
 
-    images = find_images(data, split, loaded.model.card.classes, ClassMapping(file=class_map, by_order=class_order))
+    mapping = ClassMapping(file=class_map, by_order=class_order)
+    images = find_images(data, split, loaded.model.card.classes, mapping)
     for note in images.notes:
         shown.note(note)
-    watch = SkipWatch()
+    watch, kept = SkipWatch(), KeptImages()
     with shown.progress() as bars:
         bars.stage("evaluating", sum(images.counts.values()))
         batches = watch.over(loaded.reader.batches(images.of(images.files)))
-        scores = evaluate_model(loaded.backbone, loaded.model, batches, images.files, bars)
-    watch.check(max_skipped, scores.images, shown)
+        keep = kept if names else None
+        scores = evaluate_model(loaded.backbone, loaded.model, batches, images.files, bars, keep=keep)
+        gates = _gates(scores, watch, min_accuracy, min_agreement, max_residual_share, max_skipped)
+        if junit_xml is not None:
+            write_junit(junit_xml, gates, time.monotonic() - started)
+            shown.note(f"wrote {junit_xml}")
+        watch.check(max_skipped, scores.images, shown)
+        job = TableJob(
+            loaded=loaded, images=images, kept=kept, counts=wanted_counts, limit=limit, seed=seed, cache=cache_features,
+            rival=protopnet, annotations=parts, figures=figures, bars=bars,
+            find_train=lambda: find_images(data, "train", loaded.model.card.classes, mapping),
+        )  # fmt: skip
+        tables = run_tables(names, job)
     if as_json:
-        shown.json(evaluation_json(loaded.model, scores))
+        shown.json(evaluation_json(loaded.model, scores) | {"tables": {n: table_json(t) for n, t in tables.items()}})
     else:
         _show(loaded.model, scores, shown)
-    _check_gates(scores, min_accuracy, min_agreement, max_residual_share)
+        for made in tables.values():
+            show_table(made, shown)
+    if figures is not None:
+        draw_tables(tables, figures, shown)
+    check(gates)
 
 
 def evaluation_json(model: "PrototypeModel", scores: "Scores") -> dict[str, Any]:
     """`protonmf.evaluation/1`."""
     measured = model.card.measured
-    unknown = {"augmented": None}
+    unknown = {} if "augmented" in scores.accuracy else {"augmented": None}
     return {
         "schema": "protonmf.evaluation/1",
         "images": scores.images,
@@ -104,6 +147,8 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for key, name in NAMES.items():
+        if key not in scores.accuracy:
+            continue
         low, high = scores.intervals["accuracy"][key]
         row = [_percent(scores.accuracy[key]), f"{low:.1%}-{high:.1%}", _percent(scores.agreement.get(key))]
         if partial:
@@ -130,20 +175,27 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
-def _check_gates(
-    scores: "Scores", min_accuracy: float | None, min_agreement: float | None, max_residual_share: float | None
-) -> None:
-    """Raise GateError naming every threshold that was not met."""
-    failed = []
-    accuracy, agreement = scores.accuracy["prototype_model"], scores.agreement["prototype_model"]
-    if min_accuracy is not None and accuracy < min_accuracy:
-        failed.append(f"accuracy {accuracy:.4f} is below --min-accuracy {min_accuracy:g}")
-    if min_agreement is not None and agreement < min_agreement:
-        failed.append(f"agreement {agreement:.4f} is below --min-agreement {min_agreement:g}")
-    if max_residual_share is not None:
-        share = None if scores.logit_share is None else 1 - scores.logit_share
-        if share is None or share > max_residual_share:
-            said = "not defined" if share is None else f"{share:.4f}"
-            failed.append(f"residual share {said} is above --max-residual-share {max_residual_share:g}")
-    if failed:
-        raise GateError("; ".join(failed) + ".")
+def _gates(
+    scores: "Scores",
+    watch: "SkipWatch",
+    min_accuracy: float | None,
+    min_agreement: float | None,
+    max_residual_share: float | None,
+    max_skipped: float,
+) -> list[Gate]:
+    """The thresholds that were given, with what was measured; --max-skipped always counts."""
+    skipped = len(watch.skipped)
+    measured = {
+        "min-accuracy": (min_accuracy, scores.accuracy["prototype_model"]),
+        "min-agreement": (min_agreement, scores.agreement["prototype_model"]),
+        "max-residual-share": (max_residual_share, None if scores.logit_share is None else 1 - scores.logit_share),
+        "max-skipped": (max_skipped, skipped / (scores.images + skipped)),
+    }
+    return [Gate(name=n, limit=limit, value=value) for n, (limit, value) in measured.items() if limit is not None]
+
+
+def _counts(words: str) -> tuple[int, ...]:
+    found = [word.strip() for word in words.split(",")]
+    if not all(word.isdecimal() and int(word) for word in found):
+        raise UsageError(f"--counts {words!r} is not a list of numbers from 1, e.g. 1,3,5,10.")
+    return tuple(sorted({int(word) for word in found}))

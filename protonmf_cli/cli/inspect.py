@@ -1,5 +1,6 @@
 """protonmf inspect: what is in a model file."""
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
@@ -16,6 +18,10 @@ def inspect(
     file: Annotated[Path | None, typer.Argument(help="Prototype model file. Default: as --model.")] = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Picture of the curves by which numbers of prototypes were chosen.")
+    ] = None,
+    force: arguments.Force = False,
     as_json: arguments.Json = False,
     quiet: arguments.Quiet = False,
 ) -> None:
@@ -26,6 +32,8 @@ def inspect(
 
     found, network = load_model(path)
     chosen = None if class_name is None else found.find_class(class_name)
+    if png is not None:
+        _draw_curves(found, path, png, force, shown)
     facts = inspection_json(path, found, embedded=network is not None, class_index=chosen)
     if as_json:
         shown.json(facts)
@@ -33,8 +41,24 @@ def inspect(
         _show(facts, shown)
 
 
+def _draw_curves(model: "PrototypeModel", path: Path, png: Path, force: bool, shown: Shown) -> None:
+    from protonmf_cli.files.atomic import check_writable, write_atomically
+    from protonmf_cli.pictures.table import curves_png
+
+    curves = model.card.measured.get("curves")
+    if not curves:
+        raise InputError(f"{path} has no curves: its numbers of prototypes were given. Convert with -p auto.")
+    check_writable(png, force)
+    names = {c: model.card.classes[int(c)].shown for c in curves}
+    chosen = {c: len(model.own(int(c))) for c in curves}
+    write_atomically(png, curves_png(curves, names, chosen))
+    shown.note(f"wrote {png}")
+
+
 def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, class_index: int | None) -> dict[str, Any]:
     """`protonmf.inspection/1`: the card, counts, and each class's prototypes."""
+    from protonmf_cli.models.prototype import is_unstable
+
     card = model.card
     listed = model.active_classes.tolist() if class_index is None else [class_index]
     return {
@@ -48,6 +72,8 @@ def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, clas
         "classes_with_prototypes": len(model.active_classes),
         "prototypes": len(model.prototypes),
         "examples": len(model.examples.prototype),
+        "augmented": model.is_augmented,
+        "unstable": sum(is_unstable(model.stability(j)) for j in range(len(model.prototypes))),
         "card": {key: value for key, value in card.as_json().items() if key != "classes"},
         "per_class": [_class_json(model, c) for c in listed],
     }
@@ -88,6 +114,16 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
     }
 
 
+def _stability_words(facts: dict[str, Any]) -> str:
+    known = [value for value in facts["card"]["measured"].get("stability", []) if value is not None]
+    if not known:
+        return "not measured"
+    return (
+        f"{statistics.median(known):.2f} median cosine between halves of the images, {facts['unstable']} prototypes "
+        f"are unstable"
+    )
+
+
 def _show(facts: dict[str, Any], shown: Shown) -> None:
     card = facts["card"]
     readout, measured, data = card["readout"], card["measured"], card["data"]
@@ -105,6 +141,7 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
         f"agreement {measured['agreement']:.2%}",
         "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
         "(on the images converted)",
+        "stability": _stability_words(facts),
         "residual share": "not defined for one class" if share is None else f"{share:.0%} of the logit (median)",
         "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
         "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
@@ -118,6 +155,9 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
     if len(facts["per_class"]) == 1:
         for row in facts["per_class"][0]["prototypes"]:
             sources = ", ".join(example["source"] for example in row["examples"][:3])
+            owner = "" if row["owner_label"] == facts["per_class"][0]["label"] else f" of {row['owner_label']}"
+            flag = " (unstable)" if row["unstable"] else ""
             shown.out.print(
-                f"  prototype {row['prototype']}: weight {row['weight']:+.3f}, seen most in {sources}", markup=False
+                f"  prototype {row['prototype']}{owner}{flag}: weight {row['weight']:+.3f}, seen most in {sources}",
+                markup=False,
             )

@@ -39,6 +39,12 @@ class ImageFile:
     class_index: int
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, without decoding it."""
+    with Image.open(path, formats=FORMATS) as picture:
+        return picture.size
+
+
 def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
     """Decode one image as timm does for colour, but refuse what is dangerous and scale what it would clip.
 

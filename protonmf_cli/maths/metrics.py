@@ -57,3 +57,14 @@ def bootstrap_interval(values: np.ndarray, *, seed: int, draws: int = 1000) -> t
     means = np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(draws)])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def median_interval(values: Tensor, *, seed: int, draws: int = 1000) -> list[float] | None:
+    """95 % percentile bootstrap interval of the median over the defined values; None when there is none."""
+    defined = values[values.isfinite()].double().numpy()
+    if not len(defined):
+        return None
+    generator = np.random.default_rng(seed)
+    drawn = defined[generator.integers(0, len(defined), (draws, len(defined)))]
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return [float(low), float(high)]

@@ -155,3 +155,67 @@ class Scores:
     """class -> images, black_box, prototype_model, prototypes_only"""
     intervals: dict[str, Any] = field(default_factory=dict)
     """The keys of the means over images, with [low, high]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of a table."""
+
+    key: str
+    """Of the rows; `key + "_interval"` holds [low, high] where there is one."""
+    heading: str
+    kind: str = "number"
+    """percent, number, count or text: how it is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """How a table is drawn: one line or group of bars per column."""
+
+    x: str
+    """Key of the horizontal axis."""
+    lines: tuple[str, ...]
+    """Keys of the columns drawn."""
+    y: str
+    """Name of the vertical axis."""
+    bars: bool = False
+    by: str | None = None
+    """Key whose values make separate lines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One of the tables of `evaluate`, ready for the terminal, JSON and a figure."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[dict[str, Any], ...]
+    charts: tuple[Chart, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know to read the numbers."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Figures that are not rows; for the JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One picture of a sheet."""
+
+    crop: np.ndarray
+    """(height, width, channels) uint8"""
+    maps: tuple[np.ndarray, ...] = ()
+    """(h, w) each; none shows the crop alone."""
+    style: str = "composite"
+    """composite: one colour per map; heat: one map >= 0; signed: one map, red for and blue against."""
+    caption: str = ""
+
+
+@dataclass(kw_only=True)
+class KeptImages:
+    """What tables need of the labelled images of an evaluation: gathered in its one pass."""
+
+    pooled: list[Any] = field(default_factory=list)
+    """(B, D) float32 pooled rows, batch by batch."""
+    target: list[Any] = field(default_factory=list)
+    """(B,) int64 classes."""

@@ -54,7 +54,7 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):
         _prototype_row(figure, grid, row, explanation, contribution)
-    return _png(figure)
+    return as_png(figure)
 
 
 def strongest(contributions: Sequence[Contribution], top: int) -> list[Contribution]:
@@ -211,7 +211,8 @@ def _frame(axes: Axes, shade: str) -> None:
         spine.set_linewidth(3)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})

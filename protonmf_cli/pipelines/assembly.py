@@ -240,6 +240,8 @@ class _Gathered:
         self.parts.append((examples, order))
 
     def examples(self) -> Examples:
+        if not any(part.crops for part, _ in self.parts):
+            return _no_examples()
         prototype, crop, blob, sources = [], [], [], []
         first, end = 0, 0
         for part, order in self.parts:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.augment import residual_shares
+from protonmf_cli.maths.augment import AUGMENTATIONS, residual_shares
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.part import ClassPart
 from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Chart, Column, Table
 from protonmf_cli.options import Augment
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -51,7 +52,7 @@ def augment_model(
     return replace(augmented, card=card)
 
 
-def class_shares(model: PrototypeModel, kind: Augment, entries: Sequence[int], sample: Tensor) -> tuple[Tensor, bool]:
+def class_shares(model: PrototypeModel, kind: str, entries: Sequence[int], sample: Tensor) -> tuple[Tensor, bool]:
     """Shares (s,) of one class's entries, and whether the rule had to give way to `FALLBACK`."""
     basis = model.prototypes[model.weights.prototype[list(entries)]].double()
     weights = model.weights.value[list(entries)].double()
@@ -123,3 +124,52 @@ def _warn(model: PrototypeModel, report: Mapping[str, Any], progress: Progress) 
             f"long as the change they started from: {names(report['changed_much'])}. Their small weights leave much "
             "to the residual; use them with --form plain."
         )
+
+
+def augmentation_table(model: PrototypeModel, rows: Mapping[int, Tensor]) -> Table:
+    """Every rule on one model: how far prototypes move, and whether their maps still show the same places.
+
+    Args:
+        model: prototypes and head; its own shares are left alone.
+        rows: class -> (n, T, D) clipped placed rows of images.
+    """
+    found = []
+    for kind in AUGMENTATIONS:
+        shares = model.weights.residual_share.clone()
+        fallback = 0
+        for class_index, sample in rows.items():
+            entries = model.entries(class_index)
+            shares[entries], fell_back = class_shares(model, kind, entries, sample)
+            fallback += fell_back
+        augmented = replace(model, weights=replace(model.weights, residual_share=shares))
+        report = augmentation_report(augmented, rows)
+        found.append(
+            {
+                "rule": kind,
+                "classes": len(rows),
+                "fallback": fallback,
+                "change": report["change"]["median"],
+                "largest_change": report["change"]["largest"],
+                "presence_correlation": report["presence_correlation"],
+                "presence_correlation_low": report["presence_correlation_low"],
+            }
+        )
+    return Table(
+        name="augmentation",
+        title="augmented against original prototypes",
+        columns=(
+            Column(key="rule", heading="rule", kind="text"),
+            Column(key="classes", heading="classes", kind="count"),
+            Column(key="fallback", heading="fell back", kind="count"),
+            Column(key="change", heading="change, median"),
+            Column(key="largest_change", heading="largest"),
+            Column(key="presence_correlation", heading="map correlation"),
+            Column(key="presence_correlation_low", heading="10 % quantile"),
+        ),
+        rows=tuple(found),
+        charts=(Chart(x="rule", lines=("presence_correlation", "change"), y="", bars=True),),
+        notes=(
+            "change: length of b~ - b where b has length 1; correlation: of presence maps, median over prototypes",
+            f"a class whose weights nearly cancel falls back from a rule to {FALLBACK}",
+        ),
+    )

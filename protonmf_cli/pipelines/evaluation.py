@@ -11,7 +11,7 @@ from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_s
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts
-from protonmf_cli.models.results import Scores
+from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 BLACK_BOX = "black_box"
@@ -36,6 +36,8 @@ def evaluate_model(
     batches: Iterable[ImageBatch],
     present: Iterable[int],
     progress: Progress = SILENT,
+    *,
+    keep: KeptImages | None = None,
 ) -> Scores:
     """Accuracy, agreement, exactness and logit share in one pass.
 
@@ -44,12 +46,14 @@ def evaluate_model(
         model: prototypes and head.
         batches: labelled images.
         present: classes among the images, for the restricted figures.
+        keep: takes what further tables need.
 
     Raises:
         InputError: no image could be read.
     """
     moved = model.to(backbone.device, backbone.dtype)
     among = torch.tensor(sorted(present), device=backbone.device)
+    augmented = moved.augmented_vectors() if model.is_augmented else None
     tops, targets, shares = _Tops(), [], []
     worst = worst_relative = 0.0
     for batch in batches:
@@ -57,13 +61,20 @@ def evaluate_model(
         if not batch.sources:
             continue
         reading = backbone.read(batch.crops)
-        parts = logit_parts(moved, reading.rows.sum(dim=1))
+        pooled = reading.rows.sum(dim=1)
+        parts = logit_parts(moved, pooled)
         difference = float((parts.logits - reading.logits).abs().max())
         worst = max(worst, difference)
         worst_relative = max(worst_relative, difference / float(reading.logits.std()))
         target = torch.full((len(batch.sources),), batch.class_index)
-        tops.add(_answers(reading.logits, parts), among)
+        answers = _answers(reading.logits, parts)
+        if augmented is not None:
+            answers["augmented"] = pooled @ augmented.mT + moved.bias
+        tops.add(answers, among)
         targets.append(target)
+        if keep is not None:
+            keep.pooled.append(pooled.float().cpu())
+            keep.target.append(target)
         only = (parts.prototypes + parts.bias).cpu()
         shares.append(logit_share(only, parts.logits.cpu(), target, model.active_classes))
     if not targets:

@@ -1,0 +1,282 @@
+"""The further tables of `evaluate`: what each one needs, and how it is shown."""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.cli.console import Bars, Shown
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.options import ConversionOptions, NmfOptions
+
+if TYPE_CHECKING:
+    from protonmf_cli.files.datasets import LabelledImages
+    from protonmf_cli.library import Loaded
+    from protonmf_cli.models.images import ImageSource
+    from protonmf_cli.models.part import ClassReading
+    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.results import Column, KeptImages, Table
+
+
+@dataclass(kw_only=True)
+class TableJob:
+    """Everything a table can ask for; what is costly is made when it is first used."""
+
+    loaded: "Loaded"
+    images: "LabelledImages"
+    """Labelled images of the evaluation."""
+    find_train: Callable[[], "LabelledImages"]
+    kept: "KeptImages"
+    counts: tuple[int, ...]
+    limit: int
+    """Images of tables that run the network many times per image."""
+    seed: int
+    cache: Path | None
+    rival: Path | None
+    """A ProtoPNet file to compare with."""
+    annotations: Path | None
+    """Part annotations in the format of CUB-200-2011."""
+    figures: Path | None
+    bars: Bars
+
+    @property
+    def model(self) -> "PrototypeModel":
+        return self.loaded.model
+
+    @cached_property
+    def options(self) -> ConversionOptions:
+        """As the model was converted."""
+        return options_of(self.model)
+
+    @cached_property
+    def train(self) -> "LabelledImages":
+        return self.find_train()
+
+    def readings(self) -> Iterator["ClassReading"]:
+        """The training images as the network reads them, class after class."""
+        from protonmf_cli.files.images import encode_jpeg
+        from protonmf_cli.pipelines.conversion import ConversionImages, read_classes
+
+        images = self.train
+        source = ConversionImages(
+            counts=images.counts, open=lambda c: self.loaded.reader.batches(images.of(c)), encode=encode_jpeg
+        )
+        known = None if self.cache is None else self._cached(self.cache, images)
+        self.bars.stage("reading the training images", sum(images.counts.values()))
+        return read_classes(self.loaded.backbone, source, list(images.counts), self.bars, known=known)
+
+    def _cached(self, folder: Path, images: "LabelledImages") -> MutableMapping[int, "ClassReading"]:
+        from protonmf_cli.cli.convert import digest_of
+        from protonmf_cli.files.cached_features import CachedFeatures
+
+        return CachedFeatures(folder, digest_of(self.loaded.backbone, images, {"evaluation": 1}))
+
+    def few(self) -> "LabelledImages":
+        """About `limit` images, as many of each class."""
+        per_class = max(1, -(-self.limit // len(self.images.counts)))
+        return self.images.limited(per_class, self.seed)
+
+
+def options_of(model: "PrototypeModel") -> ConversionOptions:
+    """The options a model was converted with."""
+    stored = dict(model.card.options)
+    stored["nmf"] = NmfOptions(**stored["nmf"])
+    return replace(ConversionOptions(**stored), group=1)
+
+
+def _parts(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.sweep import convert_with_counts, parts_table
+
+    models = convert_with_counts(job.loaded.backbone, job.readings(), job.options, job.counts, job.bars)
+    return (parts_table(models, job.kept, job.seed),)
+
+
+def _stability(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.stability import stability_table
+
+    return (stability_table(job.model, job.readings(), job.options),)
+
+
+def _oracle(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.oracle import oracle_table
+
+    return (oracle_table(job.model, job.kept, job.seed),)
+
+
+def _augmentation(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.augmentation import augmentation_table
+
+    rows = {
+        reading.class_index: reading.rows[:SAMPLE].cpu()
+        for reading in job.readings()
+        if job.model.entries(reading.class_index) and len(reading.images)
+    }
+    return (augmentation_table(job.model, rows),)
+
+
+SAMPLE = 16
+"""Training images of each class on which augmented maps are compared."""
+
+
+def _faithfulness(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.faithfulness import faithfulness_tables
+
+    few = job.few()
+    job.bars.stage("deleting and inserting pixels", sum(few.counts.values()))
+    batches = job.loaded.reader.batches(few.of(few.files))
+    return faithfulness_tables(job.loaded.backbone, job.model, batches, seed=job.seed, progress=job.bars)
+
+
+def _part_quality(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.part_quality import part_quality_table
+
+    annotations = None if job.annotations is None else _annotations(job)
+    names, locate = ((), None) if annotations is None else annotations
+    job.bars.stage("looking for parts", sum(job.images.counts.values()))
+    table = part_quality_table(
+        job.loaded.backbone,
+        job.model,
+        job.loaded.reader.batches(job.images.of(job.images.files)),
+        parts=len(names),
+        locate=locate,
+        seed=job.seed,
+        progress=job.bars,
+    )
+    return (replace(table, facts={"parts": list(names), **table.facts}),)
+
+
+def _annotations(job: TableJob) -> tuple[tuple[str, ...], Callable[["ImageSource"], Any]]:
+    """Names of the parts, and where they are in the crop of an image."""
+    from protonmf_cli.files.images import size_of
+    from protonmf_cli.files.part_annotations import points_in_crop, read_part_annotations
+
+    found = read_part_annotations(job.annotations or Path())
+    where = {file.name: file.path for files in job.images.files.values() for file in files}
+
+    def locate(source: "ImageSource") -> Any:
+        points = found.of(str(where[source.path]))
+        return None if points is None else points_in_crop(size_of(where[source.path]), points, job.loaded.reader.crop)
+
+    return found.names, locate
+
+
+def _rival(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.files.store import load_model
+    from protonmf_cli.pipelines.rival import check_rival, rival_table
+
+    if job.rival is None:
+        raise UsageError("--table rival compares with a ProtoPNet: give its file with --protopnet.")
+    rival, _ = load_model(job.rival)
+    check_rival(job.model, rival, str(job.rival))
+    return (rival_table(job.model, rival, job.readings(), job.options, job.seed),)
+
+
+def _pictures(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.files.atomic import write_atomically
+    from protonmf_cli.pictures.panels import panels_png
+    from protonmf_cli.pipelines.gallery import gallery_panels
+    from protonmf_cli.pipelines.sweep import convert_with_counts
+
+    if job.figures is None:
+        raise UsageError("--table pictures draws pictures: give a folder for them with --figures.")
+    models = convert_with_counts(job.loaded.backbone, job.readings(), job.options, job.counts, job.bars)
+    few = job.images.limited(1, job.seed)
+    crops = [
+        (batch.crops[0], batch.class_index)
+        for batch in job.loaded.reader.batches(few.of(few.files))
+        if len(batch.crops)
+    ]
+    table, sheets = gallery_panels(job.loaded.backbone, job.model, models, crops[:MOST_PICTURES])
+    for name, rows in sheets.items():
+        write_atomically(job.figures / f"{name}.png", panels_png(rows))
+    return (table,)
+
+
+MOST_PICTURES = 6
+"""Images in a sheet of pictures, each of another class."""
+
+TABLES: dict[str, Callable[[TableJob], tuple["Table", ...]]] = {
+    "parts": _parts,
+    "stability": _stability,
+    "oracle": _oracle,
+    "augmentation": _augmentation,
+    "faithfulness": _faithfulness,
+    "part-quality": _part_quality,
+    "pictures": _pictures,
+    "rival": _rival,
+}
+
+
+def check_names(names: list[str]) -> None:
+    """Refuse a table that there is not.
+
+    Raises:
+        UsageError: naming those there are.
+    """
+    for name in names:
+        if name not in TABLES:
+            raise UsageError(f"--table {name} is not one of {', '.join(TABLES)}.")
+
+
+def run_tables(names: list[str], job: TableJob) -> dict[str, "Table"]:
+    """Make the tables in order; a table asked for twice is made once."""
+    return {table.name: table for name in dict.fromkeys(names) for table in TABLES[name](job)}
+
+
+def table_json(table: "Table") -> dict[str, Any]:
+    """One entry of `tables`."""
+    return {"title": table.title, "rows": list(table.rows), "notes": list(table.notes), **table.facts}
+
+
+def show_table(table: "Table", shown: Shown) -> None:
+    """A table on the terminal, intervals in brackets."""
+    from rich.table import Table as RichTable
+
+    grid = RichTable(box=None, pad_edge=False, header_style="dim", title=table.title, title_justify="left")
+    for column in table.columns:
+        grid.add_column(column.heading, justify="left" if column.kind == "text" else "right")
+    spans = sum(f"{column.key}_interval" in table.rows[0] for column in table.columns)
+    for row in table.rows:
+        grid.add_row(*(_cell(column, row, spans <= MOST_INTERVALS) for column in table.columns))
+    shown.out.print()
+    shown.out.print(grid)
+    for note in table.notes:
+        shown.out.print(note, style="dim", markup=False)
+
+
+MOST_INTERVALS = 4
+"""Columns with intervals that fit on a terminal; of a wider table --json and the figure have them."""
+
+
+def _cell(column: "Column", row: dict[str, Any], with_interval: bool) -> str:
+    value = row.get(column.key)
+    if value is None:
+        return ""
+    write = {"percent": "{:.1%}", "number": "{:.3f}", "count": "{:d}", "text": "{}"}[column.kind].format
+    span = row.get(f"{column.key}_interval")
+    return write(value) if not span or not with_interval else f"{write(value)} ({write(span[0])}, {write(span[1])})"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for figures before any work.
+
+    Raises:
+        InputError: it is a file, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise InputError(f"the folder {folder} of --figures cannot be made: {failure.strerror}.") from failure
+
+
+def draw_tables(tables: dict[str, "Table"], folder: Path, shown: Shown) -> None:
+    """Each table as `FOLDER/NAME.png`."""
+    from protonmf_cli.files.atomic import write_atomically
+    from protonmf_cli.pictures.table import table_png
+
+    for name, table in tables.items():
+        if not table.charts:
+            continue
+        write_atomically(folder / f"{name}.png", table_png(table))
+        shown.note(f"wrote {folder / f'{name}.png'}")

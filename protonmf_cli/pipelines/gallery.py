@@ -1,0 +1,121 @@
+"""Pictures that go with the tables: the paper's Figures 4, 7 and 8 on the user's own images."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.maths.nnls import nonnegative_codes
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Column, Panel, Table
+from protonmf_cli.options import Augment
+from protonmf_cli.pipelines.augmentation import class_shares
+from protonmf_cli.pipelines.explanation import explain_image
+
+SHOWN = 3
+"""Prototypes drawn one by one."""
+SHEETS = {
+    "prototypes_by_count": "all own prototypes in one image, one colour each, for several numbers of them (Figure 4)",
+    "augmented_maps": "presence of original and augmented prototypes (Figure 7)",
+    "reasoning": "the class's evidence in the black box, and what the prototypes make of it (Figure 8)",
+}
+
+
+def gallery_panels(
+    backbone: Backbone,
+    model: PrototypeModel,
+    by_count: Mapping[int, PrototypeModel],
+    images: Sequence[tuple[Tensor, int]],
+) -> tuple[Table, dict[str, list[list[Panel]]]]:
+    """Sheets of panels, and the table that lists them.
+
+    Args:
+        backbone, model: network and prototypes.
+        by_count: number of prototypes -> model.
+        images: crops and their classes.
+
+    Raises:
+        InputError: rows have no place.
+    """
+    if backbone.readout.grid is None:
+        raise InputError(f"the head of {backbone.source.name} is read through one row per image: there are no maps.")
+    shown = [(crop, c) for crop, c in images if model.own(c)]
+    if not shown:
+        raise InputError("none of the images is of a class with prototypes.")
+    sheets = {
+        "prototypes_by_count": [_counts_row(backbone, by_count, crop, c) for crop, c in shown],
+        "augmented_maps": [_augmented_row(backbone, model, crop, c) for crop, c in shown],
+        "reasoning": [_reasoning_row(backbone, model, crop, c) for crop, c in shown],
+    }
+    table = Table(
+        name="pictures",
+        title="pictures",
+        columns=(Column(key="file", heading="file", kind="text"), Column(key="shows", heading="shows", kind="text")),
+        rows=tuple({"file": f"{name}.png", "shows": text} for name, text in SHEETS.items()),
+        charts=(),
+    )
+    return table, sheets
+
+
+def _pixels(crop: Tensor) -> np.ndarray:
+    return crop.permute(1, 2, 0).numpy()
+
+
+def _placed(backbone: Backbone, crop: Tensor) -> Tensor:
+    return backbone.read(crop[None]).rows[0, : backbone.readout.places].cpu().double()
+
+
+def _presence(backbone: Backbone, rows: Tensor, basis: Tensor) -> tuple[np.ndarray, ...]:
+    codes = nonnegative_codes(rows.clamp_min(0), basis.double())
+    return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in codes.T)
+
+
+def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop: Tensor, c: int) -> list[Panel]:
+    rows, pixels = _placed(backbone, crop), _pixels(crop)
+    panels = [Panel(crop=pixels, caption=backbone.classes[c].shown)]
+    for count, model in by_count.items():
+        own = model.own(c)
+        if own:
+            maps = _presence(backbone, rows, model.prototypes[own])
+            panels.append(Panel(crop=pixels, maps=maps, caption=f"p = {count}"))
+    return panels
+
+
+def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: int) -> list[Panel]:
+    rows, pixels = _placed(backbone, crop), _pixels(crop)
+    entries = model.entries(c)
+    kind: Augment = "min-norm"
+    shares, _ = class_shares(model, kind, entries, rows[None].clamp_min(0))
+    weights = model.weights.value[entries]
+    basis = model.prototypes[model.weights.prototype[entries]]
+    ratio = torch.where(weights != 0, shares / torch.where(weights != 0, weights, 1.0), 0.0)
+    augmented = basis + ratio[:, None] * model.residual[c]
+    panels = [Panel(crop=pixels, caption=backbone.classes[c].shown)]
+    pairs = zip(_presence(backbone, rows, basis), _presence(backbone, rows, augmented), strict=True)
+    for number, (before, after) in enumerate(list(pairs)[:SHOWN], start=1):
+        panels.append(Panel(crop=pixels, maps=(before,), style="heat", caption=f"prototype {number}"))
+        panels.append(Panel(crop=pixels, maps=(after,), style="heat", caption="augmented"))
+    return panels
+
+
+def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: int) -> list[Panel]:
+    found = explain_image(backbone, model, crop, image="", model_name="", class_index=c, form="plain")
+    rows, pixels = _placed(backbone, crop), _pixels(crop)
+    evidence = (rows @ model.head_vectors()[c]).reshape(backbone.readout.grid or (1, 1)).numpy()
+    panels = [
+        Panel(crop=pixels, caption=backbone.classes[c].shown),
+        Panel(crop=pixels, maps=(evidence,), style="signed", caption=f"black box {found.logit:+.1f}"),
+    ]
+    strongest = sorted(found.contributions, key=lambda part: -abs(part.contribution))[:SHOWN]
+    for part in strongest:
+        name = f"{part.owner_name} {part.prototype}" if part.owner_index != c else f"prototype {part.prototype}"
+        caption = f"{name} {part.contribution:+.1f}"
+        panels.append(Panel(crop=pixels, maps=(part.maps["contribution"],), style="signed", caption=caption))
+    rest = found.logit - found.bias - found.residual - sum(part.contribution for part in strongest)
+    caption = f"residual {found.residual:+.1f}, rest {rest + found.bias:+.1f}"
+    maps = () if found.residual_map is None else (found.residual_map,)
+    panels.append(Panel(crop=pixels, maps=maps, style="signed", caption=caption))
+    return panels
