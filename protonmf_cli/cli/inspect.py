@@ -119,8 +119,8 @@ def _stability_words(facts: dict[str, Any]) -> str:
     if not known:
         return "not measured"
     return (
-        f"{statistics.median(known):.2f} median cosine between halves of the images, {facts['unstable']} prototypes "
-        f"are unstable"
+        f"median cosine {statistics.median(known):.2f} between halves of the images, {facts['unstable']} of "
+        f"{len(known)} prototypes unstable"
     )
 
 

@@ -20,7 +20,7 @@ def table_png(table: Table) -> bytes:
     """
     curves: list[dict[str, Any]] = table.facts.get("curves") or []
     count = len(table.charts) + (2 if curves else 0)
-    figure = Figure(figsize=(5.2 * count, 4.1), dpi=DOTS_PER_INCH)
+    figure = Figure(figsize=(max(7.5, 5.2 * count), 4.1), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     figure.suptitle(table.title, fontsize=12, weight="bold", x=0.012, ha="left")
     axes = figure.subplots(1, count, squeeze=False)[0]
@@ -102,7 +102,7 @@ def curves_png(curves: dict[str, Any], names: dict[str, str], chosen: dict[str, 
     """
     keys = {
         "feature_relative_error": "squared relative error of the rows",
-        "residual_share": "residual share of the own logit (eq. 4)",
+        "residual_share": "residual share (eq. 4)",
         "stability": "median cosine between halves",
     }
     figure = Figure(figsize=(5.2 * len(keys), 4.3), dpi=DOTS_PER_INCH)

@@ -108,9 +108,9 @@ def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOpti
 
 
 def _own_residual_share(pooled: Tensor, vector: Tensor, basis: Tensor) -> float:
-    """Median over the class's images of the part of its own logit that eq. 4 leaves to the residual."""
+    """Median over the class's images of |x.R| / (|x.R| + |x.aB|) with the coefficients of eq. 4."""
     row, prototypes = vector.double().cpu().numpy(), basis.double().cpu().numpy()
     fitted = fit_heads(row[None], [prototypes]).coefficients[0] @ prototypes
     images = pooled.double().numpy()
-    whole = images @ row
-    return float(np.median(1 - (images @ fitted)[whole != 0] / whole[whole != 0])) if (whole != 0).any() else 0.0
+    explained, left = np.abs(images @ fitted), np.abs(images @ (row - fitted))
+    return float(np.median(left / np.maximum(explained + left, np.finfo(np.float64).tiny)))
