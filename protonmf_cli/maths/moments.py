@@ -27,7 +27,7 @@ class Moments:
         pooled = pooled.double()
         self.count += len(pooled)
         self.total += pooled.sum(dim=0)
-        self.products += pooled.mT @ pooled
+        self.products.addmm_(pooled.mT, pooled)
 
     @property
     def mean(self) -> Tensor:
@@ -62,21 +62,28 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How much a difference of two head rows matters on images: ||d . root||^2 = variance of x . d."""
+    """How much a difference d of two head rows matters: ||project(d)||^2 = variance of x . d over weighted images."""
 
-    root: Tensor
-    """(D, F) float64"""
+    shared: Tensor
+    """(D, r) float64, the part of all images; the same for every class."""
+    extra: Tensor
+    """(D, e) float64, the part of one class."""
     mean: Tensor
     """(D,) float64, the mean pooled row under the same weights."""
 
+    def project(self, vectors: Tensor) -> Tensor:
+        """(m, D) vectors as (m, r + e) features whose inner products are weighted covariances."""
+        return torch.cat([vectors @ self.shared, vectors @ self.extra], dim=1)
 
-def class_metric(root: Tensor, mean: Tensor, pooled: Tensor, own_weight: float, *, rank: int | None = None) -> Metric:
+
+def class_metric(shared: Tensor, mean: Tensor, pooled: Tensor, own_weight: float, *, rank: int | None = None) -> Metric:
     """The images of all classes with weight 1 - w, and those of one class with weight w on top.
 
     The covariance of the mixture is (1 - w) S + w S_c + w (1 - w) (m_c - m)(m_c - m)^T.
 
     Args:
-        root, mean: H (D, r) and m (D,) over all images.
+        shared: sqrt(1 - w) H (D, r) with H H^T = S, the covariance over all images.
+        mean: m (D,) over all images.
         pooled: (n, D) pooled rows of the class.
         own_weight: w in [0, 1].
         rank: keep only so many leading directions of the class's own covariance (enough to choose by).
@@ -88,5 +95,5 @@ def class_metric(root: Tensor, mean: Tensor, pooled: Tensor, own_weight: float, 
         values, vectors = torch.linalg.eigh(centred.mT @ centred)
         centred = centred @ vectors[:, values.argsort(descending=True)[:rank]]
     shift = (own_mean - mean)[:, None]
-    parts = [(1 - own_weight) ** 0.5 * root, own_weight**0.5 * centred, (own_weight * (1 - own_weight)) ** 0.5 * shift]
-    return Metric(root=torch.cat(parts, dim=1), mean=(1 - own_weight) * mean + own_weight * own_mean)
+    extra = torch.cat([own_weight**0.5 * centred, (own_weight * (1 - own_weight)) ** 0.5 * shift], dim=1)
+    return Metric(shared=shared, extra=extra, mean=(1 - own_weight) * mean + own_weight * own_mean)

@@ -9,7 +9,9 @@ DEPENDENT = 1e-3
 """Share of a vector's length that must be new for it to be chosen."""
 
 
-def choose_support(features: Tensor, target: Tensor, given: Sequence[int], count: int) -> list[int]:
+def choose_support(
+    features: Tensor, target: Tensor, given: Sequence[int], count: int, *, sizes: Tensor | None = None
+) -> list[int]:
     """Add up to `count` vectors to a support, each the one that lowers the squared error of the best fit most.
 
     Orthogonal least squares: what is chosen already is projected out of every candidate, so a candidate is
@@ -21,6 +23,7 @@ def choose_support(features: Tensor, target: Tensor, given: Sequence[int], count
         target: (F,) to be fitted.
         given: vectors that are in the support already.
         count: how many to add at most; vectors that depend on the support are never added.
+        sizes: (P,) squared lengths of the candidates, where they are known.
 
     Returns:
         The added indices, in the order of choice.
@@ -30,7 +33,7 @@ def choose_support(features: Tensor, target: Tensor, given: Sequence[int], count
     >>> choose_support(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]), [0], 1)
     [2]
     """
-    size = features.square().sum(dim=1)
+    size = torch.linalg.vector_norm(features, dim=1).square() if sizes is None else sizes
     taken = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     taken[list(given)] = True
     basis = _orthonormal(features[list(given)])

@@ -157,6 +157,12 @@ class PrototypeModel:
         ratio = torch.where(weight != 0, share / torch.where(weight != 0, weight, 1.0), 0.0)
         return basis + ratio[:, None] * self.residual[class_index]
 
+    def head_vector(self, class_index: int) -> Tensor:
+        """(D,) V_c of one class, edits included."""
+        entries = self.entries(class_index)
+        own = self.weights.value[entries] @ self.prototypes[self.weights.prototype[entries]]
+        return own + self.residual[class_index]
+
     def head_vectors(self) -> Tensor:
         """(C, D) float64 head rows V_c = sum_j a_cj b_j + R_c, edits included."""
         return self.dense_weights.double().mT @ self.prototypes.double() + self.residual.double()

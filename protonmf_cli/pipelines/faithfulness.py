@@ -24,7 +24,7 @@ from protonmf_cli.pipelines.progress import SILENT, Progress
 STEPS = 14
 BLUR = 31
 """Pixels of the box blur that insertion starts from."""
-OURS, RANDOM, GRAD_CAM = "prototypes", "random order", "Grad-CAM"
+OURS, PLAIN, RANDOM, GRAD_CAM = "augmented prototypes", "prototypes alone", "random order", "Grad-CAM"
 
 
 @dataclass
@@ -70,7 +70,12 @@ def faithfulness_tables(
             reading = backbone.read(crop[None])
             active = model.active_classes.to(reading.logits.device)
             chosen = int(active[reading.logits[0, active].argmax()])
-            maps = {OURS: _contribution_map(backbone, exact, reading.rows[0], chosen)}
+            entries = exact.entries(chosen)
+            alone = exact.weights.value[entries] @ exact.prototypes[exact.weights.prototype[entries]]
+            placed = reading.rows[0, : backbone.readout.places]
+            # however the residual is shared out, augmented contributions add up to the class's whole evidence
+            vectors = {OURS: alone + exact.residual[chosen], PLAIN: alone}
+            maps = {name: (placed @ vector).reshape(backbone.readout.grid) for name, vector in vectors.items()}
             maps[RANDOM] = torch.rand(maps[OURS].shape, generator=generator).to(maps[OURS])
             if layer is not None:
                 maps[GRAD_CAM] = _grad_cam(backbone, layer, crop, chosen)
@@ -99,14 +104,6 @@ def feature_layer(backbone: Backbone) -> nn.Module | None:
         return None
     matching = [m for m, out in found if out.shape == features.shape and torch.equal(out, features)]
     return matching[-1] if matching else None
-
-
-def _contribution_map(backbone: Backbone, model: PrototypeModel, rows: Tensor, chosen: int) -> Tensor:
-    """(h, w) what each place adds to the logit through the prototypes of a class, in the form of the file."""
-    entries = model.entries(chosen)
-    basis = model.augmented(chosen) if model.is_augmented else model.prototypes[model.weights.prototype[entries]]
-    vector = model.weights.value[entries] @ basis
-    return (rows[: backbone.readout.places] @ vector).reshape(backbone.readout.grid or (1, 1))
 
 
 def _grad_cam(backbone: Backbone, layer: nn.Module, crop: Tensor, chosen: int) -> Tensor:
@@ -156,6 +153,7 @@ def _pixel_table(curves: _Curves, seed: int) -> Table:
         rows.append(row)
     notes: tuple[str, ...] = (
         "deletion: lower is better; insertion: higher is better; a gain is the paired difference in favour of ours",
+        "augmented prototypes add up to the class's whole evidence map, prototypes alone leave the residual out",
         "random order: a random map on the same grid, up-sampled alike",
     )
     if GRAD_CAM not in curves.deletion:

@@ -104,7 +104,7 @@ def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
 def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: int) -> list[Panel]:
     found = explain_image(backbone, model, crop, image="", model_name="", class_index=c, form="plain")
     rows, pixels = _placed(backbone, crop), _pixels(crop)
-    evidence = (rows @ model.head_vectors()[c]).reshape(backbone.readout.grid or (1, 1)).numpy()
+    evidence = (rows @ model.head_vector(c).double()).reshape(backbone.readout.grid or (1, 1)).numpy()
     panels = [
         Panel(crop=pixels, caption=backbone.classes[c].shown),
         Panel(crop=pixels, maps=(evidence,), style="signed", caption=f"black box {found.logit:+.1f}"),

@@ -147,7 +147,7 @@ def _add_regions(
             float((masks[:, a] & masks[:, b]).sum() / (masks[:, a] | masks[:, b]).sum().clamp_min(1)) for a, b in pairs
         ]
         regions.distinct.append(1 - float(np.mean(overlap)))
-    evidence = (placed @ model.head_vectors()[class_index].to(placed)).clamp_min(0)
+    evidence = (placed @ model.head_vector(class_index)).clamp_min(0)
     if float(evidence.sum()) > 0:
         regions.covered.append(float(evidence[masks.any(dim=1)].sum() / evidence.sum()))
 

@@ -106,40 +106,49 @@ class _Shared:
 
     bases: Bases
     root: Tensor
+    """(D, r) float64, weighted root of the covariance over all images."""
     mean: Tensor
     spread: float
     features: Tensor
     """(P, r + room) float32 prototypes in the metric of all images, to choose by, and room for one class's own."""
+    sizes: Tensor
+    """(P,) squared lengths of the first r columns."""
 
     @classmethod
     def of(cls, bases: Bases, moments: Moments, own_weight: float) -> "_Shared":
         root = moments.root
         spread = float(root.square().sum()) / len(root) or 1.0
+        root = root * (1 - own_weight) ** 0.5
         features = torch.empty(len(bases.prototypes), root.shape[1] + CHOOSING_RANK + 1)
-        features[:, : root.shape[1]] = (bases.prototypes.double() @ root).float() * (1 - own_weight) ** 0.5
-        return cls(bases, root, moments.mean, spread, features)
+        features[:, : root.shape[1]] = bases.prototypes @ root.float()
+        sizes = torch.linalg.vector_norm(features[:, : root.shape[1]], dim=1).square()
+        return cls(bases, root, moments.mean, spread, features, sizes)
 
     def problem(
         self, class_index: int, vector: Tensor, pooled: Tensor, options: ConversionOptions
     ) -> tuple[list[int], Problem, Tensor]:
         """Support, reduced problem and mean row of one class."""
         support = self.bases.own(class_index)
-        if options.borrow:
-            rough = class_metric(self.root, self.mean, pooled, options.own_weight, rank=CHOOSING_RANK)
-            support += self._borrowed(rough, vector, support, options)
         metric = class_metric(self.root, self.mean, pooled, options.own_weight)
+        if options.borrow:
+            rough = metric
+            if len(pooled) > CHOOSING_RANK:
+                rough = class_metric(self.root, self.mean, pooled, options.own_weight, rank=CHOOSING_RANK)
+            support += self._borrowed(rough, vector, support, options.borrow)
         chosen = self.bases.prototypes[support].double()
         tie = (TIE_BREAK * self.spread) ** 0.5
-        design = torch.cat([metric.root.mT @ chosen.mT, tie * chosen.mT])
-        target = torch.cat([metric.root.mT @ vector, tie * vector])
+        design = torch.cat([metric.project(chosen).mT, tie * chosen.mT])
+        target = torch.cat([metric.project(vector[None])[0], tie * vector])
         return support, reduce(design.numpy(), target.numpy()), metric.mean
 
-    def _borrowed(self, metric: Metric, vector: Tensor, own: list[int], options: ConversionOptions) -> list[int]:
+    def _borrowed(self, metric: Metric, vector: Tensor, own: list[int], count: int) -> list[int]:
         """Rows of the prototypes that lower the error most; those of all images are projected once for all classes."""
-        rank, whole = self.root.shape[1], metric.root.shape[1]
-        self.features[:, rank:whole] = self.bases.prototypes @ metric.root[:, rank:].float()
-        target = (metric.root.mT @ vector).float()
-        return choose_support(self.features[:, :whole], target, own, options.borrow)
+        rank, whole = self.root.shape[1], self.root.shape[1] + metric.extra.shape[1]
+        extra = self.bases.prototypes @ metric.extra.float()
+        self.features[:, rank:whole] = extra
+        sizes = self.sizes + extra.square().sum(dim=1)
+        target = metric.project(vector[None])[0].float()
+        return choose_support(self.features[:, :whole], target, own, count, sizes=sizes)
 
 
 def _collect(

@@ -37,13 +37,13 @@ def test_the_metric_is_the_weighted_variance(own_weight):
     pooled, own = rows(60), rows(9, seed=1) * 2
     moments = Moments.empty(12)
     moments.add(pooled)
-    metric = class_metric(moments.root, moments.mean, own, own_weight)
+    metric = class_metric(moments.root * (1 - own_weight) ** 0.5, moments.mean, own, own_weight)
     everything = torch.cat([pooled, own])
     weight = torch.cat([torch.full((60,), (1 - own_weight) / 60), torch.full((9,), own_weight / 9)]).double()
     difference = torch.linspace(-1, 2, 12, dtype=torch.float64)
     logits = everything @ difference
     mean = weight @ logits
-    assert float((metric.root.T @ difference).square().sum()) == pytest.approx(float(weight @ (logits - mean) ** 2))
+    assert float(metric.project(difference[None]).square().sum()) == pytest.approx(float(weight @ (logits - mean) ** 2))
     assert float(metric.mean @ difference) == pytest.approx(float(mean))
 
 

@@ -1,0 +1,263 @@
+"""Tables counted by hand on a toy and on made images."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import protonmf_cli
+from protonmf_cli.cli.tables import options_of
+from protonmf_cli.errors import InputError, ModelFileError
+from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.maths.curves import area_under, masks_by_rank
+from protonmf_cli.models.backbone import Backbone, ClassName, Source
+from protonmf_cli.models.images import ImageBatch, ImageSource
+from protonmf_cli.models.prototype import logit_parts
+from protonmf_cli.models.readout import Reading, Readout
+from protonmf_cli.models.results import KeptImages
+from protonmf_cli.options import ConversionOptions
+from protonmf_cli.pipelines.augmentation import augmentation_table
+from protonmf_cli.pipelines.conversion import ConversionImages, read_classes
+from protonmf_cli.pipelines.evaluation import evaluate_model
+from protonmf_cli.pipelines.faithfulness import OURS, RANDOM, faithfulness_tables, feature_layer
+from protonmf_cli.pipelines.gallery import SHEETS, gallery_panels
+from protonmf_cli.pipelines.intervention import apply_edits, find_edit
+from protonmf_cli.pipelines.oracle import oracle_table
+from protonmf_cli.pipelines.part_quality import consistency, part_quality_table
+from protonmf_cli.pipelines.rival import check_rival, rival_table
+from protonmf_cli.pipelines.stability import stability_table
+from protonmf_cli.pipelines.sweep import convert_with_counts, parts_table
+from toys import PREPROCESSING
+
+
+@pytest.fixture(scope="module")
+def loaded(converted):
+    return protonmf_cli.load(converted)
+
+
+@pytest.fixture(scope="module")
+def images(loaded, toy):
+    return find_images(toy.data, "val", loaded.model.card.classes, ClassMapping())
+
+
+@pytest.fixture(scope="module")
+def kept(loaded, images):
+    found = KeptImages()
+    batches = loaded.reader.batches(images.of(images.files))
+    evaluate_model(loaded.backbone, loaded.model, batches, images.files, keep=found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def readings(loaded, toy):
+    found = find_images(toy.data, "train", loaded.model.card.classes, ClassMapping())
+    source = ConversionImages(
+        counts=found.counts, open=lambda c: loaded.reader.batches(found.of(c)), encode=lambda _: b""
+    )
+    return list(read_classes(loaded.backbone, source, list(found.counts)))
+
+
+def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, kept):
+    model = loaded.model.to(torch.device("cpu"), torch.float64)
+    row = {r["rule"]: r for r in oracle_table(loaded.model, kept, 0).rows if r["scope"] == "all classes"}
+    pooled, target = torch.cat(kept.pooled).double(), torch.cat(kept.target)
+    before = after = oracle = 0
+    for x, y in zip(pooled, target.tolist(), strict=True):
+        top = int(logit_parts(model, x[None]).logits.argmax())
+        entries = model.entries(top)
+        strongest = entries[int(model.weights.value[entries].argmax())]
+        j = int(model.weights.prototype[strongest])
+        edit = find_edit(model, top, int(model.owner[j]), model.number(j), 0.0)
+        edited = int(logit_parts(apply_edits(model, [edit]), x[None]).logits.argmax())
+        before += top == y
+        after += edited == y
+        oracle += top == y or edited == y
+    count = len(target)
+    found = row["coefficient"]
+    assert found["before"] == pytest.approx(before / count)
+    assert found["everywhere"] == pytest.approx(after / count)
+    assert found["oracle"] == pytest.approx(oracle / count)
+    assert found["repaired"] == oracle - before
+    assert found["before_interval"][0] <= found["before"] <= found["before_interval"][1]
+
+
+def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
+    options = replace(options_of(loaded.model), seed=0)
+    assert options.prototypes == 2
+    models = convert_with_counts(loaded.backbone, readings, options, (1, 2))
+    assert torch.allclose(models[2].prototypes, loaded.model.prototypes, atol=2e-3)
+    assert [len(models[n].prototypes) for n in (1, 2)] == [4, 8]
+    table = parts_table(models, kept, 0)
+    pooled, target = torch.cat(kept.pooled), torch.cat(kept.target)
+    for row in table.rows:
+        parts = logit_parts(models[row["prototypes"]], pooled)
+        only = ((parts.prototypes + parts.bias).argmax(dim=1) == target).double().mean()
+        assert row["prototypes_only"] == pytest.approx(float(only))
+        assert row["augmented"] == row["black_box"]
+    errors = [row["feature_relative_error"] for row in table.rows]
+    assert errors[1] < errors[0]
+
+
+def test_stability_of_two_seeds_and_two_halves(loaded, readings):
+    table = stability_table(loaded.model, readings, options_of(loaded.model))
+    seeds, halves = table.rows
+    assert seeds["median"] == pytest.approx(1, abs=1e-6)
+    assert (seeds["prototypes"], halves["prototypes"]) == (8, 8)
+    assert 0 < halves["low"] <= halves["median"] <= 1
+    random = stability_table(
+        loaded.model, readings, replace(options_of(loaded.model), nmf=replace(options_of(loaded.model).nmf, init="abs"))
+    )
+    assert random.rows[0]["median"] < 1
+
+
+def test_every_rule_of_augmentation_is_reported(loaded, readings):
+    rows = {reading.class_index: reading.rows[:3] for reading in readings}
+    table = augmentation_table(loaded.model, rows)
+    assert [row["rule"] for row in table.rows] == ["min-norm", "dynamic", "paper"]
+    assert all(row["largest_change"] >= row["change"] > 0 for row in table.rows)
+    smallest = min(table.rows, key=lambda row: row["largest_change"])
+    assert smallest["rule"] in {"min-norm", "dynamic"}
+
+
+def test_masks_and_areas():
+    masks = masks_by_rank(torch.tensor([[0.1, 0.9], [0.5, 0.5]]), 4)
+    assert masks.sum(dim=(1, 2)).tolist() == [0, 1, 2, 3, 4]
+    assert masks[1].tolist() == [[False, True], [False, False]]
+    assert all(bool((a <= b).all()) for a, b in itertools.pairwise(masks))
+    assert area_under(torch.ones(5)) == pytest.approx(1)
+
+
+def test_faithfulness_begins_and_ends_where_it_must(loaded, images):
+    few = images.limited(1, 0)
+    pixels, removal = faithfulness_tables(
+        loaded.backbone, loaded.model, loaded.reader.batches(few.of(few.files)), seed=0
+    )
+    assert [row["order"] for row in pixels.rows][:3] == [OURS, "prototypes alone", RANDOM]
+    first = {(p["curve"], p["order"]): p["probability"] for p in pixels.facts["curves"] if p["share"] == 0}
+    last = {(p["curve"], p["order"]): p["probability"] for p in pixels.facts["curves"] if p["share"] == 1}
+    for order in (OURS, RANDOM):
+        assert first["deletion", order] == pytest.approx(last["insertion", order], abs=1e-6)
+        assert first["deletion", order] == pytest.approx(first["deletion", OURS])
+        assert last["deletion", order] == pytest.approx(last["deletion", OURS], abs=1e-6)
+    logits = []
+    for batch in loaded.reader.batches(few.of(few.files)):
+        logits += loaded.backbone.read(batch.crops).logits.amax(dim=1).tolist()
+    assert removal.rows[0]["largest_first"] == pytest.approx(np.mean(logits), abs=1e-4)
+    assert removal.rows[1]["largest_first"] <= removal.rows[1]["random_order"]
+    assert removal.rows[-1]["largest_first"] == pytest.approx(removal.rows[-1]["random_order"])
+
+
+def test_grad_cam_looks_at_the_map_that_the_head_pools(loaded):
+    layer = feature_layer(loaded.backbone)
+    caught = []
+    handle = layer.register_forward_hook(lambda *call: caught.append(call[2]))
+    pixels = torch.randn(1, 3, 64, 64)
+    features = loaded.backbone.network.forward_features(pixels)
+    handle.remove()
+    assert torch.equal(caught[-1], features)
+
+
+def test_sheets_of_pictures(loaded, images, readings):
+    models = convert_with_counts(loaded.backbone, readings, options_of(loaded.model), (1, 3))
+    few = images.limited(1, 0)
+    crops = [(batch.crops[0], batch.class_index) for batch in loaded.reader.batches(few.of(few.files))]
+    table, sheets = gallery_panels(loaded.backbone, loaded.model, models, crops)
+    assert sheets.keys() == SHEETS.keys()
+    assert [row["file"] for row in table.rows] == [f"{name}.png" for name in SHEETS]
+    row = sheets["prototypes_by_count"][0]
+    assert [len(panel.maps) for panel in row] == [0, 1, 3]
+    assert all((grid >= 0).all() for panel in row for grid in panel.maps)
+
+
+class _Bright(Readout):
+    """A network that sees nothing but brightness: one row of width 2 per pixel of a 4 x 4 grid, red and green."""
+
+    def read(self, network, pixels):
+        rows = torch.nn.functional.adaptive_avg_pool2d(pixels, 4).flatten(2).mT[..., :2] / 16
+        return Reading(rows=rows, logits=self.logits(rows))
+
+
+def bright_backbone():
+    network = torch.nn.Linear(1, 1)
+    readout = _Bright(kind="average", vectors=torch.eye(2), bias=torch.zeros(2), grid=(4, 4), unplaced=())
+    preprocessing = replace(PREPROCESSING, input_size=(3, 224, 224), mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Backbone(
+        network=network,
+        readout=readout,
+        rows_option="auto",
+        preprocessing=preprocessing,
+        classes=(ClassName(label="a"), ClassName(label="b")),
+        source=Source(name="bright", architecture="bright"),
+        formula_difference=0.0,
+    )
+
+
+def test_prototypes_that_follow_a_part_are_consistent_and_others_are_not(loaded):
+    """Red square = part 0, always seen by the red prototype; the green one lies far from every part."""
+    model = replace(
+        loaded.model,
+        prototypes=torch.eye(2),
+        owner=torch.zeros(2, dtype=torch.int64),
+        residual=torch.zeros(2, 2),
+        bias=torch.zeros(2),
+        intercept=torch.zeros(2),
+        weights=replace(
+            loaded.model.weights,
+            class_index=torch.zeros(2, dtype=torch.int64),
+            prototype=torch.tensor([0, 1]),
+            value=torch.ones(2),
+            residual_share=torch.zeros(2),
+        ),
+    )
+    crops = torch.zeros(4, 3, 224, 224, dtype=torch.uint8)
+    where = {}
+    for n, (row, column) in enumerate([(0, 0), (1, 2), (3, 1), (2, 3)]):
+        crops[n, 0, 56 * row : 56 * row + 56, 56 * column : 56 * column + 56] = 255
+        opposite = (3 - row, 3 - column)
+        crops[n, 1, 56 * opposite[0] : 56 * opposite[0] + 56, 56 * opposite[1] : 56 * opposite[1] + 56] = 255
+        where[f"a/{n}.png"] = {0: (56 * column + 28.0, 56 * row + 28.0)}
+    sources = tuple(ImageSource(path=path, sha256="") for path in where)
+    batch = ImageBatch(class_index=0, crops=crops, sources=sources)
+    table = part_quality_table(
+        bright_backbone(), model, [batch], parts=1, locate=lambda source: where.get(source.path), seed=0
+    )
+    found = {row["measure"]: row["value"] for row in table.rows}
+    assert table.facts["parts_met"]["0"] == {"part": 0, "share": 1.0}
+    assert table.facts["parts_met"]["1"]["share"] < 0.8
+    assert found["consistency"] == 0.5
+    assert found["stability"] == 1.0
+    assert found["distinctiveness"] == 1.0
+    assert table.facts["images_annotated"] == 4
+    with pytest.raises(InputError, match="none of the 4 images is in the part annotations"):
+        part_quality_table(bright_backbone(), model, [batch], parts=1, locate=lambda _: None, seed=0)
+    bare = part_quality_table(bright_backbone(), model, [batch], parts=0, locate=None, seed=0)
+    assert [row["value"] is None for row in bare.rows] == [True, True, False, False]
+
+
+def test_consistency_counts_visible_parts_only():
+    nan = np.nan
+    assert consistency([np.array([1.0, nan]), np.array([0.0, 1.0]), np.array([1.0, nan])]) == (1.0, 1)
+    assert consistency([np.array([nan, nan])]) is None
+
+
+def test_ten_nmf_prototypes_rebuild_features_better_than_random_ones(loaded, readings):
+    model = loaded.model
+    generator = torch.Generator().manual_seed(0)
+    wild = torch.nn.functional.normalize(torch.rand(model.prototypes.shape, generator=generator), dim=1)
+    rival = replace(model, prototypes=wild, card=replace(model.card, method="protopnet"))
+    check_rival(model, rival, "rival.safetensors")
+    ours, theirs = rival_table(model, rival, readings, ConversionOptions(), 0).rows
+    assert ours["error"] < theirs["error"] < 1
+    assert ours["classes"] == 4
+
+
+def test_a_rival_of_another_backbone_is_refused(loaded):
+    model = loaded.model
+    with pytest.raises(ModelFileError, match="needs a ProtoPNet"):
+        check_rival(model, model, "x")
+    other = replace(model.card, method="protopnet", source=replace(model.card.source, digest="0" * 64))
+    with pytest.raises(ModelFileError, match="do not live among the same features"):
+        check_rival(model, replace(model, card=other), str(Path("x")))
