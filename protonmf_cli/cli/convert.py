@@ -128,7 +128,7 @@ def convert(
         )
         for note in (*notes, *images.notes):
             shown.note(note)
-        _warn_about(backbone, images, shown)
+        _warn_about(backbone, images, options, shown)
         check_counts(backbone, images.counts, options)
         job = _Job(
             backbone,
@@ -283,7 +283,14 @@ def _model_arguments(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _warn_about(backbone: "Backbone", images: "LabelledImages", shown: Shown) -> None:
+def _warn_about(backbone: "Backbone", images: "LabelledImages", options: ConversionOptions, shown: Shown) -> None:
+    few = [c for c, count in images.counts.items() if count < (options.prototypes or 1)]
+    if few and backbone.readout.spatial:
+        names = ", ".join(backbone.classes[c].shown for c in few[:5]) + (", ..." if len(few) > 5 else "")
+        shown.warn(
+            f"{len(few)} classes have fewer images than prototypes ({options.prototypes}): {names}. Their prototypes are "
+            "parts of single images; give more images, a smaller -p, or -p auto."
+        )
     if not backbone.readout.spatial:
         shown.warn(
             f"{backbone.source.name} is read through one row per image ({backbone.readout.kind}; spatial = false): "

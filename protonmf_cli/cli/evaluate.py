@@ -1,5 +1,6 @@
 """protonmf evaluate: is it still the classifier, and how much do the prototypes carry?"""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,6 +60,9 @@ def evaluate(
     """Measure accuracy, agreement and exactness on labelled images in one pass; further tables on request."""
     started = time.monotonic()
     shown = Shown(quiet=quiet)
+    for limit_given in (min_accuracy, min_agreement, max_residual_share, max_skipped):
+        if limit_given is not None and math.isnan(limit_given):
+            raise UsageError("a gate's value is not a number.")
     names = table or []
     check_names(names)
     wanted_counts = _counts(counts)
