@@ -13,10 +13,12 @@ image = sys.argv[2]
 why = model.explain(image)
 print(f"{why.name}: logit {why.logit:.2f}")
 for part in why.contributions:
-    print(f"  prototype {part.prototype}: {part.weight:+.3f} x {part.evidence:.2f} = {part.contribution:+.2f}")
+    name = f"prototype {part.prototype}" + (f" of {part.owner_name}" if part.owner_label != why.label else "")
+    print(f"  {name}: {part.weight:+.3f} x {part.evidence:.2f} = {part.contribution:+.2f}")
 print(f"  residual {why.residual:+.2f}, bias {why.bias:+.2f}, error of the sum {why.ledger_error:.0e}")
 
-strongest = max(why.contributions, key=lambda part: part.contribution)
+own = [part for part in why.contributions if part.owner_label == why.label]
+strongest = max(own, key=lambda part: part.contribution)
 after = model.scale(why.label, {strongest.prototype: 0.0}).predict(image, why.label)
 best = after.predictions[0]
 print(

@@ -72,16 +72,19 @@ class Loaded:
             form=form,
         )
 
-    def scale(self, class_name: str, factors: dict[int, float], *, form: Form | None = None) -> Self:
-        """The same with the contributions of a class's own prototypes scaled; nothing is written to disk.
+    def scale(self, class_name: str, factors: dict[int | tuple[str, int], float], *, form: Form | None = None) -> Self:
+        """The same with contributions to a class's logit scaled; nothing is written to disk.
 
         Args:
             class_name: label, description or index.
-            factors: number of the prototype (from 1) -> factor; 0 removes it.
+            factors: number of an own prototype (from 1), or (owner, number) of a borrowed one -> factor; 0 removes it.
             form: in "augmented" form a prototype takes its share of the residual with it; as the file if None.
         """
         c = self.model.find_class(class_name)
-        edits = [find_edit(self.model, c, c, number, factor) for number, factor in factors.items()]
+        edits = []
+        for key, factor in factors.items():
+            owner, number = (c, key) if isinstance(key, int) else (self.model.find_class(key[0]), key[1])
+            edits.append(find_edit(self.model, c, owner, number, factor))
         return replace(self, model=apply_edits(self.model, edits, form=chosen_form(self.model, form)))
 
     def predict(self, image: str | PathLike[str], class_name: str) -> Outcome:

@@ -56,7 +56,7 @@ def test_commands_named_in_the_readme_exist(command):
 
 def test_options_named_in_the_readme_exist(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ("convert", "explain", "intervene", "evaluate", "inspect", "doctor", "demo")
+    commands = ("convert", "explain", "intervene", "evaluate", "inspect", "export", "doctor", "demo")
     known = " ".join(re.sub(r"\s+", " ", run(c, "--help")[1]) for c in commands) + "--version"
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in known, option

@@ -26,9 +26,8 @@ def trained(request, shared, tmp_path_factory):
     name, kind, accuracy = request.param
     target = tmp_path_factory.mktemp("trained") / "prototypes.safetensors"
     data = shared / "data" / "caltech101_imagenet"
-    code, out, err = run(
-        "convert", f"local-dir:{shared / 'models' / name}", "--data", data, "-p", 3, "-o", target, "--json"
-    )
+    words = ("--data", data, "-p", 3, "--cache-features", target.parent / "features", "--json")
+    code, out, err = run("convert", f"local-dir:{shared / 'models' / name}", *words, "-o", target)
     assert code == 0, err
     return target, json.loads(out), data, kind, accuracy
 
@@ -62,6 +61,42 @@ def test_every_ledger_adds_up_on_val(trained):
         found = loaded.explain(image)
         total = sum(c.contribution for c in found.contributions) + found.residual + found.bias
         assert total == pytest.approx(found.logit, abs=1e-4)
+
+
+CARRIED = {  # logit share; restricted accuracy with and without borrowing; median cosine between halves
+    "average": (0.93, 0.949, 0.92, 0.88),
+    "token-writes": (0.90, 0.945, 0.95, 0.96),
+}
+
+
+@pytest.mark.parametrize("trained", [NETWORKS[0], NETWORKS[3]], indirect=True, ids=["mobilenetv2", "deit_tiny"])
+def test_prototypes_carry_the_decision(trained, shared):
+    target, report, data, kind, _ = trained
+    share, with_borrowed, own_only, stable = CARRIED[kind]
+    code, out, err = run("evaluate", "--data", data, "--model", target, "--json")
+    found = json.loads(out)
+    assert code == 0, err
+    assert found["logit_share"]["prototypes_only"] >= share
+    assert found["restricted"]["accuracy"]["prototypes_only"] >= with_borrowed
+    assert report["stability"] >= stable
+    own = target.parent / "own.safetensors"
+    words = ("--data", data, "-p", 3, "--borrow", 0, "--cache-features", target.parent / "features", "-q")
+    assert run("convert", report["model"], *words, "-o", own)[0] == 0
+    code, out, err = run("evaluate", "--data", data, "--model", own, "--json")
+    assert json.loads(out)["restricted"]["accuracy"]["prototypes_only"] >= own_only
+
+
+def test_no_augmented_prototype_explodes(trained):
+    target, report, data, _, _ = trained
+    augmented = target.parent / "augmented.safetensors"
+    words = ("--data", data, "-p", 3, "--augment", "min-norm", "--cache-features", target.parent / "features")
+    code, out, err = run("convert", report["model"], *words, "-o", augmented, "--json", "--force")
+    assert code == 0, err
+    found = json.loads(out)["augmentation"]
+    assert found["changed_much"] == []
+    assert found["change"]["largest"] < 10
+    assert found["presence_correlation"] >= 0.8
+    assert found["fallback"] == []
 
 
 @pytest.mark.parametrize("trained", NETWORKS[3:], indirect=True, ids=["deit_tiny_patch16_224.imagenet"])

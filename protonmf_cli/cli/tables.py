@@ -64,7 +64,10 @@ class TableJob:
         )
         known = None if self.cache is None else self._cached(self.cache, images)
         self.bars.stage("reading the training images", sum(images.counts.values()))
-        return read_classes(self.loaded.backbone, source, list(images.counts), self.bars, known=known)
+        for reading in read_classes(self.loaded.backbone, source, list(images.counts), self.bars, known=known):
+            for skip in reading.skipped:
+                self.bars.warn(f"skipped {skip.path}: {skip.reason}")
+            yield reading
 
     def _cached(self, folder: Path, images: "LabelledImages") -> MutableMapping[int, "ClassReading"]:
         from protonmf_cli.cli.convert import digest_of

@@ -129,6 +129,8 @@ def test_prototypes_that_a_class_does_not_borrow_cannot_be_edited(loaded):
     borrowed = next(j for j in used if int(model.owner[j]) != 0)
     edit = find_edit(model, 0, int(model.owner[borrowed]), model.number(borrowed), 0.0)
     assert edit.prototype_id == borrowed
+    key = (model.card.classes[int(model.owner[borrowed])].label, model.number(borrowed))
+    assert loaded.scale("red things", {key: 0.0}).model.card.edits[0]["prototype_id"] == borrowed
 
 
 def test_intervention_on_data_counts_by_hand(loaded, images):
