@@ -100,6 +100,8 @@ def show_plan(
 
 def show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
     """The finished conversion in a few lines."""
+    from protonmf_cli.models.results import rounded
+
     readout, seconds = summary["readout"], summary["seconds"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places"
     share = summary["residual_share"]
@@ -115,7 +117,7 @@ def show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
         "stability": "not measured"
         if summary["stability"] is None
         else f"{summary['stability']:.2f} (median cosine of prototypes between halves of the images)",
-        "residual share": "not defined for one class" if share is None else f"{share:.0%} of the logit (median)",
+        "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "time": f"{seconds['total']:.1f} s (network {seconds['extract']:.1f}, NMF {seconds['factorise']:.1f}, head {seconds['head']:.1f})",
     }
     shown.out.print(f"[bold]{summary['output']}[/bold]  {size / 2**20:.1f} MiB, from {summary['model']}")

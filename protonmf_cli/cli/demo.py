@@ -37,11 +37,22 @@ def demo(
     picture = folder / "explanation.png"
     shown.out.print(f"\n[bold]$ protonmf explain {image} --model {model} --png {picture}[/bold]")
     explain([str(image)], model=model, png=picture, device="cpu", force=force, quiet=quiet)
-    shown.out.print(f"\n[bold]$ protonmf intervene --zero 1 --model {model}[/bold]")
-    intervene(zero=["1"], model=model, device="cpu", quiet=quiet)
+    number = _strongest(model, "three")
+    shown.out.print(f"\n[bold]$ protonmf intervene --zero {number} --model {model}[/bold]")
+    intervene(zero=[str(number)], model=model, device="cpu", quiet=quiet)
     shown.out.print(f"\n[bold]$ protonmf evaluate --data {data} --model {model}[/bold]")
     evaluate(data, model=model, device="cpu", quiet=quiet)
     shown.out.print(f"\nLook at {picture}; the images, the network and the prototype model are beside it.")
+
+
+def _strongest(path: Path, name: str) -> int:
+    """Number of a class's own prototype of the largest weight."""
+    from protonmf_cli.files.store import load_model
+
+    model, _ = load_model(path)
+    c = model.find_class(name)
+    weights = [float(model.weights.value[entry]) for entry in model.entries(c)[: len(model.own(c))]]
+    return weights.index(max(weights)) + 1
 
 
 def _prepare(folder: Path, seed: int, shown: Shown) -> Path:

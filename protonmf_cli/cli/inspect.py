@@ -125,6 +125,8 @@ def _stability_words(facts: dict[str, Any]) -> str:
 
 
 def _show(facts: dict[str, Any], shown: Shown) -> None:
+    from protonmf_cli.models.results import rounded
+
     card = facts["card"]
     readout, measured, data = card["readout"], card["measured"], card["data"]
     share = measured.get("residual_share")
@@ -142,7 +144,7 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
         "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
         "(on the images converted)",
         "stability": _stability_words(facts),
-        "residual share": "not defined for one class" if share is None else f"{share:.0%} of the logit (median)",
+        "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
         "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
     }

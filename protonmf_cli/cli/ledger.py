@@ -9,7 +9,7 @@ from rich.text import Text
 
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction
+from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction, rounded
 
 BAR = 24
 """Characters of the longest bar."""
@@ -115,7 +115,7 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
     if explanation.form == "augmented":
         shown.out.print("augmented prototypes: each carries its share of the residual", style="dim")
     shown.out.print(
-        f"residual share {'not defined' if share is None else f'{share:.0%}'}"
+        f"residual share {'not defined' if share is None else rounded(share)}"
         f"   ledger error {explanation.ledger_error:.1e}",
         style="dim",
         markup=False,

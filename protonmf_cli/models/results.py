@@ -6,6 +6,15 @@ from typing import Any
 import numpy as np
 
 
+def rounded(share: float) -> str:
+    """A share in whole percent, never "-0%".
+
+    >>> rounded(-0.001), rounded(0.456)
+    ('0%', '46%')
+    """
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One of the best classes of an image."""

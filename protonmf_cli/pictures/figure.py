@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded
 from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
 
 PATCHES = 4
@@ -100,7 +100,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     kept = {c.prototype_id for c in shown}
     rest = [c for c in explanation.contributions if c.prototype_id not in kept]
     if rest:
-        steps.append((f"{len(rest)} more prototypes", sum(c.contribution for c in rest), "#dddddd"))
+        steps.append((f"{len(rest)} more", sum(c.contribution for c in rest), "#dddddd"))
     if explanation.form == "plain":
         steps.append(("residual", explanation.residual, "#555555"))
     levels = np.cumsum([0.0] + [value for _, value, _ in steps])
@@ -121,7 +121,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     share = explanation.residual_share
-    said = "" if share is None else f" — residual share {share:.0%}"
+    said = "" if share is None else f" — residual share {rounded(share)}"
     axes.set_title(f"what the logit of {explanation.name} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
     axes.set_position((box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012))

@@ -9,7 +9,7 @@ from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
-PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#F0E442", "#8C564B", "#9467BD", "#17BECF")
+PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#C2A800", "#8C564B", "#9467BD", "#17BECF")
 """Okabe and Ito's colours, distinct for colour-blind readers, then more; prototype n has colour (n - 1) mod 10."""
 
 
