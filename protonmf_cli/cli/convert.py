@@ -198,8 +198,7 @@ def _cached_features(job: _Job, shown: Shown) -> "CachedFeatures":
     """What the network gave before for these images, under a name that changes with everything it depends on."""
     from protonmf_cli.files.cached_features import CachedFeatures
 
-    facts = {"batch_size": job.options.batch_size, "memory": job.options.memory, "seed": job.options.seed}
-    cache = CachedFeatures(job.cache or Path(), digest_of(job.backbone, job.images, facts))
+    cache = CachedFeatures(job.cache or Path(), digest_of(job.backbone, job.images, cache_facts(job.options)))
     if cache:
         shown.note(f"{len(cache)} of {len(job.images.counts)} classes are taken from {job.cache}, without the network")
     return cache
@@ -246,6 +245,11 @@ def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> i
     if wanted is not None:
         return wanted
     return min(options.borrow, (classes - 1) * (options.prototypes or options.max_prototypes))
+
+
+def cache_facts(options: ConversionOptions) -> dict[str, Any]:
+    """The options that decide what the network gives."""
+    return {"batch_size": options.batch_size, "memory": options.memory, "seed": options.seed}
 
 
 def digest_of(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:

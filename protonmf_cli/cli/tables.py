@@ -70,10 +70,11 @@ class TableJob:
             yield reading
 
     def _cached(self, folder: Path, images: "LabelledImages") -> MutableMapping[int, "ClassReading"]:
-        from protonmf_cli.cli.convert import digest_of
+        from protonmf_cli.cli.convert import cache_facts, digest_of
         from protonmf_cli.files.cached_features import CachedFeatures
 
-        return CachedFeatures(folder, digest_of(self.loaded.backbone, images, {"evaluation": 1}))
+        facts = cache_facts(replace(self.options, batch_size=self.loaded.reader.batch_size))
+        return CachedFeatures(folder, digest_of(self.loaded.backbone, images, facts))
 
     def few(self) -> "LabelledImages":
         """About `limit` images, as many of each class."""

@@ -115,6 +115,15 @@ def test_cached_features_give_the_same_bytes_without_the_network(toy, converted,
     )
 
 
+def test_evaluate_reads_the_same_cache(toy, converted, tmp_path):
+    cache = tmp_path / "features"
+    convert(toy, tmp_path / "first.safetensors", "--cache-features", cache)
+    words = ("--data", toy.data, "--model", converted, "--table", "stability", "--cache-features", cache)
+    code, _, err = run("evaluate", *words)
+    assert code == 0, err
+    assert len(list(cache.iterdir())) == 1
+
+
 def test_a_cut_cache_is_read_again(toy, converted, tmp_path):
     cache = tmp_path / "features"
     convert(toy, tmp_path / "first.safetensors", "--cache-features", cache)
