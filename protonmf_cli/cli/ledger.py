@@ -9,10 +9,14 @@ from rich.text import Text
 
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction, rounded
+from protonmf_cli.models.results import Contribution, Explanation, Outcome, Prediction, rounded, shortened
 
 BAR = 24
 """Characters of the longest bar."""
+MOST_NAME = 20
+"""Characters of an owner's name."""
+MOST_SOURCE = 36
+"""Last characters of a training image's path."""
 WIDE = 100
 """Columns from which the ledger also names a training image."""
 
@@ -131,9 +135,10 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
     values = [c.contribution for c in listed] + [sum(rest), explanation.residual, explanation.bias, explanation.logit]
     scale = max(map(abs, values)) or 1.0
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "weight", "evidence", "logit"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_column("", no_wrap=True)
+    for name in ("weight", "evidence", "logit"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(6, len(name)))
+    table.add_column("", no_wrap=True, min_width=BAR // 2)
     if wide:
         table.add_column("seen most in", no_wrap=True, style="dim")
 
@@ -148,9 +153,10 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
         table.add_row(*([*cells, Text(source)] if wide else cells))
 
     for c in listed:
-        name = f"prototype {c.prototype}" + ("" if c.owner_index == explanation.class_index else f" of {c.owner_name}")
+        borrowed = c.owner_index != explanation.class_index
+        name = f"prototype {c.prototype}" + (f" of {shortened(c.owner_name, MOST_NAME)}" if borrowed else "")
         name += " (unstable)" if is_unstable(c.stability) else ""
-        source = c.examples[0].path if c.examples else ""
+        source = c.examples[0].path[-MOST_SOURCE:] if c.examples else ""
         add(name, f"{c.weight:+.3f}", f"{c.evidence:.2f}", c.contribution, source=source)
     if rest:
         add(f"{len(rest)} more", "", "", sum(rest))

@@ -15,6 +15,15 @@ def rounded(share: float) -> str:
     return f"{round(share, 2) + 0.0:.0%}"
 
 
+def shortened(name: str, length: int) -> str:
+    """A name that fits, with an ellipsis where it was cut.
+
+    >>> shortened("Phoebastria immutabilis", 12), shortened("tick", 12)
+    ('Phoebastria…', 'tick')
+    """
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One of the best classes of an image."""

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded, shortened
 from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
 
 PATCHES = 4
@@ -47,9 +47,9 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
         verdict = f"{explanation.name}   {best.probability:.1%}"
     else:
         verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
-    figure.text(0.015, 1 - 0.14 / figure.get_figheight(), verdict, fontsize=17, weight="bold", va="top")
+    figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
     figure.text(
-        0.985, 1 - 0.18 / figure.get_figheight(), explanation.image, fontsize=10, color=GREY, va="top", ha="right"
+        0.985, 1 - 0.18 / figure.get_figheight(), explanation.image[-44:], fontsize=10, color=GREY, va="top", ha="right"
     )
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):
@@ -68,10 +68,11 @@ def shade_of(explanation: Explanation, contribution: Contribution) -> str:
     return colour([c.prototype_id for c in explanation.contributions].index(contribution.prototype_id) + 1)
 
 
-def title_of(contribution: Contribution, class_index: int) -> str:
-    """ "prototype 2", with the owner's name when it is borrowed."""
+def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
+    """ "prototype 2", with the owner's name when it is borrowed; at most about `length` characters."""
     borrowed = contribution.owner_index != class_index
-    return f"{contribution.owner_name} {contribution.prototype}" if borrowed else f"prototype {contribution.prototype}"
+    name = shortened(contribution.owner_name, length - 2) if borrowed else "prototype"
+    return f"{name} {contribution.prototype}"
 
 
 def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: Sequence[Contribution]) -> None:
@@ -122,7 +123,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     axes.tick_params(axis="x", labelsize=8)
     share = explanation.residual_share
     said = "" if share is None else f" — residual share {rounded(share)}"
-    axes.set_title(f"what the logit of {explanation.name} is made of{said}", fontsize=10, loc="left")
+    axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
     axes.set_position((box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012))
 
@@ -144,7 +145,7 @@ def _prototype_row(
     words.axis("off")
     lines = [
         (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
-        (0.66, f"of {contribution.owner_name}" + _flag(contribution), 10, "normal", GREY),
+        (0.66, _owner_words(contribution), 10, "normal", GREY),
         (0.44, f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", 12, "normal", "black"),
         (0.30, "weight × evidence", 8, "normal", GREY),
         (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
@@ -167,8 +168,11 @@ def _prototype_row(
         here.set_title(f"this ({kind} map)" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
 
 
-def _flag(contribution: Contribution) -> str:
-    return ", unstable" if is_unstable(contribution.stability) else ""
+def _owner_words(contribution: Contribution) -> str:
+    """ "of flamingo", with a flag where it is unstable; at most 26 characters or so."""
+    if is_unstable(contribution.stability):
+        return f"of {shortened(contribution.owner_name, 14)}, unstable"
+    return f"of {shortened(contribution.owner_name, 24)}"
 
 
 def _patch(axes: Axes, example: ExampleView, shade: str) -> None:

@@ -10,7 +10,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Column, Panel, Table
+from protonmf_cli.models.results import Column, Panel, Table, shortened
 from protonmf_cli.options import Augment
 from protonmf_cli.pipelines.augmentation import class_shares
 from protonmf_cli.pipelines.explanation import explain_image
@@ -75,7 +75,7 @@ def _presence(backbone: Backbone, rows: Tensor, basis: Tensor) -> tuple[np.ndarr
 
 def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop: Tensor, c: int) -> list[Panel]:
     rows, pixels = _placed(backbone, crop), _pixels(crop)
-    panels = [Panel(crop=pixels, caption=backbone.classes[c].shown)]
+    panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
     for count, model in by_count.items():
         own = model.own(c)
         if own:
@@ -93,7 +93,7 @@ def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     basis = model.prototypes[model.weights.prototype[entries]]
     ratio = torch.where(weights != 0, shares / torch.where(weights != 0, weights, 1.0), 0.0)
     augmented = basis + ratio[:, None] * model.residual[c]
-    panels = [Panel(crop=pixels, caption=backbone.classes[c].shown)]
+    panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
     pairs = zip(_presence(backbone, rows, basis), _presence(backbone, rows, augmented), strict=True)
     for number, (before, after) in enumerate(list(pairs)[:SHOWN], start=1):
         panels.append(Panel(crop=pixels, maps=(before,), style="heat", caption=f"prototype {number}"))
@@ -106,12 +106,16 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     rows, pixels = _placed(backbone, crop), _pixels(crop)
     evidence = (rows @ model.head_vector(c).double()).reshape(backbone.readout.grid or (1, 1)).numpy()
     panels = [
-        Panel(crop=pixels, caption=backbone.classes[c].shown),
+        Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26)),
         Panel(crop=pixels, maps=(evidence,), style="signed", caption=f"black box {found.logit:+.1f}"),
     ]
     strongest = sorted(found.contributions, key=lambda part: -abs(part.contribution))[:SHOWN]
     for part in strongest:
-        name = f"{part.owner_name} {part.prototype}" if part.owner_index != c else f"prototype {part.prototype}"
+        name = (
+            f"{shortened(part.owner_name, 14)} {part.prototype}"
+            if part.owner_index != c
+            else f"prototype {part.prototype}"
+        )
         caption = f"{name} {part.contribution:+.1f}"
         panels.append(Panel(crop=pixels, maps=(part.maps["contribution"],), style="signed", caption=caption))
     rest = found.logit - found.bias - found.residual - sum(part.contribution for part in strongest)
