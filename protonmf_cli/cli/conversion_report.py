@@ -58,6 +58,7 @@ def show_plan(
 ) -> None:
     """What would be done: readout, classes, disk and time, from one small batch."""
     from protonmf_cli.library import image_reader
+    from protonmf_cli.pipelines.conversion import SAMPLED_IMAGES
 
     files = images.of(images.counts)
     reader = image_reader(backbone, batch_size=8, workers=workers)
@@ -83,14 +84,16 @@ def show_plan(
         "prototypes": prototypes if options.prototypes else None,
         "most_prototypes": prototypes,
         "bytes_of_cached_features": kept + len(files) * math.prod(backbone.preprocessing.input_size) if cached else 0,
-        "bytes_while_working": len(files) * 4 * width + prototypes * options.examples * 20_000,
+        "bytes_while_working": len(files) * 4 * width
+        + len(images.counts) * SAMPLED_IMAGES * grid * 4 * width
+        + prototypes * options.examples * 20_000,
         "seconds": per_image * len(files),
     }
     if as_json:
         shown.json(plan)
         return
     for key, value in plan.items():
-        if key != "schema":
+        if key != "schema" and value is not None:
             shown.out.print(
                 f"{key.replace('_', ' '):>22}  {value:,.0f}"
                 if isinstance(value, float)

@@ -179,11 +179,12 @@ def _rival(job: TableJob) -> tuple["Table", ...]:
 def _pictures(job: TableJob) -> tuple["Table", ...]:
     from protonmf_cli.files.atomic import write_atomically
     from protonmf_cli.pictures.panels import panels_png
-    from protonmf_cli.pipelines.gallery import gallery_panels
+    from protonmf_cli.pipelines.gallery import check_spatial, gallery_panels
     from protonmf_cli.pipelines.sweep import convert_with_counts
 
     if job.figures is None:
         raise UsageError("--table pictures draws pictures: give a folder for them with --figures.")
+    check_spatial(job.loaded.backbone)
     models = convert_with_counts(job.loaded.backbone, job.readings(), job.options, job.counts, job.bars)
     few = job.images.limited(1, job.seed)
     crops = [

@@ -24,6 +24,16 @@ SHEETS = {
 }
 
 
+def check_spatial(backbone: Backbone) -> None:
+    """Refuse a backbone whose rows have no place, before any work.
+
+    Raises:
+        InputError: naming the backbone.
+    """
+    if backbone.readout.grid is None:
+        raise InputError(f"the head of {backbone.source.name} is read through one row per image: there are no maps.")
+
+
 def gallery_panels(
     backbone: Backbone,
     model: PrototypeModel,
@@ -38,10 +48,8 @@ def gallery_panels(
         images: crops and their classes.
 
     Raises:
-        InputError: rows have no place.
+        InputError: no image is of a class with prototypes.
     """
-    if backbone.readout.grid is None:
-        raise InputError(f"the head of {backbone.source.name} is read through one row per image: there are no maps.")
     shown = [(crop, c) for crop, c in images if model.own(c)]
     if not shown:
         raise InputError("none of the images is of a class with prototypes.")
