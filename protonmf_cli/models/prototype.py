@@ -141,6 +141,10 @@ class PrototypeModel:
         prototype = self.weights.prototype
         return sorted(found, key=lambda e: (int(self.owner[prototype[e]]) != class_index, int(prototype[e])))
 
+    def basis(self, class_index: int) -> Tensor:
+        """(s, D) b_j for the connections of a class, in the order of `entries`."""
+        return self.prototypes[self.weights.prototype[self.entries(class_index)]]
+
     @property
     def is_augmented(self) -> bool:
         """Whether the residual is shared out among prototypes."""
@@ -152,16 +156,17 @@ class PrototypeModel:
         A connection of weight zero keeps its prototype. Reference: ProtoNMF, eq. 8.
         """
         entries = self.entries(class_index)
-        basis = self.prototypes[self.weights.prototype[entries]]
-        weight, share = self.weights.value[entries], self.weights.residual_share[entries].to(basis)
-        ratio = torch.where(weight != 0, share / torch.where(weight != 0, weight, 1.0), 0.0)
-        return basis + ratio[:, None] * self.residual[class_index]
+        share = self.weights.residual_share[entries]
+        return augmented_basis(self.basis(class_index), self.weights.value[entries], share, self.residual[class_index])
+
+    def stored_basis(self, class_index: int) -> Tensor:
+        """(s, D) prototypes of a class's connections in the form of the file: augmented where it holds shares."""
+        return self.augmented(class_index) if self.is_augmented else self.basis(class_index)
 
     def head_vector(self, class_index: int) -> Tensor:
         """(D,) V_c of one class, edits included."""
-        entries = self.entries(class_index)
-        own = self.weights.value[entries] @ self.prototypes[self.weights.prototype[entries]]
-        return own + self.residual[class_index]
+        weights = self.weights.value[self.entries(class_index)]
+        return weights @ self.basis(class_index) + self.residual[class_index]
 
     def head_vectors(self) -> Tensor:
         """(C, D) float64 head rows V_c = sum_j a_cj b_j + R_c, edits included."""
@@ -211,6 +216,12 @@ class PrototypeModel:
             InputError: no class or several are called so.
         """
         return find_class(self.card.classes, words)
+
+
+def augmented_basis(basis: Tensor, weights: Tensor, shares: Tensor, residual: Tensor) -> Tensor:
+    """(s, D) b_j + (beta_j / a_j) R; a prototype of weight zero stays as it is (ProtoNMF, eq. 8)."""
+    ratio = torch.where(weights != 0, shares.to(basis) / torch.where(weights != 0, weights, 1.0), 0.0)
+    return basis + ratio[:, None] * residual
 
 
 def is_unstable(stability: float | None) -> bool:

@@ -1,6 +1,6 @@
 """Let the prototypes of a class take up its residual (ProtoNMF, eq. 8 and 9), and say how much that changes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from protonmf_cli.maths.augment import AUGMENTATIONS, residual_shares
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.part import ClassPart
-from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
 from protonmf_cli.models.results import Chart, Column, Table
 from protonmf_cli.options import Augment
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -35,56 +35,53 @@ def augment_model(
     """
     if kind == "none":
         return model
-    shares = model.weights.residual_share.clone()
-    fallback, rows = [], {}
-    for class_index in model.weights.class_index.unique().tolist():
-        entries = model.entries(class_index)
-        sample = finished[class_index].sample
-        found, fell_back = class_shares(model, kind, entries, sample)
-        shares[entries] = found
-        rows[class_index] = sample
-        if fell_back:
-            fallback.append(class_index)
-    augmented = replace(model, weights=replace(model.weights, residual_share=shares))
-    report = augmentation_report(augmented, rows) | {"kind": kind, "fallback": fallback}
+    samples = ((c, finished[c].sample) for c in model.weights.class_index.unique().tolist())
+    augmented, report = share_out(model, kind, samples)
     _warn(model, report, progress)
     card = replace(model.card, measured=dict(model.card.measured) | {"augmentation": report})
     return replace(augmented, card=card)
 
 
-def class_shares(model: PrototypeModel, kind: str, entries: Sequence[int], sample: Tensor) -> tuple[Tensor, bool]:
+def class_shares(model: PrototypeModel, kind: str, class_index: int, sample: Tensor) -> tuple[Tensor, bool]:
     """Shares (s,) of one class's entries, and whether the rule had to give way to `FALLBACK`."""
-    basis = model.prototypes[model.weights.prototype[list(entries)]].double()
-    weights = model.weights.value[list(entries)].double()
+    basis = model.basis(class_index).double()
+    weights = model.weights.value[model.entries(class_index)].double()
     strength = (sample.double().flatten(0, 1) @ basis.mT).var(dim=0, correction=0)
     found = residual_shares(kind, weights, strength)
     fell_back = found is None
     if found is None:
         found = residual_shares(FALLBACK, weights, strength)
     if found is None:  # a class whose weights are all zero
-        found = torch.full((len(entries),), 1 / len(entries), dtype=torch.float64)
+        found = torch.full_like(weights, 1 / len(weights))
     return found.float(), fell_back
 
 
-def augmentation_report(model: PrototypeModel, rows: Mapping[int, Tensor]) -> dict[str, Any]:
-    """How much augmented prototypes differ from the original ones.
+def share_out(
+    model: PrototypeModel, kind: str, rows: Iterable[tuple[int, Tensor]]
+) -> tuple[PrototypeModel, dict[str, Any]]:
+    """Residual shares of every class by one rule, and how much its augmented prototypes differ from the original ones.
 
     Args:
-        model: with residual shares.
-        rows: class -> (n, T, D) rows to compare presence maps on.
+        model: its own shares are replaced.
+        kind: a key of `AUGMENTATIONS`.
+        rows: class and (n, T, D) rows to compare presence maps on; one class is in memory at a time.
 
     Returns:
+        The model with shares, and the report. kind; fallback: classes where the rule gave way;
         change: length of b~ - b (b has length 1), median and largest; changed_much: classes above `MANY_CHANGES`;
         presence_correlation: of the maps, median over prototypes, and presence_correlation_low: its 10 % quantile.
     """
+    shares = model.weights.residual_share.clone()
     changes: list[Tensor] = []
     correlations: list[Tensor] = []
-    much = []
-    for class_index, sample in rows.items():
-        entries = model.entries(class_index)
-        basis = model.prototypes[model.weights.prototype[entries]]
-        augmented = model.augmented(class_index)
+    much, fallback = [], []
+    for class_index, sample in rows:
+        entries, basis = model.entries(class_index), model.basis(class_index)
+        shares[entries], fell_back = class_shares(model, kind, class_index, sample)
+        augmented = augmented_basis(basis, model.weights.value[entries], shares[entries], model.residual[class_index])
         change = (augmented - basis).norm(dim=1)
+        if fell_back:
+            fallback.append(class_index)
         if float(change.max()) > MANY_CHANGES:
             much.append(class_index)
         changes.append(change)
@@ -92,12 +89,15 @@ def augmentation_report(model: PrototypeModel, rows: Mapping[int, Tensor]) -> di
         correlations.append(_correlation(nonnegative_codes(flat, basis), nonnegative_codes(flat, augmented)))
     change, correlation = torch.cat(changes), torch.cat(correlations)
     defined = correlation[correlation.isfinite()].numpy()
-    return {
+    report = {
+        "kind": kind,
+        "fallback": fallback,
         "change": {"median": float(change.median()), "largest": float(change.max())},
         "changed_much": much,
         "presence_correlation": float(np.median(defined)) if len(defined) else None,
         "presence_correlation_low": float(np.quantile(defined, 0.1)) if len(defined) else None,
     }
+    return replace(model, weights=replace(model.weights, residual_share=shares)), report
 
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -135,19 +135,12 @@ def augmentation_table(model: PrototypeModel, rows: Mapping[int, Tensor]) -> Tab
     """
     found = []
     for kind in AUGMENTATIONS:
-        shares = model.weights.residual_share.clone()
-        fallback = 0
-        for class_index, sample in rows.items():
-            entries = model.entries(class_index)
-            shares[entries], fell_back = class_shares(model, kind, entries, sample)
-            fallback += fell_back
-        augmented = replace(model, weights=replace(model.weights, residual_share=shares))
-        report = augmentation_report(augmented, rows)
+        _, report = share_out(model, kind, rows.items())
         found.append(
             {
                 "rule": kind,
                 "classes": len(rows),
-                "fallback": fallback,
+                "fallback": len(report["fallback"]),
                 "change": report["change"]["median"],
                 "largest_change": report["change"]["largest"],
                 "presence_correlation": report["presence_correlation"],

@@ -58,7 +58,7 @@ def explain_image(
     chosen = best[0].class_index if class_index is None else class_index
     entries = model.entries(chosen)
     augmented = form == "augmented" and bool(entries)
-    basis = exact.augmented(chosen) if augmented else exact.prototypes[exact.weights.prototype[entries]]
+    basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
     maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
     contributions = tuple(
         _contribution(backbone, exact, rows, entry, basis[k], maps.presence[k] if maps.grid else None, map_kind)

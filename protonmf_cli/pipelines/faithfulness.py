@@ -70,8 +70,7 @@ def faithfulness_tables(
             reading = backbone.read(crop[None])
             active = model.active_classes.to(reading.logits.device)
             chosen = int(active[reading.logits[0, active].argmax()])
-            entries = exact.entries(chosen)
-            alone = exact.weights.value[entries] @ exact.prototypes[exact.weights.prototype[entries]]
+            alone = exact.weights.value[exact.entries(chosen)] @ exact.basis(chosen)
             placed = reading.rows[0, : backbone.readout.places]
             # however the residual is shared out, augmented contributions add up to the class's whole evidence
             vectors = {OURS: alone + exact.residual[chosen], PLAIN: alone}
@@ -184,9 +183,8 @@ class _Removal:
     random: list[np.ndarray] = field(default_factory=list)
 
     def add(self, model: PrototypeModel, rows: Tensor, logit: float, chosen: int, generator: torch.Generator) -> None:
-        entries = model.entries(chosen)
-        basis = model.augmented(chosen) if model.is_augmented else model.prototypes[model.weights.prototype[entries]]
-        parts = (model.weights.value[entries] * (basis @ rows.sum(dim=0))).double().cpu()
+        evidence = model.stored_basis(chosen) @ rows.sum(dim=0)
+        parts = (model.weights.value[model.entries(chosen)] * evidence).double().cpu()
         shuffled = parts[torch.randperm(len(parts), generator=generator)]
         for kept, order in ((self.ours, parts.sort(descending=True).values), (self.random, shuffled)):
             kept.append(np.concatenate([[logit], logit - order.cumsum(dim=0).numpy()]))

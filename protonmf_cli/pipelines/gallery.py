@@ -3,16 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
 from protonmf_cli.models.results import Column, Panel, Table, shortened
-from protonmf_cli.options import Augment
-from protonmf_cli.pipelines.augmentation import class_shares
+from protonmf_cli.pipelines.augmentation import FALLBACK, class_shares
 from protonmf_cli.pipelines.explanation import explain_image
 
 SHOWN = 3
@@ -94,13 +92,9 @@ def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop
 
 def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: int) -> list[Panel]:
     rows, pixels = _placed(backbone, crop), _pixels(crop)
-    entries = model.entries(c)
-    kind: Augment = "min-norm"
-    shares, _ = class_shares(model, kind, entries, rows[None].clamp_min(0))
-    weights = model.weights.value[entries]
-    basis = model.prototypes[model.weights.prototype[entries]]
-    ratio = torch.where(weights != 0, shares / torch.where(weights != 0, weights, 1.0), 0.0)
-    augmented = basis + ratio[:, None] * model.residual[c]
+    shares, _ = class_shares(model, FALLBACK, c, rows[None].clamp_min(0))
+    basis = model.basis(c)
+    augmented = augmented_basis(basis, model.weights.value[model.entries(c)], shares, model.residual[c])
     panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
     pairs = zip(_presence(backbone, rows, basis), _presence(backbone, rows, augmented), strict=True)
     for number, (before, after) in enumerate(list(pairs)[:SHOWN], start=1):

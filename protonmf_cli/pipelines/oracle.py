@@ -64,12 +64,9 @@ def _lost(model: PrototypeModel, pooled: Tensor, predicted: Tensor, rule: str) -
         entries = model.entries(class_index)
         if not entries:
             continue
-        basis = (
-            model.augmented(class_index) if model.is_augmented else model.prototypes[model.weights.prototype[entries]]
-        )
         weights = model.weights.value[entries]
         hit = predicted == class_index
-        contribution = pooled[hit] @ basis.mT * weights
+        contribution = pooled[hit] @ model.stored_basis(class_index).mT * weights
         strongest = weights.argmax().expand(int(hit.sum())) if rule == "coefficient" else contribution.argmax(dim=1)
         lost[hit] = contribution.gather(1, strongest[:, None])[:, 0]
     return lost
