@@ -1,32 +1,30 @@
 """Finished classes of a conversion on disk: what makes it resumable."""
 
-import json
 import shutil
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import filelock
-import safetensors
-import safetensors.torch
 import torch
+from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.class_files import ClassFiles
 from protonmf_cli.models.images import ImageSource, Skipped
 from protonmf_cli.models.part import ClassPart, PartExamples
 
-KEY = "part"
 
-
-class Shards(MutableMapping[int, ClassPart]):
+class Shards(ClassFiles[ClassPart]):
     """class -> finished part, one file each, in a work folder beside the output.
 
     The work folder has one sub-folder per conversion, named by a digest of everything that decides its
     result; another conversion to the same output never touches it. Use as a context: it holds a lock.
     """
+
+    key = "part"
 
     def __init__(self, output: Path, digest: str) -> None:
         self.work = output.parent / f".{output.name}.work"
@@ -63,24 +61,7 @@ class Shards(MutableMapping[int, ClassPart]):
         """Unfinished conversions to the same output with other options, data or weights."""
         return sum(path != self.folder for path in self.work.iterdir())
 
-    def __contains__(self, class_index: object) -> bool:
-        path = self._path(class_index)
-        if not path.is_file():
-            return False
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                return KEY in (file.metadata() or {})
-        except (safetensors.SafetensorError, OSError):
-            return False  # cut short by a full disk or a crash: computed again
-
-    def __getitem__(self, class_index: int) -> ClassPart:
-        path = self._path(class_index)
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                meta = json.loads(file.metadata()[KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise KeyError(class_index) from None
+    def unpack(self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> ClassPart:
         ends = tensors["ends"].tolist()
         jpeg = bytes(tensors["jpeg"].numpy())
         return ClassPart(
@@ -96,21 +77,21 @@ class Shards(MutableMapping[int, ClassPart]):
                 map=tensors["map"],
                 image=tensors["image"],
                 crops=tuple(jpeg[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True) if ends),
-                sources=tuple(ImageSource(**source) for source in meta["sources"]),
+                sources=tuple(ImageSource(**source) for source in facts["sources"]),
             ),
-            images=tuple(ImageSource(**source) for source in meta["images"]),
-            skipped=tuple(Skipped(**skip) for skip in meta["skipped"]),
-            figures=meta["figures"],
+            images=tuple(ImageSource(**source) for source in facts["images"]),
+            skipped=tuple(Skipped(**skip) for skip in facts["skipped"]),
+            figures=facts["figures"],
         )
 
-    def __setitem__(self, class_index: int, part: ClassPart) -> None:
-        examples = part.examples
+    def pack(self, item: ClassPart) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        examples = item.examples
         tensors = {
-            "prototypes": part.prototypes,
-            "pooled": part.pooled,
-            "predicted": part.predicted,
-            "sample": part.sample,
-            "stability": part.stability,
+            "prototypes": item.prototypes,
+            "pooled": item.pooled,
+            "predicted": item.predicted,
+            "sample": item.sample,
+            "stability": item.stability,
             "score": examples.score,
             "box": examples.box,
             "map": examples.map,
@@ -118,24 +99,10 @@ class Shards(MutableMapping[int, ClassPart]):
             "jpeg": torch.frombuffer(bytearray(b"".join(examples.crops) or b"\0"), dtype=torch.uint8),
             "ends": torch.tensor([len(jpeg) for jpeg in examples.crops], dtype=torch.int64).cumsum(0),
         }
-        meta = {
-            "images": [asdict(source) for source in part.images],
+        facts = {
+            "images": [asdict(source) for source in item.images],
             "sources": [asdict(source) for source in examples.sources],
-            "skipped": [asdict(skip) for skip in part.skipped],
-            "figures": part.figures,
+            "skipped": [asdict(skip) for skip in item.skipped],
+            "figures": item.figures,
         }
-        whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        content = safetensors.torch.save(whole, metadata={KEY: json.dumps(meta, sort_keys=True)})
-        write_atomically(self._path(class_index), content)
-
-    def __delitem__(self, class_index: int) -> None:
-        self._path(class_index).unlink()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("class-*.safetensors")))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def _path(self, class_index: object) -> Path:
-        return self.folder / f"class-{class_index:06d}.safetensors"
+        return {name: tensor.clone() for name, tensor in tensors.items()}, facts
