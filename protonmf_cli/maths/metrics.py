@@ -59,6 +59,15 @@ def bootstrap_interval(values: np.ndarray, *, seed: int, draws: int = 1000) -> t
     return float(low), float(high)
 
 
+def mean_with_interval(name: str, values: np.ndarray, *, seed: int) -> dict[str, float | list[float]]:
+    """Two entries of a table's row: the mean, and under `name + "_interval"` its 95 % bootstrap interval.
+
+    >>> mean_with_interval("accuracy", np.ones(5), seed=0)
+    {'accuracy': 1.0, 'accuracy_interval': [1.0, 1.0]}
+    """
+    return {name: float(values.mean()), f"{name}_interval": list(bootstrap_interval(values, seed=seed))}
+
+
 def median_interval(values: Tensor, *, seed: int, draws: int = 1000) -> list[float] | None:
     """95 % percentile bootstrap interval of the median over the defined values; None when there is none."""
     defined = values[values.isfinite()].double().numpy()

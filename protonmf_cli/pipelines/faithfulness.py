@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.curves import area_under, masks_by_rank
-from protonmf_cli.maths.metrics import bootstrap_interval
+from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
@@ -137,13 +137,10 @@ def _pixel_table(curves: _Curves, seed: int) -> Table:
         row: dict[str, Any] = {"order": name, "images": len(curves.deletion[name])}
         for which, sign in (("deletion", -1), ("insertion", 1)):
             areas = curves.areas(which, name)
-            row |= {which: float(areas.mean()), f"{which}_interval": list(bootstrap_interval(areas, seed=seed))}
-            gain = sign * (curves.areas(which, OURS) - areas)
+            row |= mean_with_interval(which, areas, seed=seed)
             if name != OURS:
-                row |= {
-                    f"{which}_gain": float(gain.mean()),
-                    f"{which}_gain_interval": list(bootstrap_interval(gain, seed=seed)),
-                }
+                gain = sign * (curves.areas(which, OURS) - areas)
+                row |= mean_with_interval(f"{which}_gain", gain, seed=seed)
             mean = np.mean(getattr(curves, which)[name], axis=0)
             points += [
                 {"curve": which, "order": name, "share": k / STEPS, "probability": float(value)}
@@ -197,7 +194,7 @@ class _Removal:
             row: dict[str, Any] = {"removed": removed}
             for key, curves in (("largest_first", self.ours), ("random_order", self.random)):
                 values = np.array([curve[removed] for curve in curves if len(curve) > removed])
-                row |= {key: float(values.mean()), f"{key}_interval": list(bootstrap_interval(values, seed=seed))}
+                row |= mean_with_interval(key, values, seed=seed)
             rows.append(row | {"images": len(values)})
         return Table(
             name="prototype_deletion",

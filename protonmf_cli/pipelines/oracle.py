@@ -1,9 +1,11 @@
 """The oracle intervention of the paper's Table 4, and what the same edit costs where nothing was wrong."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.metrics import bootstrap_interval
+from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.models.prototype import PrototypeModel, logit_parts
 from protonmf_cli.models.results import Chart, Column, KeptImages, Table
 
@@ -29,11 +31,10 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
             edited = logits.clone()
             edited[torch.arange(len(top)), top] -= lost
             after = among[edited.argmax(dim=1)] == target
-            row = {"scope": scope, "rule": rule, "images": len(target)}
+            row: dict[str, Any] = {"scope": scope, "rule": rule, "images": len(target)}
             outcomes = {"before": right, "oracle": right | after, "everywhere": after}
             for key, value in outcomes.items():
-                numbers = value.double().numpy()
-                row |= {key: float(numbers.mean()), f"{key}_interval": list(bootstrap_interval(numbers, seed=seed))}
+                row |= mean_with_interval(key, value.double().numpy(), seed=seed)
             row |= {"repaired": int((~right & after).sum()), "broken": int((right & ~after).sum())}
             rows.append(row)
     return Table(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.maths.metrics import bootstrap_interval
+from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
@@ -179,7 +179,7 @@ def _table(hits: _Hits, regions: _Regions, matched: int, images: int, seed: int)
         numbers = np.array(values)
         row: dict[str, Any] = {"measure": name, "over": f"{len(numbers)} {unit}", "value": None}
         if len(numbers):
-            row |= {"value": float(numbers.mean()), "value_interval": list(bootstrap_interval(numbers, seed=seed))}
+            row |= mean_with_interval("value", numbers, seed=seed)
         rows.append(row)
     return Table(
         name="part_quality",

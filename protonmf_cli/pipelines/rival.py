@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import ModelFileError
-from protonmf_cli.maths.metrics import bootstrap_interval
+from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.part import ClassReading
 from protonmf_cli.models.prototype import PrototypeModel
@@ -59,13 +59,11 @@ def rival_table(
         numbers = np.array(values)
         if not len(numbers):
             raise ModelFileError("the ProtoPNet file has no prototypes for the classes of these images.")
-        interval = list(bootstrap_interval(numbers, seed=seed))
         found.append(
             {
                 "prototypes": name,
                 "classes": len(numbers),
-                "error": float(numbers.mean()),
-                "error_interval": interval,
+                **mean_with_interval("error", numbers, seed=seed),
                 "deviation": float(numbers.std()),
             }
         )

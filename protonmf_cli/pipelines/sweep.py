@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_interval, median_share
+from protonmf_cli.maths.metrics import logit_share, mean_with_interval, median_interval, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.part import ClassPart, ClassReading
 from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts
@@ -37,7 +37,7 @@ def convert_with_counts(
         options: everything but the number.
         counts: prototypes per class.
     """
-    plain = replace(options, examples=0, stability=False, max_prototypes=max(counts))
+    plain = replace(options, examples=0, stability=False)
     parts: dict[int, dict[int, ClassPart]] = {count: {} for count in counts}
     for reading in readings:
         most = min(reading.rows.flatten(0, 1).shape)
@@ -46,9 +46,8 @@ def convert_with_counts(
             parts[count][reading.class_index] = factorise_classes(backbone, [reading], wanted, _no_picture)[0]
     models = {}
     for count, finished in parts.items():
-        others = sum(len(part.prototypes) for part in finished.values()) - max(
-            len(part.prototypes) for part in finished.values()
-        )
+        sizes = [len(part.prototypes) for part in finished.values()]
+        others = sum(sizes) - max(sizes)
         wanted = replace(plain, prototypes=count, borrow=min(plain.borrow, others))
         models[count] = assemble_model(backbone, finished, wanted, data={"left_out": {}}, progress=progress)
     return models
@@ -72,7 +71,7 @@ def parts_table(models: dict[int, PrototypeModel], kept: KeptImages, seed: int) 
             everywhere = (logits.argmax(dim=1) == target).double().numpy()
             among = (present[logits[:, present].argmax(dim=1)] == target).double().numpy()
             for key, right in ((name, everywhere), (f"restricted_{name}", among)):
-                row |= {key: float(right.mean()), f"{key}_interval": list(bootstrap_interval(right, seed=seed))}
+                row |= mean_with_interval(key, right, seed=seed)
         row |= {"logit_share": median_share(shares), "logit_share_interval": median_interval(shares, seed=seed)}
         row |= {key: model.card.measured[key] for key in ("feature_relative_error", "head_relative_error")}
         rows.append(row)
