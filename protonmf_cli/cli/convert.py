@@ -137,7 +137,7 @@ def convert(
             output,
             embed_backbone,
             machine.worker_count(workers),
-            digest_of(backbone, images, asdict(options)),
+            _digest(backbone, images, asdict(options)),
             cache_features,
         )
         if dry_run:
@@ -180,7 +180,9 @@ def _run(
         if done := len(shards):
             shown.note(f"{done} of {len(source.counts)} classes were finished before and are kept")
         clock = time.monotonic()
-        known = None if job.cache is None else _cached_features(job, shown)
+        known = None if job.cache is None else cached_features(job.cache, job.backbone, job.images, job.options)
+        if known:
+            shown.note(f"{len(known)} of {len(source.counts)} classes are taken from {job.cache}, without the network")
         found = convert_classes(job.backbone, source, job.options, shards, bars, known=known)
         timing: dict[str, float | None] = dict(found)
         shown.detail(f"classes done after {time.monotonic() - clock:.1f} s")
@@ -194,14 +196,14 @@ def _run(
     return result, timing, size
 
 
-def _cached_features(job: _Job, shown: Shown) -> "CachedFeatures":
+def cached_features(
+    folder: Path, backbone: "Backbone", images: "LabelledImages", options: ConversionOptions
+) -> "CachedFeatures":
     """What the network gave before for these images, under a name that changes with everything it depends on."""
     from protonmf_cli.files.cached_features import CachedFeatures
 
-    cache = CachedFeatures(job.cache or Path(), digest_of(job.backbone, job.images, cache_facts(job.options)))
-    if cache:
-        shown.note(f"{len(cache)} of {len(job.images.counts)} classes are taken from {job.cache}, without the network")
-    return cache
+    facts = {"batch_size": options.batch_size, "memory": options.memory, "seed": options.seed}
+    return CachedFeatures(folder, _digest(backbone, images, facts))
 
 
 def check_skipped(skipped: list[Mapping[str, str]], read: int, most: float) -> None:
@@ -247,12 +249,7 @@ def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> i
     return min(options.borrow, (classes - 1) * (options.prototypes or options.max_prototypes))
 
 
-def cache_facts(options: ConversionOptions) -> dict[str, Any]:
-    """The options that decide what the network gives."""
-    return {"batch_size": options.batch_size, "memory": options.memory, "seed": options.seed}
-
-
-def digest_of(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
+def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
     """Of everything that decides the result: shards of another conversion are never mixed in."""
     import hashlib
     import json

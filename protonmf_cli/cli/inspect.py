@@ -1,6 +1,5 @@
 """protonmf inspect: what is in a model file."""
 
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.conversion_report import median_of
 from protonmf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -115,12 +115,13 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
 
 
 def _stability_words(facts: dict[str, Any]) -> str:
-    known = [value for value in facts["card"]["measured"].get("stability", []) if value is not None]
-    if not known:
+    measured = facts["card"]["measured"].get("stability", [])
+    median = median_of(measured)
+    if median is None:
         return "not measured"
+    known = sum(value is not None for value in measured)
     return (
-        f"median cosine {statistics.median(known):.2f} between halves of the images, {facts['unstable']} of "
-        f"{len(known)} prototypes unstable"
+        f"median cosine {median:.2f} between halves of the images, {facts['unstable']} of {known} prototypes unstable"
     )
 
 

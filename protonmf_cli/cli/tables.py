@@ -70,11 +70,17 @@ class TableJob:
             yield reading
 
     def _cached(self, folder: Path, images: "LabelledImages") -> MutableMapping[int, "ClassReading"]:
-        from protonmf_cli.cli.convert import cache_facts, digest_of
-        from protonmf_cli.files.cached_features import CachedFeatures
+        from protonmf_cli.cli.convert import cached_features
 
-        facts = cache_facts(replace(self.options, batch_size=self.loaded.reader.batch_size))
-        return CachedFeatures(folder, digest_of(self.loaded.backbone, images, facts))
+        options = replace(self.options, batch_size=self.loaded.reader.batch_size)
+        return cached_features(folder, self.loaded.backbone, images, options)
+
+    @cached_property
+    def by_count(self) -> dict[int, "PrototypeModel"]:
+        """Number of prototypes -> model, for the tables that compare numbers."""
+        from protonmf_cli.pipelines.sweep import convert_with_counts
+
+        return convert_with_counts(self.loaded.backbone, self.readings(), self.options, self.counts, self.bars)
 
     def few(self) -> "LabelledImages":
         """About `limit` images, as many of each class."""
@@ -90,10 +96,9 @@ def options_of(model: "PrototypeModel") -> ConversionOptions:
 
 
 def _parts(job: TableJob) -> tuple["Table", ...]:
-    from protonmf_cli.pipelines.sweep import convert_with_counts, parts_table
+    from protonmf_cli.pipelines.sweep import parts_table
 
-    models = convert_with_counts(job.loaded.backbone, job.readings(), job.options, job.counts, job.bars)
-    return (parts_table(models, job.kept, job.seed),)
+    return (parts_table(job.by_count, job.kept, job.seed),)
 
 
 def _stability(job: TableJob) -> tuple["Table", ...]:
@@ -180,19 +185,17 @@ def _pictures(job: TableJob) -> tuple["Table", ...]:
     from protonmf_cli.files.atomic import write_atomically
     from protonmf_cli.pictures.panels import panels_png
     from protonmf_cli.pipelines.gallery import check_spatial, gallery_panels
-    from protonmf_cli.pipelines.sweep import convert_with_counts
 
     if job.figures is None:
         raise UsageError("--table pictures draws pictures: give a folder for them with --figures.")
     check_spatial(job.loaded.backbone)
-    models = convert_with_counts(job.loaded.backbone, job.readings(), job.options, job.counts, job.bars)
     few = job.images.limited(1, job.seed)
     crops = [
         (batch.crops[0], batch.class_index)
         for batch in job.loaded.reader.batches(few.of(few.files))
         if len(batch.crops)
     ]
-    table, sheets = gallery_panels(job.loaded.backbone, job.model, models, crops[:MOST_PICTURES])
+    table, sheets = gallery_panels(job.loaded.backbone, job.model, job.by_count, crops[:MOST_PICTURES])
     for name, rows in sheets.items():
         write_atomically(job.figures / f"{name}.png", panels_png(rows))
     return (table,)

@@ -38,7 +38,12 @@ def factorise_readings(readings: Sequence[ClassReading], rank: int, options: Con
         return []
     found = _factorise([reading.rows for reading in readings], rank, readings, options)
     return [
-        ClassFactors(factors=factors, stability=_stability(reading, factors.basis, options))
+        ClassFactors(
+            factors=factors,
+            stability=_stability(
+                factors.basis, halves_of(reading, rank, options, options.seed) if options.stability else None
+            ),
+        )
         for reading, factors in zip(readings, found, strict=True)
     ]
 
@@ -65,8 +70,8 @@ def halves_of(reading: ClassReading, rank: int, options: ConversionOptions, seed
     return first, second
 
 
-def _stability(reading: ClassReading, basis: Tensor, options: ConversionOptions) -> Tensor:
-    halves = halves_of(reading, len(basis), options, options.seed) if options.stability else None
+def _stability(basis: Tensor, halves: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(p,) cosines between the halves; NaN where there are none."""
     return torch.full((len(basis),), torch.nan) if halves is None else split_stability(basis, *halves)
 
 
@@ -100,8 +105,7 @@ def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOpti
         if rank > 1 and curve[-2]["feature_relative_error"] - factors.error < SMALLEST_GAIN:
             break
         if best is None or (median is not None and median >= STABLE):
-            stability = torch.full((rank,), torch.nan) if halves is None else split_stability(factors.basis, *halves)
-            best = ClassFactors(factors=factors, stability=stability)
+            best = ClassFactors(factors=factors, stability=_stability(factors.basis, halves))
     if best is None:  # a class has at least one row
         raise RuntimeError("no number of prototypes was tried")
     return ClassFactors(factors=best.factors, stability=best.stability, curve=tuple(curve))

@@ -10,7 +10,7 @@ from torch import Tensor
 from protonmf_cli.maths.matching import match_prototypes
 from protonmf_cli.maths.metrics import median_interval
 from protonmf_cli.models.part import ClassReading
-from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel
+from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, is_unstable
 from protonmf_cli.models.results import Chart, Column, Table
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.factorisation import factorise_readings, halves_of
@@ -55,7 +55,7 @@ def stability_table(model: PrototypeModel, readings: Iterable[ClassReading], opt
     flagged = [
         {"label": model.card.classes[int(model.owner[j])].label, "prototype": model.number(j), "stability": value}
         for j, value in enumerate(model.card.measured.get("stability", []))
-        if value is not None and value < UNSTABLE
+        if is_unstable(value)
     ]
     return Table(
         name="stability",
