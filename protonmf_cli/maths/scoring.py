@@ -43,6 +43,28 @@ def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> t
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
+def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> tuple[int, int, int, int]:
+    """Smallest rectangle around every pixel at or above a percentile of the up-sampled map.
+
+    ProtoPNet's own rule (Chen et al. 2019, section 2.5), without `peak_box`'s cut at half the peak: all regions
+    count, and a constant map gives the whole image. Ranks between two pixels are interpolated linearly.
+
+    Args:
+        grid: (h, w) map.
+        size: (height, width) of the crop in pixels.
+        percentile: share of pixels below the cut, in percent.
+
+    Returns:
+        (left, top, right, bottom) in pixels of the crop, right and bottom exclusive.
+
+    >>> percentile_box(torch.zeros(7, 7), (32, 48))
+    (0, 0, 48, 32)
+    """
+    pixels = upsample(grid, size).cpu().numpy()
+    rows, columns = np.nonzero(pixels >= np.percentile(pixels, percentile))
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
 def strongest_images(codes: Tensor, count: int) -> Tensor:
     """For each prototype the images where it is strongest.
 
