@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.backbones import crop_of, restore_backbone
+from protonmf_cli.files.backbones import crop_for, crop_of, restore_backbone
 from protonmf_cli.files.images import ImageReader, read_crop
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.models.backbone import Backbone
@@ -93,7 +93,7 @@ class Loaded:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model, edits included, to a new file."""
-        save_model(Path(path), self.model, self.backbone.network.state_dict() if self.embedded else None)
+        save_model(Path(path), self.model, self.backbone.weights() if self.embedded else None)
 
 
 def load(
@@ -121,6 +121,9 @@ def load(
     model, weights = load_model(path)
     backbone = restore_backbone(model, weights, offline).to(torch.device(device), dtype)
     reader = image_reader(backbone, batch_size=batch_size, workers=workers)
+    if model.card.members:
+        channels = model.card.members[0].preprocessing.input_size[0]
+        reader = replace(reader, crop=crop_for(model.card), channels=channels)
     return Loaded(path=path, model=model, backbone=backbone, reader=reader, embedded=weights is not None)
 
 

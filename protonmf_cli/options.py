@@ -11,6 +11,12 @@ Reconstruction = Literal["functional", "paper"]
 Augment = Literal["none", "min-norm", "dynamic", "paper"]
 Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
+Similarity = Literal["log", "linear", "cosine"]
+AddOn = Literal["regular", "bottleneck"]
+PrototypeStart = Literal["clusters", "uniform"]
+RateSchedule = Literal["cosine", "steps"]
+LastLayer = Literal["exact", "passes"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +79,106 @@ RECIPES: dict[str, ConversionOptions] = {
 }
 """Whole sets of options; "paper" is ProtoNMF as printed: start, stopping rule, own prototypes, parameter space,
 equal distribution of the residual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationOptions:
+    """Online augmentation: one of rotation, skew and shear per image, and a flip (Chen et al. 2019, supplement)."""
+
+    rotation: float = 15.0
+    """Degrees, either way."""
+    skew: float = 0.2
+    """Share of the image's sides by which corners move."""
+    shear: float = 10.0
+    """Degrees, either way."""
+    flip: float = 0.5
+    """Probability of a mirror image."""
+    copies: int = 1
+    """Augmented copies of every image in one epoch."""
+    fresh: bool = True
+    """New copies in every epoch; the original code made its copies once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoPNetOptions:
+    """Architecture, losses and the whole schedule of a ProtoPNet."""
+
+    prototypes: int = 10
+    """Per class, unless `per_class` says otherwise."""
+    width: int | None = 128
+    """Channels D of the latent map; None chooses among `widths` by cross-validation."""
+    widths: tuple[int, ...] = (128, 256, 512)
+    patch: tuple[int, int] = (1, 1)
+    """Height and width of a prototype in places of the latent map."""
+    similarity: Similarity = "log"
+    addon: AddOn = "regular"
+    addon_gain: float = 0.3
+    """Scale of the add-on convolutions' start: closer patches give the log similarity a slope; the original has 1."""
+    start: PrototypeStart = "clusters"
+    """Prototypes start at the k-means centres of their class's latent patches, or uniform in [0, 1)."""
+    epochs: int = 30
+    """Passes over the training images before the last push; the schedule spans them."""
+    warm_epochs: int = 5
+    """First epochs, with the backbone frozen."""
+    cycles: int = 3
+    """Pushes, evenly spread over the joint epochs; each is followed by the last layer."""
+    push_every: int | None = None
+    """Push after epochs 10, 20, ... instead (the original: 10)."""
+    backbone_rate: float = 1e-4
+    addon_rate: float = 3e-3
+    prototype_rate: float = 3e-3
+    decay: float = 1e-3
+    """Weight decay (the L2 form of Adam) of backbone and add-on layers."""
+    schedule: RateSchedule = "cosine"
+    """Joint rates over the joint epochs: half a cosine, or tenfold down every `rate_step` epochs."""
+    rate_step: int = 5
+    batch_size: int = 32
+    cluster: float = 0.8
+    separation: float = -0.08
+    l1: float = 1e-4
+    """Of the weights from prototypes of other classes."""
+    cap_costs: bool = False
+    """Distances above D h1 w1 count as this in cluster and separation, without gradient (original code)."""
+    frozen_norms: bool = True
+    """Batch norms keep the statistics of the pretrained network."""
+    reset_head: bool = True
+    """Joint epochs run with +1 and -0.5, also after a last layer was fitted."""
+    last_layer: LastLayer = "exact"
+    """Solve the convex problem, or train the head for `head_epochs` passes."""
+    head_epochs: int = 20
+    head_rate: float = 1e-4
+    tolerance: float = 1e-6
+    """Largest KKT residual of an exact last layer."""
+    distinct: bool = True
+    """Prototypes of a class come from different patches, and from as many images as `per_image` allows."""
+    per_image: int = 2
+    """Most prototypes of a class that one image may give, unless the class has too few images."""
+    validation: float = 0.1
+    """Share of the training images held out, by class, to choose the best cycle; 0 keeps the last one."""
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    precision: Precision = "float32"
+    """Of the network; distances are never in half precision."""
+    examples: int = 5
+    """Nearest training patches kept with each prototype, each from another image."""
+    seed: int = 0
+
+
+PROTOPNET_RECIPES: dict[str, ProtoPNetOptions] = {
+    "default": ProtoPNetOptions(),
+    "paper": ProtoPNetOptions(
+        addon_gain=1.0,
+        start="uniform",
+        epochs=1000,
+        push_every=10,
+        schedule="steps",
+        batch_size=80,
+        cap_costs=True,
+        frozen_norms=False,
+        reset_head=False,
+        last_layer="passes",
+        distinct=False,
+        validation=0.0,
+        augmentation=AugmentationOptions(copies=30, fresh=False),
+    ),
+}
+"""Whole sets of options; "paper" is the original code: its start, schedule, batch statistics and head passes."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from protonmf_cli import __version__
+from protonmf_cli.cli import protopnet
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
@@ -45,7 +46,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {failure}", file=sys.stderr)
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
-            print("interrupted; `convert` goes on where it stopped when it is given again", file=sys.stderr)
+            print(
+                "interrupted; `convert` and `protopnet train` go on where they stopped when they are given again",
+                file=sys.stderr,
+            )
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             _drop_stdout()  # whoever read our output has gone
@@ -80,6 +84,11 @@ def _root(
 
 for _command in (convert, explain, intervene, evaluate, inspect, export, demo, doctor):
     app.command()(_guarded(_command))
+
+
+for _subcommand in protopnet.COMMANDS:
+    protopnet.app.command()(_guarded(_subcommand))
+app.add_typer(protopnet.app)
 
 
 def main(argv: list[str] | None = None) -> int:

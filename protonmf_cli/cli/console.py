@@ -31,6 +31,16 @@ class Shown:
         if not self.quiet:
             self.err.print(f"note: {text}", markup=False)
 
+    def log(self, text: str) -> None:
+        """One line of a long job's diary."""
+        if not self.quiet:
+            self.err.print(text, markup=False)
+
+    def lines(self, texts: Mapping[str, str]) -> None:
+        """Names and what is said of them, in two columns on stdout."""
+        for name, text in texts.items():
+            self.out.print(f"{name:>15}  {text}", markup=False)
+
     def detail(self, text: str) -> None:
         """Something for those who asked for more."""
         if self.verbose and not self.quiet:

@@ -67,7 +67,7 @@ def show_plan(
     if len(batch.crops):
         backbone.read(batch.crops)
     per_image = (time.monotonic() - start) / max(1, len(batch.sources) + len(batch.skipped))
-    width = backbone.readout.vectors.shape[1]
+    width = backbone.readout.width
     per_class = options.prototypes or options.max_prototypes
     prototypes = per_class * len(images.counts)
     grid = backbone.readout.places or len(backbone.readout.unplaced)

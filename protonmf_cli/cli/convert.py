@@ -1,7 +1,7 @@
 """protonmf convert: black box -> prototype model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +83,7 @@ def convert(
     started = time.monotonic()
     shown = Shown(quiet=quiet, verbose=verbose)
     extra = {"num_classes": num_classes} if num_classes else {}
-    arguments_of_model = _model_arguments(model_arg or []) | extra
+    arguments_of_model = model_arguments(model_arg or []) | extra
     chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment)
     if borrow and chosen.reconstruction == "paper":
         raise UsageError(
@@ -174,7 +174,7 @@ def _run(
     with Shards(job.output, job.digest) as shards:
         if others := shards.others():
             shown.note(
-                f"{shards.work} also holds {others} unfinished conversion(s) with other options, data or weights; "
+                f"{shards.work} also holds {len(others)} unfinished conversion(s) with other options, data or weights; "
                 "they are kept. Remove the folder if you do not need them."
             )
         if done := len(shards):
@@ -191,7 +191,7 @@ def _run(
         result = assemble_model(job.backbone, shards, job.options, data=data, progress=bars)
         timing |= {"head": time.monotonic() - clock, "residual": None}
         check_skipped(result.card.data["skipped"], result.card.data["images"], max_skipped)
-        size = save_model(job.output, result, job.backbone.network.state_dict() if job.embed else None)
+        size = save_model(job.output, result, job.backbone.weights() if job.embed else None)
         shards.discard()
     return result, timing, size
 
@@ -206,7 +206,7 @@ def cached_features(
     return CachedFeatures(folder, _digest(backbone, images, facts))
 
 
-def check_skipped(skipped: list[Mapping[str, str]], read: int, most: float) -> None:
+def check_skipped(skipped: Sequence[Mapping[str, str]], read: int, most: float) -> None:
     """Give up when too many images could not be read.
 
     Raises:
@@ -268,7 +268,7 @@ def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _model_arguments(pairs: list[str]) -> dict[str, Any]:
+def model_arguments(pairs: list[str]) -> dict[str, Any]:
     """key=value words as Python values: numbers, true/false, else text."""
     import ast
 

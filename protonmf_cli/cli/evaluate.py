@@ -11,11 +11,21 @@ from rich.table import Table
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.gates import Gate, check, write_junit
-from protonmf_cli.cli.tables import TableJob, check_names, draw_tables, make_folder, run_tables, show_table, table_json
+from protonmf_cli.cli.tables import (
+    TableJob,
+    check_fit,
+    check_names,
+    draw_tables,
+    make_folder,
+    run_tables,
+    show_table,
+    table_json,
+)
 from protonmf_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from protonmf_cli.cli.reading import SkipWatch
+    from protonmf_cli.files.datasets import LabelledImages
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Scores
 
@@ -38,7 +48,8 @@ def evaluate(
     figures: Annotated[Path | None, typer.Option("--figures", help="Folder for a figure of each table.")] = None,
     counts: Annotated[str, typer.Option("--counts", help="Numbers of prototypes per class of the table parts.")] = "1,3,5,10",
     limit: Annotated[int, typer.Option("--images", min=1, help="Images of the table faithfulness, as many of each class.")] = 96,
-    protopnet: Annotated[Path | None, typer.Option("--protopnet", help="ProtoPNet model file for the table rival.")] = None,
+    protopnet: Annotated[list[Path] | None, typer.Option("--protopnet", help="ProtoPNet model file for the table rival, e.g. one per training cycle. Repeatable.")] = None,
+    boxes: Annotated[Path | None, typer.Option("--boxes", help="Cut images to their bounding boxes: folder or zip of CUB-200-2011's text files.")] = None,
     parts: Annotated[Path | None, typer.Option("--parts", help="Part annotations (folder or zip of CUB-200-2011's text files) for the table part-quality.")] = None,
     cache_features: Annotated[Path | None, typer.Option("--cache-features", help="Folder for what the network gave for the training images.")] = None,
     junit_xml: Annotated[Path | None, typer.Option("--junit-xml", help="Write every gate as a JUnit test case.")] = None,
@@ -78,12 +89,19 @@ def evaluate(
     loaded = open_model(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
+    check_fit(names, loaded.model)
+    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
     from protonmf_cli.files.datasets import ClassMapping, find_images
     from protonmf_cli.models.results import KeptImages
     from protonmf_cli.pipelines.evaluation import evaluate_model
 
     mapping = ClassMapping(file=class_map, by_order=class_order)
-    images = find_images(data, split, loaded.model.card.classes, mapping)
+
+    def find(wanted: str) -> "LabelledImages":
+        found = find_images(data, wanted, loaded.model.card.classes, mapping)
+        return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+
+    images = find(split)
     for note in images.notes:
         shown.note(note)
     watch, kept = SkipWatch(), KeptImages()
@@ -99,8 +117,8 @@ def evaluate(
         watch.check(max_skipped, scores.images, shown)
         job = TableJob(
             loaded=loaded, images=images, kept=kept, counts=wanted_counts, limit=limit, seed=seed, cache=cache_features,
-            rival=protopnet, annotations=parts, figures=figures, bars=bars,
-            find_train=lambda: find_images(data, "train", loaded.model.card.classes, mapping),
+            rivals=tuple(protopnet or ()), annotations=parts, figures=figures, bars=bars,
+            find_train=lambda: find("train"),
         )  # fmt: skip
         tables = run_tables(names, job)
     if as_json:
@@ -117,15 +135,19 @@ def evaluate(
 def evaluation_json(model: "PrototypeModel", scores: "Scores") -> dict[str, Any]:
     """`protonmf.evaluation/1`."""
     measured = model.card.measured
-    unknown = {} if "augmented" in scores.accuracy else {"augmented": None}
+    unknown = {name: None for name in NAMES if name not in scores.accuracy}
+    without = {name: None for name in NAMES if name not in scores.agreement and name != "black_box"}
     return {
         "schema": "protonmf.evaluation/1",
         "images": scores.images,
         "classes": scores.classes,
         "accuracy": scores.accuracy | unknown,
-        "agreement": scores.agreement | unknown,
+        "agreement": scores.agreement | without,
         "logit_share": {"prototypes_only": scores.logit_share},
-        "restricted": {name: values | unknown for name, values in scores.restricted.items()},
+        "restricted": {
+            "accuracy": scores.restricted["accuracy"] | unknown,
+            "agreement": scores.restricted["agreement"] | without,
+        },
         "exactness": {
             "max_abs_logit_difference": scores.max_abs_logit_difference,
             "relative_difference": scores.relative_difference,
@@ -145,9 +167,9 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
     partial = present < everything
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column(f"{scores.images} images", no_wrap=True)
-    heads = ["accuracy", "(95 %)", "agreement"] + (
-        [f"accuracy of {present}", f"agreement of {present}"] if partial else []
-    )
+    heads = ["accuracy", "(95 %)", "agreement"]
+    if partial:
+        heads += [f"accuracy of {present}", f"agreement of {present}"]
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for key, name in NAMES.items():
@@ -164,7 +186,8 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
         shown.out.print(
             f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
         )
-    shown.out.print(f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}")
+    if scores.max_abs_logit_difference is not None:
+        shown.out.print(f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}")
     if partial:
         shown.out.print(f'accuracy is among all {everything} classes; "of {present}" only among the classes present')
     bare = everything - len(model.active_classes)
@@ -191,7 +214,7 @@ def _gates(
     skipped = len(watch.skipped)
     measured = {
         "min-accuracy": (min_accuracy, scores.accuracy["prototype_model"]),
-        "min-agreement": (min_agreement, scores.agreement["prototype_model"]),
+        "min-agreement": (min_agreement, scores.agreement.get("prototype_model")),
         "max-residual-share": (max_residual_share, None if scores.logit_share is None else 1 - scores.logit_share),
         "max-skipped": (max_skipped, skipped / (scores.images + skipped)),
     }

@@ -125,12 +125,41 @@ def _stability_words(facts: dict[str, Any]) -> str:
     )
 
 
-def _show(facts: dict[str, Any], shown: Shown) -> None:
+def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
+    """What was measured when a black box was converted."""
     from protonmf_cli.models.results import rounded
 
-    card = facts["card"]
-    readout, measured, data = card["readout"], card["measured"], card["data"]
+    readout, measured = facts["card"]["readout"], facts["card"]["measured"]
     share = measured.get("residual_share")
+    return {
+        "exactness": f"max |logit difference| {readout['max_abs_logit_difference']:.1e} on {readout['images_checked']} images, "
+        f"agreement {measured['agreement']:.2%}",
+        "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
+        "(on the images converted)",
+        "stability": _stability_words(facts),
+        "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
+        "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
+    }
+
+
+def _protopnet_lines(facts: dict[str, Any]) -> dict[str, str]:
+    """What was measured when a ProtoPNet was trained, and how its evidence is made."""
+    card = facts["card"]
+    measured = card["measured"]
+    known = {name: value for name, value in measured.get("accuracy", {}).items() if value is not None}
+    lines = {"similarity": f"{card['similarity']}, of the most similar patch"}
+    if card["members"]:
+        lines["networks"] = ", ".join(member["source"]["name"] for member in card["members"])
+    if known:
+        lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+    if push := measured.get("push"):
+        lines["sources"] = f"{push['images']} training images, {push['duplicates']} duplicates"
+    return lines
+
+
+def _show(facts: dict[str, Any], shown: Shown) -> None:
+    card = facts["card"]
+    readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
     without = facts["classes"] - facts["classes_with_prototypes"]
     lines = {
@@ -140,21 +169,14 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
         "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} rows of width {readout['width']}",
         "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
         "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
-        "exactness": f"max |logit difference| {readout['max_abs_logit_difference']:.1e} on {readout['images_checked']} images, "
-        f"agreement {measured['agreement']:.2%}",
-        "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
-        "(on the images converted)",
-        "stability": _stability_words(facts),
-        "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
-        "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
+        **(_conversion_lines(facts) if card["method"] == "protonmf" else _protopnet_lines(facts)),
         "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
     }
     if card["edits"]:
         lines["edits"] = f"{len(card['edits'])}"
     if data["skipped"]:
         lines["skipped"] = f"{len(data['skipped'])} images, e.g. {data['skipped'][0]['path']}"
-    for name, text in lines.items():
-        shown.out.print(f"{name:>15}  {text}", markup=False)
+    shown.lines(lines)
     if len(facts["per_class"]) == 1:
         for row in facts["per_class"][0]["prototypes"]:
             sources = ", ".join(example["source"] for example in row["examples"][:3])

@@ -96,7 +96,7 @@ def intervene(
     if output is not None:
         from protonmf_cli.files.store import save_model
 
-        save_model(output, edited, loaded.backbone.network.state_dict() if loaded.embedded else None)
+        save_model(output, edited, loaded.backbone.weights() if loaded.embedded else None)
         shown.note(f"wrote {output}")
     if as_json:
         body = {"schema": "protonmf.intervention/1", "edits": [_edit_json(loaded.model, e) for e in edits]}

@@ -34,7 +34,7 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
         "bias": explanation.bias,
         "map_kind": explanation.map_kind,
         "form": explanation.form,
-        "contributions": [_contribution_json(c) for c in explanation.contributions],
+        "contributions": [contribution_json(c) for c in explanation.contributions],
         "residual": {
             "contribution": explanation.residual,
             "intercept": explanation.intercept,
@@ -50,7 +50,8 @@ def explanation_json(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def _contribution_json(contribution: Contribution) -> dict[str, Any]:
+def contribution_json(contribution: Contribution) -> dict[str, Any]:
+    """One entry of `contributions`."""
     return {
         "prototype": contribution.prototype,
         "prototype_id": contribution.prototype_id,
@@ -66,6 +67,7 @@ def _contribution_json(contribution: Contribution) -> dict[str, Any]:
         "box": contribution.box and list(contribution.box),
         "map": _grid(contribution.maps.get("contribution")),
         "presence": _grid(contribution.maps.get("presence")),
+        **({"network": contribution.network} if contribution.network else {}),
         "examples": [
             {"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples
         ],
@@ -118,12 +120,9 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
     share = explanation.residual_share
     if explanation.form == "augmented":
         shown.out.print("augmented prototypes: each carries its share of the residual", style="dim")
-    shown.out.print(
-        f"residual share {'not defined' if share is None else rounded(share)}"
-        f"   ledger error {explanation.ledger_error:.1e}",
-        style="dim",
-        markup=False,
-    )
+    said = "not defined" if share is None else rounded(share)
+    parts = [f"residual share {said}"] if explanation.additive else ["evidence: similarity of the most similar patch"]
+    shown.out.print(f"{parts[0]}   ledger error {explanation.ledger_error:.1e}", style="dim", markup=False)
 
 
 def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
@@ -155,14 +154,16 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
     for c in listed:
         borrowed = c.owner_index != explanation.class_index
         name = f"prototype {c.prototype}" + (f" of {shortened(c.owner_name, MOST_NAME)}" if borrowed else "")
+        name += f" ({shortened(c.network, MOST_NAME)})" if c.network else ""
         name += " (unstable)" if is_unstable(c.stability) else ""
         source = c.examples[0].path[-MOST_SOURCE:] if c.examples else ""
         add(name, f"{c.weight:+.3f}", f"{c.evidence:.2f}", c.contribution, source=source)
     if rest:
         add(f"{len(rest)} more", "", "", sum(rest))
-    if explanation.form == "plain":
-        add("residual", "", "", explanation.residual, style="grey50")
-    add("bias", "", "", explanation.bias, style="grey50")
+    if explanation.additive:
+        if explanation.form == "plain":
+            add("residual", "", "", explanation.residual, style="grey50")
+        add("bias", "", "", explanation.bias, style="grey50")
     add("= logit", "", "", explanation.logit, style="bold")
     return table
 

@@ -55,6 +55,23 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def join_cluster(device: str) -> tuple[Any, Any]:
+    """This process among those that torchrun started, and its device; one of one outside torchrun.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    from protonmf_cli.pipelines.cluster import ALONE, join
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return ALONE, choose_device(device)
+    wanted = choose_device(device)
+    if wanted.type == "cuda":
+        wanted = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return join(wanted), wanted
+
+
 def worker_count(wanted: int | None) -> int:
     """Decoding threads."""
     return wanted or min(8, os.cpu_count() or 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ class TableJob:
     """Images of tables that run the network many times per image."""
     seed: int
     cache: Path | None
-    rival: Path | None
-    """A ProtoPNet file to compare with."""
+    rivals: tuple[Path, ...]
+    """ProtoPNet files to compare with."""
     annotations: Path | None
     """Part annotations in the format of CUB-200-2011."""
     figures: Path | None
@@ -138,47 +138,82 @@ def _faithfulness(job: TableJob) -> tuple["Table", ...]:
 
 
 def _part_quality(job: TableJob) -> tuple["Table", ...]:
+    return (part_quality_of(job.loaded, job.images, job.annotations, job.seed, job.bars),)
+
+
+def part_quality_of(
+    loaded: "Loaded", images: "LabelledImages", annotations: Path | None, seed: int, bars: Bars
+) -> "Table":
+    """The table part-quality for labelled images, with part annotations where they are given."""
     from protonmf_cli.pipelines.part_quality import part_quality_table
 
-    annotations = None if job.annotations is None else _annotations(job)
-    names, locate = ((), None) if annotations is None else annotations
-    job.bars.stage("looking for parts", sum(job.images.counts.values()))
+    names, locate = ((), None) if annotations is None else _annotations(loaded, images, annotations)
+    bars.stage("looking for parts", sum(images.counts.values()))
     table = part_quality_table(
-        job.loaded.backbone,
-        job.model,
-        job.loaded.reader.batches(job.images.of(job.images.files)),
+        loaded.backbone,
+        loaded.model,
+        loaded.reader.batches(images.of(images.files)),
         parts=len(names),
         locate=locate,
-        seed=job.seed,
-        progress=job.bars,
+        seed=seed,
+        progress=bars,
     )
-    return (replace(table, facts={"parts": list(names), **table.facts}),)
+    return replace(table, facts={"parts": list(names), **table.facts})
 
 
-def _annotations(job: TableJob) -> tuple[tuple[str, ...], Callable[["ImageSource"], Any]]:
+def _annotations(
+    loaded: "Loaded", images: "LabelledImages", source: Path
+) -> tuple[tuple[str, ...], Callable[["ImageSource"], Any]]:
     """Names of the parts, and where they are in the crop of an image."""
-    from protonmf_cli.files.images import size_of
+    from protonmf_cli.files.images import clipped, size_of
     from protonmf_cli.files.part_annotations import points_in_crop, read_part_annotations
 
-    found = read_part_annotations(job.annotations or Path())
-    where = {file.name: file.path for files in job.images.files.values() for file in files}
+    found = read_part_annotations(source)
+    where = {file.name: file for files in images.files.values() for file in files}
 
-    def locate(source: "ImageSource") -> Any:
-        points = found.of(str(where[source.path]))
-        return None if points is None else points_in_crop(size_of(where[source.path]), points, job.loaded.reader.crop)
+    def locate(image: "ImageSource") -> Any:
+        file = where[image.path]
+        points = found.of(str(file.path))
+        if points is None:
+            return None
+        size = size_of(file.path)
+        if file.box is not None:
+            left, top, right, bottom = clipped(file.box, size)
+            size = (right - left, bottom - top)
+            points = {part: (x - left, y - top) for part, (x, y) in points.items()}
+        return points_in_crop(size, points, loaded.reader.crop)
 
     return found.names, locate
 
 
 def _rival(job: TableJob) -> tuple["Table", ...]:
-    from protonmf_cli.files.store import load_model
-    from protonmf_cli.pipelines.rival import check_rival, rival_table
+    from protonmf_cli.files.atomic import write_atomically
+    from protonmf_cli.library import load
+    from protonmf_cli.pictures.panels import panels_png
+    from protonmf_cli.pipelines.rival import Rival, check_rival, rival_table
 
-    if job.rival is None:
+    own = not job.rivals and job.model.card.method == "protopnet"
+    if not job.rivals and not own:
         raise UsageError("--table rival compares with a ProtoPNet: give its file with --protopnet.")
-    rival, _ = load_model(job.rival)
-    check_rival(job.model, rival, str(job.rival))
-    return (rival_table(job.model, rival, job.readings(), job.options, job.seed),)
+    rivals = []
+    for path in (job.loaded.path,) if own else job.rivals:
+        loaded = job.loaded if own else load(path, device=job.loaded.backbone.device, offline=True)
+        check_rival(loaded.model, str(path))
+        reader, images = loaded.reader, job.train
+        rivals.append(
+            Rival(
+                name=path.stem,
+                model=loaded.model,
+                backbone=loaded.backbone,
+                open=partial(reader.batches, images.of(images.files)),
+            )
+        )
+    counts = {str(c): count for c, count in job.train.counts.items()}
+    nmf = job.options.nmf if job.model.is_additive else NmfOptions()
+    table, rows = rival_table(rivals, counts, nmf, seed=job.seed, progress=job.bars)
+    if job.figures is not None and rows:
+        write_atomically(job.figures / "areas.png", panels_png(rows))
+    return (table,)
 
 
 def _pictures(job: TableJob) -> tuple["Table", ...]:
@@ -227,6 +262,25 @@ def check_names(names: list[str]) -> None:
             raise UsageError(f"--table {name} is not one of {', '.join(TABLES)}.")
 
 
+OF_CONVERSIONS = ("parts", "stability", "augmentation", "faithfulness", "pictures")
+"""Tables about what a conversion does to a black box: other models have no black box."""
+
+
+def check_fit(names: list[str], model: "PrototypeModel") -> None:
+    """Refuse a table that a model cannot have, before any work.
+
+    Raises:
+        UsageError: naming those it can have.
+    """
+    wrong = [name for name in names if name in OF_CONVERSIONS and not model.is_additive]
+    if wrong:
+        fitting = ", ".join(name for name in TABLES if name not in OF_CONVERSIONS)
+        raise UsageError(
+            f"--table {wrong[0]} compares a conversion with its black box, and this file holds a {model.card.method} "
+            f"model. Tables for it: {fitting}."
+        )
+
+
 def run_tables(names: list[str], job: TableJob) -> dict[str, "Table"]:
     """Make the tables in order; a table asked for twice is made once."""
     return {table.name: table for name in dict.fromkeys(names) for table in TABLES[name](job)}
@@ -266,8 +320,8 @@ def _cell(column: "Column", row: dict[str, Any], with_interval: bool) -> str:
     return write(value) if not span or not with_interval else f"{write(value)} ({write(span[0])}, {write(span[1])})"
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder for figures before any work.
+def make_folder(folder: Path, option: str = "--figures") -> None:
+    """Make the folder that an option names before any work.
 
     Raises:
         InputError: it is a file, or cannot be made.
@@ -275,7 +329,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
-        raise InputError(f"the folder {folder} of --figures cannot be made: {failure.strerror}.") from failure
+        raise InputError(f"the folder {folder} of {option} cannot be made: {failure.strerror}.") from failure
 
 
 def draw_tables(tables: dict[str, "Table"], folder: Path, shown: Shown) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError, NotExactError, UsageError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
-from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source, probe_readout
-from protonmf_cli.models.prototype import PrototypeModel, check_backbone
+from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, ClassName, Preprocessing, Source, probe_readout
+from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
+from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
+from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
 from protonmf_cli.models.readout import Network
 
 REMOTE = "hf-hub:"
@@ -77,10 +79,42 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     _check_classifier(name, network)
     _check_finite(name, network)
     config = dict(network.pretrained_cfg)
-    arguments = _arguments(network, config, request)
+    source = _source(network, name, config, request)
+    classes = _class_names(timm, network, config)
+    return _backbone(network, _preprocessing(timm, network, config, request), classes, source, request.rows), notes
+
+
+def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Source, list[str]]:
+    """Load a network on the CPU for its last feature map alone; pool and classifier are dropped.
+
+    Returns:
+        The network in evaluation mode, its preprocessing, where it came from, and notes for the user.
+
+    Raises:
+        UsageError: unknown name.
+        InputError: no weights, weights that do not fit or hold NaN, or features without a grid.
+    """
+    timm = import_timm()
+    name, notes = complete_name(request.name)
+    network = _create(timm, name, request)
+    network.eval()
+    _check_finite(name, network)
+    config = dict(network.pretrained_cfg)
+    preprocessing = _preprocessing(timm, network, config, request)
+    source = _source(network, name, config, request)
+    try:
+        drop_unused(network, preprocessing.input_size)
+    except NotImplementedError as failure:
+        raise _encoder(name) from failure
+    except RuntimeError as failure:
+        raise _unreadable(name, preprocessing, failure) from failure
+    return network, preprocessing, source, notes
+
+
+def _preprocessing(timm: Any, network: Network, config: Mapping[str, Any], request: BackboneRequest) -> Preprocessing:
     sizes = {"img_size": request.img_size} if request.img_size else {}
     resolved = timm.data.resolve_data_config(sizes, pretrained_cfg=config, model=network)
-    preprocessing = Preprocessing(
+    return Preprocessing(
         input_size=tuple(resolved["input_size"]),
         interpolation=resolved["interpolation"],
         crop_pct=resolved["crop_pct"],
@@ -89,13 +123,15 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
         std=tuple(resolved["std"]),
         exif_transpose=request.exif_transpose,
     )
-    source = Source(
+
+
+def _source(network: Network, name: str, config: Mapping[str, Any], request: BackboneRequest) -> Source:
+    return Source(
         name=name,
         architecture=config.get("architecture") or name,
-        model_args=arguments,
+        model_args=_arguments(network, config, request),
         digest=digest_of_tensors(network.state_dict()),
     )
-    return _backbone(network, preprocessing, _class_names(timm, network, config), source, request.rows), notes
 
 
 def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None, offline: bool) -> Backbone:
@@ -106,6 +142,11 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
     """
     card = model.card
     rows = card.readout["rows"]
+    if card.readout["kind"] == COMBINED:
+        parts = [_restore_latent(member, weights_of_member(weights or {}, n)) for n, member in enumerate(card.members)]
+        return combined_backbone(parts, card)
+    if card.readout["kind"] == LATENT_PATCHES:
+        return _restore_latent(card, weights or {})
     if weights is None:
         request = BackboneRequest(
             name=card.source.name,
@@ -117,18 +158,60 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         loaded, _ = load_backbone(request)
         backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows)
     else:
-        timm = import_timm()
-        network = timm.create_model(card.source.architecture, pretrained=False, **_tuples(card.source.model_args))
-        try:
-            network.load_state_dict(dict(weights), strict=True)
-        except RuntimeError as failure:
-            raise InputError(
-                f"the network inside the model file does not fit {card.source.architecture}: {failure}"
-            ) from failure
+        network = _network_of(card)
+        _load_into(network, _part(weights, BACKBONE), card)
         network.eval()
         backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows)
     check_backbone(model, backbone)
     return backbone
+
+
+def _network_of(card: Card) -> Network:
+    """The network of a model file without its weights."""
+    return import_timm().create_model(card.source.architecture, pretrained=False, **_tuples(card.source.model_args))
+
+
+def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
+    """Network and add-on layers of a ProtoPNet; both are always inside its file."""
+    network = _network_of(card)
+    network.eval()
+    drop_unused(network, card.preprocessing.input_size)
+    _load_into(network, _part(weights, BACKBONE), card)
+    layers = add_on_layers(
+        card.readout["addon"],
+        card.readout["features"],
+        card.readout["channels"],
+        bounded=card.similarity != "cosine",
+    )
+    _load_into(layers, _part(weights, ADDON), card)
+    return latent_backbone(network, layers, card)
+
+
+def latent_backbone(network: Network, layers: nn.Module, card: Card) -> Backbone:
+    """Network and add-on layers as the Backbone of a card."""
+    readout = latent_readout(network, layers.eval(), tuple(card.readout["patch"]), card.preprocessing.input_size)
+    return Backbone(
+        network=network,
+        readout=readout,
+        rows_option=card.readout["rows"],
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+        source=card.source,
+        formula_difference=0.0,
+    )
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> None:
+    try:
+        module.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as failure:
+        raise InputError(
+            f"the network inside the model file does not fit {card.source.architecture}: {failure}"
+        ) from failure
 
 
 def crop_of(preprocessing: Preprocessing) -> Crop:
@@ -146,6 +229,21 @@ def crop_of(preprocessing: Preprocessing) -> Crop:
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as failure:
         raise InputError(f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r}).") from failure
+
+
+def crop_for(card: Card) -> Crop:
+    """What the network, or every network of a combined model, sees of a picture."""
+    if not card.members:
+        return crop_of(card.preprocessing)
+    crops = [crop_of(member.preprocessing) for member in card.members]
+    _, height, width = card.preprocessing.input_size
+
+    def stacked(picture: Any) -> Tensor:
+        parts = [crop(picture) for crop in crops]
+        padded = [nn.functional.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in parts]
+        return torch.cat(padded)
+
+    return stacked
 
 
 def complete_name(name: str) -> tuple[str, list[str]]:
@@ -336,10 +434,7 @@ def _backbone(
     except NotImplementedError as failure:
         raise _encoder(source.name) from failure
     except RuntimeError as failure:
-        raise InputError(
-            f"{source.name} cannot read images of {preprocessing.input_size} (channels, height, width): "
-            f"{_first_line(failure)}."
-        ) from failure
+        raise _unreadable(source.name, preprocessing, failure) from failure
     return Backbone(
         network=network,
         readout=readout,
@@ -348,4 +443,10 @@ def _backbone(
         classes=classes,
         source=source,
         formula_difference=difference,
+    )
+
+
+def _unreadable(name: str, preprocessing: Preprocessing, failure: RuntimeError) -> InputError:
+    return InputError(
+        f"{name} cannot read images of {preprocessing.input_size} (channels, height, width): {_first_line(failure)}."
     )

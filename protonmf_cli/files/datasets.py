@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,34 @@ def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping:
     return LabelledImages(root=root, files={c: tuple(files[c]) for c in sorted(files)}, notes=tuple(notes), left_out={})
 
 
+def class_folders(data: Path, split: str) -> tuple[ClassName, ...]:
+    """The classes of a data set that brings its own: its folders (or labels of a list) in sorted order.
+
+    The description is the name in words: "001.Black_footed_Albatross" is "Black footed Albatross".
+
+    Raises:
+        InputError: nothing is there, or a folder has no images.
+    """
+    if data.is_file():
+        return tuple(ClassName(label=name, description=_in_words(name)) for name in sorted(_from_list(data)))
+    if not data.is_dir():
+        raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
+    root = _split_folder(data, split)
+    grouped, _ = _from_folders(root)
+    empty = [e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".") and e.name not in grouped]
+    if empty:
+        raise InputError(
+            f"{root} has folders without images: {listed(sorted(empty))}. A class cannot be learnt from nothing: "
+            "add images or remove the folder."
+        )
+    return tuple(ClassName(label=name, description=_in_words(name)) for name in sorted(grouped))
+
+
+def _in_words(name: str) -> str:
+    words = re.sub(r"^(n\d{8}|\d+)[\s._-]+", "", name).replace("_", " ").replace(",", " ").strip()
+    return "" if words == name else words
+
+
 def _split_folder(data: Path, split: str) -> Path:
     present = [name for name in SPLITS if (data / name).is_dir()]
     if split in present:
@@ -186,7 +215,7 @@ def _match(names: Sequence[str], classes: tuple[ClassName, ...], mapping: ClassM
                 f"the model has {len(classes)}."
             )
         return {name: n for n, name in enumerate(names)}
-    words = _class_map(mapping.file) if mapping.file else {}
+    words = dict(read_pairs(mapping.file)) if mapping.file else {}
     found, unmatched = {}, []
     for name in names:
         try:
@@ -205,13 +234,18 @@ def _match(names: Sequence[str], classes: tuple[ClassName, ...], mapping: ClassM
     return found
 
 
-def _class_map(file: Path) -> dict[str, str]:
+def read_pairs(file: Path) -> list[tuple[str, str]]:
+    """Folder and class, or class and number: a JSON object, or lines `first,second`.
+
+    Raises:
+        InputError: the file cannot be read so.
+    """
     if file.suffix.lower() != ".json":
-        return dict(_pairs(file))
+        return _pairs(file)
     try:
-        return {str(folder): str(name) for folder, name in json.loads(file.read_text(encoding="utf-8")).items()}
+        return [(str(first), str(second)) for first, second in json.loads(file.read_text(encoding="utf-8")).items()]
     except (OSError, ValueError, AttributeError) as failure:
-        raise InputError(f"the class map {file} is not a JSON object folder -> class: {failure}.") from failure
+        raise InputError(f"{file} is not a JSON object of pairs: {failure}.") from failure
 
 
 def listed(names: Sequence[str]) -> str:

@@ -3,9 +3,7 @@
 import hashlib
 import io
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.ahead import ahead
 from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -27,6 +26,10 @@ JPEG_QUALITY = 90
 
 Crop = Callable[[Image.Image], Tensor]
 """A PIL image to what the network sees: uint8 (channels, height, width)."""
+Change = Callable[[Image.Image], Image.Image]
+"""Something done to a picture before it is cropped."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the original picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class ImageFile:
     name: str
     """Relative to the data folder, with forward slashes."""
     class_index: int
+    box: Box | None = None
+    """The picture is cut to this rectangle first."""
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -94,8 +99,16 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
-def read_crop(path: Path, crop: Crop, *, channels: int, exif_transpose: bool) -> tuple[Tensor, str]:
-    """One file as (crop, sha256 of its bytes).
+def read_crop(
+    path: Path,
+    crop: Crop,
+    *,
+    channels: int,
+    exif_transpose: bool,
+    box: Box | None = None,
+    change: Change | None = None,
+) -> tuple[Tensor, str]:
+    """One file as (crop, sha256 of its bytes); cut to `box` and changed by `change` before it is cropped.
 
     Raises:
         InputError: the file cannot be read; the sentence begins with a verb.
@@ -107,7 +120,32 @@ def read_crop(path: Path, crop: Crop, *, channels: int, exif_transpose: bool) ->
     except (OSError, ValueError) as failure:
         raise InputError(f"cannot be read: {getattr(failure, 'strerror', None) or failure}") from failure
     picture = decode(content, channels=channels, exif_transpose=exif_transpose)
+    if box is not None:
+        picture = cut(picture, box)
+    if change is not None:
+        picture = change(picture)
     return crop(picture), hashlib.sha256(content).hexdigest()
+
+
+def clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box in whole pixels inside a picture of (width, height).
+
+    >>> clipped((-3.0, 2.5, 50.0, 9.0), (40, 30))
+    (0, 2, 40, 9)
+    """
+    return max(0, int(box[0])), max(0, int(box[1])), min(size[0], int(box[2])), min(size[1], int(box[3]))
+
+
+def cut(picture: Image.Image, box: Box) -> Image.Image:
+    """The part of a picture inside a box, which is clipped to the picture.
+
+    Raises:
+        InputError: nothing is inside; the sentence begins with a verb.
+    """
+    left, top, right, bottom = clipped(box, picture.size)
+    if right <= left or bottom <= top:
+        raise InputError(f"has no pixels inside its box {box} ({picture.width} x {picture.height} pixels)")
+    return picture.crop((left, top, right, bottom))
 
 
 def encode_jpeg(crop: Tensor) -> bytes:
@@ -133,21 +171,22 @@ class ImageReader:
         sizes = [
             n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)
         ]
+        results = ahead(self.read, files, workers=self.workers, window=3 * self.batch_size)
         source = iter(files)
-        waiting: deque[tuple[ImageFile, Future[tuple[Tensor, str] | Skipped]]] = deque()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            try:
-                for size in sizes:
-                    for file in islice(source, 2 * self.batch_size + size - len(waiting)):
-                        waiting.append((file, pool.submit(self._read, file)))
-                    ready = [waiting.popleft() for _ in range(size)]
-                    yield _batch([(file, future.result()) for file, future in ready])
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        for size in sizes:
+            yield _batch([(file, next(results)) for file in islice(source, size)])
 
-    def _read(self, file: ImageFile) -> tuple[Tensor, str] | Skipped:
+    def read(self, file: ImageFile, change: Change | None = None) -> tuple[Tensor, str] | Skipped:
+        """Crop and sha256 of one file, changed before it is cropped; why not, where it cannot be read."""
         try:
-            return read_crop(file.path, self.crop, channels=self.channels, exif_transpose=self.exif_transpose)
+            return read_crop(
+                file.path,
+                self.crop,
+                channels=self.channels,
+                exif_transpose=self.exif_transpose,
+                box=file.box,
+                change=change,
+            )
         except InputError as failure:
             return Skipped(path=file.name, reason=str(failure))
 

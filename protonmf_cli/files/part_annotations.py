@@ -3,8 +3,6 @@
 Reference: Wah, Branson, Welinder, Perona and Belongie 2011, The Caltech-UCSD Birds-200-2011 Dataset.
 """
 
-import zipfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,10 @@ import numpy as np
 from PIL import Image
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.cub_text import numbered_lines
 from protonmf_cli.files.images import Crop
+
+NEEDED = "images.txt, parts.txt and part_locs.txt"
 
 Points = dict[int, tuple[float, float]]
 """Part -> x, y in pixels; only visible parts."""
@@ -38,11 +39,11 @@ def read_part_annotations(source: Path) -> PartAnnotations:
     Raises:
         InputError: a file is missing or a line is not as CUB-200-2011 writes it; names file and line.
     """
-    images = {number: words[0] for number, words in _lines(source, "images.txt", 2)}
-    parts = {number: " ".join(words) for number, words in _lines(source, "parts.txt", 2)}
+    images = {number: words[0] for number, words in numbered_lines(source, "images.txt", 2, NEEDED)}
+    parts = {number: " ".join(words) for number, words in numbered_lines(source, "parts.txt", 2, NEEDED)}
     order = {number: place for place, number in enumerate(sorted(parts))}
     points: dict[str, Points] = {path: {} for path in images.values()}
-    for line, (image, words) in enumerate(_lines(source, "part_locs.txt", 5), start=1):
+    for line, (image, words) in enumerate(numbered_lines(source, "part_locs.txt", 5, NEEDED), start=1):
         try:
             part, x, y, visible = int(words[0]), float(words[1]), float(words[2]), int(words[3])
         except ValueError as failure:
@@ -55,35 +56,6 @@ def read_part_annotations(source: Path) -> PartAnnotations:
         if visible:
             points[images[image]][order[part]] = (x, y)
     return PartAnnotations(names=tuple(parts[number] for number in sorted(parts)), points=points)
-
-
-def _lines(source: Path, name: str, words: int) -> Iterable[tuple[int, list[str]]]:
-    """Number and further words of each line."""
-    for place, line in enumerate(_text(source, name).splitlines(), start=1):
-        found = line.split()
-        if not found:
-            continue
-        if len(found) < words or not found[0].isdecimal():
-            raise InputError(f"line {place} of {source}/{name} is not as CUB-200-2011 writes it: {line[:80]!r}.")
-        yield int(found[0]), found[1:]
-
-
-def _text(source: Path, name: str) -> str:
-    try:
-        if source.is_dir():
-            path = next((p for p in (source / name, source / "parts" / name) if p.is_file()), source / name)
-            return path.read_text(encoding="utf-8")
-        with zipfile.ZipFile(source) as archive:
-            inside = [entry for entry in archive.namelist() if entry.split("/")[-1] == name]
-            if not inside:
-                raise InputError(f"{source} has no {name}; images.txt, parts.txt and part_locs.txt are needed.")
-            return archive.read(min(inside, key=len)).decode("utf-8")
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as failure:
-        reason = getattr(failure, "strerror", None) or failure
-        raise InputError(
-            f"{source / name} cannot be read ({reason}). Give the folder or zip archive with images.txt, parts.txt and "
-            "part_locs.txt of CUB-200-2011."
-        ) from failure
 
 
 def points_in_crop(size: tuple[int, int], points: Points, crop: Crop) -> Points:

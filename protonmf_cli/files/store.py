@@ -13,12 +13,14 @@ from torch import Tensor
 
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
+from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
 
 FORMAT = 1
 KEY = "protonmf"
-BACKBONE = "backbone."
+WEIGHTS = (BACKBONE, ADDON)
+"""Prefixes of tensors that are no part of the decision itself."""
 
 LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "prototypes": (torch.float32, ("P", "D")),
@@ -36,17 +38,20 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "example_map": (torch.float32, ("M", "h", "w")),
     "example_crop": (torch.int64, ("M", "2")),
     "example_jpeg": (torch.uint8, ("bytes",)),
+    "member": (torch.int64, ("P",)),
 }
 """Tensors of format 1: dtype and named sizes; equal names are equal sizes."""
+OPTIONAL = frozenset({"member"})
+"""Of combined models only."""
 
 
-def save_model(path: Path, model: PrototypeModel, network: Mapping[str, Tensor] | None) -> int:
+def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] | None) -> int:
     """Write a model file atomically; equal models give equal bytes.
 
     Args:
         path: to write to.
         model: with tensors on any device.
-        network: the backbone's state dict, to be embedded; None leaves it out.
+        weights: of the backbone, by prefixed name, to be embedded; None leaves them out.
 
     Returns:
         The file's size in bytes.
@@ -54,7 +59,7 @@ def save_model(path: Path, model: PrototypeModel, network: Mapping[str, Tensor] 
     Raises:
         InputError: the file cannot be written; nothing is left under its name.
     """
-    tensors = dict(_tensors(model)) | {BACKBONE + name: tensor for name, tensor in (network or {}).items()}
+    tensors = dict(_tensors(model)) | dict(weights or {})
     tensors = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
     header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
@@ -89,7 +94,7 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
     """Read and check a model file: format, names, dtypes, shapes, ranges, finite values, digest.
 
     Returns:
-        The model, and the embedded network's state dict or None.
+        The model, and the embedded backbone's weights by prefixed name, or None.
 
     Raises:
         ModelFileError: the file is missing, damaged, of a newer format or not a prototype model.
@@ -114,15 +119,15 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
         raise ModelFileError(
             f"{path} is damaged: its content does not match its checksum. Convert again or restore it."
         )
-    network = {n.removeprefix(BACKBONE): t for n, t in tensors.items() if n.startswith(BACKBONE)} or None
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BACKBONE)}
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)} or None
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(WEIGHTS)}
     try:
         _check_layout(own)
         model = _model(own, header)
         _check_ranges(model)
     except (ValueError, KeyError, TypeError) as failure:
         raise ModelFileError(f"{path} is not a valid prototype model: {failure}.") from failure
-    return model, network
+    return model, weights
 
 
 def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
@@ -142,7 +147,7 @@ def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
         "example_map": model.examples.map,
         "example_crop": model.examples.crop,
         "example_jpeg": model.examples.jpeg,
-    }
+    } | ({} if model.member is None else {"member": model.member})
 
 
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> PrototypeModel:
@@ -168,6 +173,7 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
             sources=tuple(ImageSource(**source) for source in header["sources"]),
         ),
         card=Card.from_json(header["card"]),
+        member=tensors.get("member"),
     )
 
 
@@ -180,11 +186,13 @@ def _check_format(path: Path, header: Any) -> None:
 
 
 def _check_layout(tensors: Mapping[str, Tensor]) -> None:
-    missing, unknown = LAYOUT.keys() - tensors.keys(), tensors.keys() - LAYOUT.keys()
+    missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
     sizes: dict[str, int] = {"4": 4, "2": 2}
     for name, (dtype, shape) in LAYOUT.items():
+        if name not in tensors:
+            continue
         tensor = tensors[name]
         if tensor.dtype != dtype or tensor.ndim != len(shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
@@ -204,6 +212,10 @@ def _check_ranges(model: PrototypeModel) -> None:
         "example_prototype": (model.examples.prototype, 0, count),
         "example_crop": (model.examples.crop, 0, len(model.examples.jpeg) + 1),
     }
+    if (model.member is None) != (not model.card.members):
+        raise ValueError("the card and the tensors do not agree on the number of networks")
+    if model.member is not None:
+        bounds["member"] = (model.member, 0, len(model.card.members))
     for name, (tensor, low, high) in bounds.items():
         if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
             raise ValueError(f"{name} is outside {low}..{high - 1}")

@@ -26,6 +26,10 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
 """Readouts to try for each value of --rows, best first; the first one that is exact is taken."""
 
 
+BACKBONE, ADDON = "backbone.", "addon."
+"""Prefixes of the weights of the network, and of trained layers between its features and the rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """timm's evaluation transform of one checkpoint, resolved."""
@@ -87,10 +91,19 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
+    def weights(self) -> dict[str, Tensor]:
+        """Everything that a model file needs to read images again, by prefixed name."""
+        network = {BACKBONE + name: tensor for name, tensor in self.network.state_dict().items()}
+        return network | {ADDON + name: tensor for name, tensor in self.readout.layers().items()}
+
     def read(self, crops: Tensor) -> Reading:
         """Rows and logits of uint8 crops (B, channels, height, width), in one pass."""
         with torch.inference_mode():
             return self.readout.read(self.network, self.normalise(crops))
+
+    def pictures(self, crop: Tensor) -> tuple[Tensor, ...]:
+        """What each network sees of one uint8 crop: itself, or the parts of a combined model's crop."""
+        return self.readout.pictures(crop)
 
     def normalise(self, crops: Tensor) -> Tensor:
         """What timm's evaluation transform hands to the network: (crop / 255 - mean) / std."""

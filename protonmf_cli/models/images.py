@@ -1,5 +1,7 @@
 """Images on their way through the pipelines: pixels, class and origin travel together."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,6 +15,14 @@ class ImageSource:
     """Relative to the data folder, with forward slashes."""
     sha256: str
     """Of the file's bytes."""
+
+
+def digest_of_images(images: Sequence[ImageSource]) -> str:
+    """sha256 over path and content of every image."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.path}\0{image.sha256}\n".encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +44,15 @@ class ImageBatch:
     sources: tuple[ImageSource, ...]
     skipped: tuple[Skipped, ...] = ()
     """Files that would have been in this batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """Shuffled, augmented images of one optimisation step, or one process's share of them."""
+
+    crops: Tensor
+    """(B, channels, height, width) uint8"""
+    labels: Tensor
+    """(B,) int64"""
+    total: int
+    """Images of the step in all processes."""

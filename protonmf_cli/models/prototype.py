@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.similarity import SIMILARITIES, distances
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
 from protonmf_cli.models.images import ImageSource
 
@@ -82,6 +83,8 @@ class Card:
     residual_share; stability (one number or None per prototype); curves (class -> numbers of prototypes tried)
     and augmentation where there is one."""
     edits: tuple[Mapping[str, Any], ...] = ()
+    members: tuple["Card", ...] = ()
+    """Cards of the models that were combined, in the order of `PrototypeModel.member`; none in any other model."""
 
     def as_json(self) -> dict[str, Any]:
         """Nested plain values, for a file."""
@@ -98,18 +101,34 @@ class Card:
         nested["preprocessing"] = Preprocessing(**fields)
         nested["classes"] = tuple(ClassName(**name) for name in nested["classes"])
         nested["edits"] = tuple(nested.get("edits", ()))
+        nested["members"] = tuple(cls.from_json(member) for member in nested.get("members", ()))
         return cls(**nested)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSpace:
+    """The rows of one network, which its prototypes are compared with."""
+
+    start: int
+    stop: int
+    """Rows start..stop - 1 of an image."""
+    width: int
+    """Numbers of a row that are its own; wider rows are filled up with zeros."""
+    grid: tuple[int, int] | None
+    similarity: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrototypeModel:
-    """logit_c = sum_j a_cj s_j + rho_c + (b_c + delta_c), s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c.
+    """logit_c = sum_j a_cj s_j + rho_c + (b_c + delta_c).
 
+    Additive models: s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c. Others (ProtoPNet): s_j = max_n
+    similarity(r_n, b_j) over the rows of the prototype's network, without residual and bias.
     Flat, so that the number of prototypes may differ from class to class. P prototypes, C classes, D row width.
     """
 
     prototypes: Tensor
-    """(P, D) float32, unit norm."""
+    """(P, D) float32; unit norm in additive models."""
     owner: Tensor
     """(P,) int64, the class each prototype was found in; -1: none. Owners come in rising order."""
     weights: SparseWeights
@@ -121,6 +140,33 @@ class PrototypeModel:
     """(C,) float32, delta; zero for the paper's reconstruction."""
     examples: Examples
     card: Card
+    member: Tensor | None = None
+    """(P,) int64, which of `card.members` a prototype belongs to; None where there is one network."""
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether evidence is a sum over rows, so that logits are linear in them."""
+        return self.card.pooling == "sum"
+
+    @cached_property
+    def spaces(self) -> tuple[RowSpace, ...]:
+        """The rows of each network, in the order of `member`."""
+        found, start = [], 0
+        for card in self.card.members or (self.card,):
+            readout = card.readout
+            grid = tuple(readout["grid"]) if readout["grid"] else None
+            stop = start + readout["rows_per_image"]
+            found.append(
+                RowSpace(start=start, stop=stop, width=readout["width"], grid=grid, similarity=card.similarity)
+            )
+            start = stop
+        return tuple(found)
+
+    def of_member(self, number: int) -> Tensor:
+        """Rows of `prototypes` that belong to one network."""
+        if self.member is None:
+            return torch.arange(len(self.prototypes))
+        return (self.member == number).nonzero()[:, 0]
 
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class, in their order."""
@@ -289,9 +335,9 @@ class Response:
     """What the model answers to rows (B, T, D)."""
 
     maps: Tensor
-    """(B, T, P) r_n . b_j"""
+    """(B, T, P) r_n . b_j, or similarities; zero where row and prototype belong to different networks."""
     evidence: Tensor
-    """(B, P) s_j, the maps summed over rows."""
+    """(B, P) s_j, the maps summed over rows, or their maximum."""
     logits: Tensor
     """(B, C)"""
 
@@ -321,13 +367,43 @@ def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
     )
 
 
+def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
+    """Split the logits of rows (B, T, D) of any kind of model."""
+    if model.is_additive:
+        return logit_parts(model, rows.sum(dim=1))
+    return parts_of_evidence(model, respond(model, rows).evidence)
+
+
+def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
+    """Split the logits of evidence (B, P) of a model whose prototypes leave no residual."""
+    logits = evidence @ model.dense_weights
+    return LogitParts(prototypes=logits, residual=torch.zeros_like(logits), bias=model.bias + model.intercept)
+
+
+def parts_of_read(model: PrototypeModel, read: Tensor) -> LogitParts:
+    """Split the logits of what the decision reads: pooled rows (B, D) of an additive model, else evidence (B, P)."""
+    return logit_parts(model, read) if model.is_additive else parts_of_evidence(model, read)
+
+
 def respond(model: PrototypeModel, rows: Tensor) -> Response:
     """Maps, evidence and logits of a prototype model for rows (B, T, D)."""
-    return Response(
-        maps=rows @ model.prototypes.mT,
-        evidence=rows.sum(dim=1) @ model.prototypes.mT,
-        logits=logit_parts(model, rows.sum(dim=1)).logits,
-    )
+    if model.is_additive:
+        return Response(
+            maps=rows @ model.prototypes.mT,
+            evidence=rows.sum(dim=1) @ model.prototypes.mT,
+            logits=logit_parts(model, rows.sum(dim=1)).logits,
+        )
+    maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
+    evidence = rows.new_zeros(len(rows), len(model.prototypes))
+    for number, space in enumerate(model.spaces):
+        chosen = model.of_member(number).to(rows.device)
+        own = rows[:, space.start : space.stop, : space.width]
+        found = SIMILARITIES[space.similarity](
+            distances(own, model.prototypes[chosen, : space.width], space.similarity)
+        )
+        maps[:, space.start : space.stop, chosen] = found
+        evidence[:, chosen] = found.amax(dim=1)
+    return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
 
 
 def check_backbone(model: PrototypeModel, backbone: Backbone) -> None:
@@ -342,8 +418,8 @@ def check_backbone(model: PrototypeModel, backbone: Backbone) -> None:
             f"but these weights are {backbone.source.digest[:12]}. Give the checkpoint it was converted from."
         )
     readout = model.card.readout
-    if readout["kind"] != backbone.readout.kind or readout["width"] != backbone.readout.vectors.shape[1]:
+    if readout["kind"] != backbone.readout.kind or readout["width"] != backbone.readout.width:
         raise InputError(
             f"the model was converted with readout {readout['kind']} of width {readout['width']}, but this backbone "
-            f"is read through {backbone.readout.kind} of width {backbone.readout.vectors.shape[1]}."
+            f"is read through {backbone.readout.kind} of width {backbone.readout.width}."
         )

@@ -33,7 +33,7 @@ class Reading:
     rows: Tensor
     """(B, T, D)"""
     logits: Tensor
-    """(B, C) of the network itself."""
+    """(B, C) of the network itself; (B, 0) where it has no head of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,23 @@ class Readout(ABC):
 
     kind: str
     vectors: Tensor
-    """(C, D) V."""
+    """(C, D) V; (0, D) where the network has no head of its own."""
     bias: Tensor
     """(C,) b."""
     grid: tuple[int, int] | None
     """Height and width of the grid of placed rows; None when no row has a place."""
     unplaced: tuple[str, ...]
     """Names of the rows without a place, which follow the placed ones."""
+
+    @property
+    def width(self) -> int:
+        """D, the width of a row."""
+        return self.vectors.shape[1]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the network answers by itself, so that a model can be compared with it."""
+        return len(self.vectors) > 0
 
     @property
     def places(self) -> int:
@@ -59,6 +69,14 @@ class Readout(ABC):
     def spatial(self) -> bool:
         """Whether contributions can be drawn as maps."""
         return self.grid is not None
+
+    def layers(self) -> dict[str, Tensor]:
+        """Trained layers between the network's features and the rows; none for a head of the network's own."""
+        return {}
+
+    def pictures(self, crop: Tensor) -> tuple[Tensor, ...]:
+        """What each network sees of one crop (channels, height, width)."""
+        return (crop,)
 
     @abstractmethod
     def read(self, network: Network, pixels: Tensor) -> Reading:

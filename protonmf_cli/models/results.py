@@ -74,6 +74,10 @@ class Contribution:
     box: tuple[int, int, int, int] | None
     """Around the peak of the chosen map, in pixels of the crop."""
     examples: tuple[ExampleView, ...]
+    network: str = ""
+    """Name of the network that the prototype belongs to, in a combined model."""
+    crop: np.ndarray | None = None
+    """What that network saw, in a combined model; else the explanation's own crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ class Explanation:
     map_kind: str
     form: str
     """"plain", or "augmented": the prototypes carry the residual."""
+    additive: bool
+    """Whether evidence is a sum over places, with residual and bias; else (ProtoPNet) that of the best place alone."""
     without_prototypes: bool
     """The class has no prototypes: all of its logit is residual."""
     best_with_prototypes: Prediction | None
@@ -167,8 +173,9 @@ class Scores:
     logit_share: float | None
     restricted: dict[str, dict[str, float]]
     """accuracy and agreement among the classes present"""
-    max_abs_logit_difference: float
-    relative_difference: float
+    max_abs_logit_difference: float | None
+    """From the black box; None where there is none."""
+    relative_difference: float | None
     per_class: dict[int, dict[str, float]]
     """class -> images, black_box, prototype_model, prototypes_only"""
     intervals: dict[str, Any] = field(default_factory=dict)
@@ -229,11 +236,36 @@ class Panel:
     caption: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One picture of a strip: a crop with a map and a box on it."""
+
+    crop: np.ndarray | bytes
+    """(height, width, channels) uint8, or a JPEG file."""
+    map: np.ndarray | None = None
+    """(h, w) as it is drawn: zero is nothing."""
+    box: tuple[int, int, int, int] | None = None
+    cut: bool = False
+    """Show only what is inside the box."""
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One prototype in a gallery: words at the left, then pictures."""
+
+    title: str
+    words: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    number: int
+    """Decides the colour."""
+
+
 @dataclass(kw_only=True)
 class KeptImages:
     """What tables need of the labelled images of an evaluation: gathered in its one pass."""
 
-    pooled: list[Any] = field(default_factory=list)
-    """(B, D) float32 pooled rows, batch by batch."""
+    read: list[Any] = field(default_factory=list)
+    """What the decision reads, batch by batch: (B, D) float32 pooled rows of additive models, else (B, P) evidence."""
     target: list[Any] = field(default_factory=list)
     """(B,) int64 classes."""

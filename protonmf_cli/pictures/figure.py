@@ -83,7 +83,8 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     all_in_one = figure.add_subplot(grid[0, 1])
     residual = figure.add_subplot(grid[0, 2])
     if placed:
-        maps, colours = [c.maps["presence"] for c in placed], [shade_of(explanation, c) for c in placed]
+        maps = [drawn(c.maps["presence"], explanation.additive) for c in placed]
+        colours = [shade_of(explanation, c) for c in placed]
         _picture(all_in_one, composite(crop, maps, colours), "its own prototypes")
     else:
         _words(all_in_one, "this class has no prototypes:\nno images were given for it" if not shown else NOT_SPATIAL)
@@ -96,13 +97,13 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
 
 def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:
     """A waterfall from the bias over prototypes and residual to the logit."""
-    steps = [("bias", explanation.bias, "#bbbbbb")]
+    steps = [("bias", explanation.bias, "#bbbbbb")] if explanation.additive else []
     steps += [(title_of(c, explanation.class_index), c.contribution, shade_of(explanation, c)) for c in shown]
     kept = {c.prototype_id for c in shown}
     rest = [c for c in explanation.contributions if c.prototype_id not in kept]
     if rest:
         steps.append((f"{len(rest)} more", sum(c.contribution for c in rest), "#dddddd"))
-    if explanation.form == "plain":
+    if explanation.form == "plain" and explanation.additive:
         steps.append(("residual", explanation.residual, "#555555"))
     levels = np.cumsum([0.0] + [value for _, value, _ in steps])
     reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0
@@ -122,7 +123,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     share = explanation.residual_share
-    said = "" if share is None else f" — residual share {rounded(share)}"
+    said = "" if share is None or not explanation.additive else f" — residual share {rounded(share)}"
     axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
     axes.set_position((box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012))
@@ -132,11 +133,13 @@ def _prototype_row(
     figure: Figure, grid: GridSpec, row: int, explanation: Explanation, contribution: Contribution
 ) -> None:
     shade = shade_of(explanation, contribution)
-    crop = as_rgb(explanation.crop)
+    crop = as_rgb(explanation.crop if contribution.crop is None else contribution.crop)
     here = figure.add_subplot(grid[row, 0])
     kind = explanation.map_kind
     if contribution.maps:
-        _picture(here, heat(crop, contribution.maps[kind], signed=kind == "contribution"), "")
+        signed = kind == "contribution"
+        shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.additive)
+        _picture(here, heat(crop, shown, signed=signed), "")
         _box(here, contribution.box, shade)
     else:
         _picture(here, crop, "")
@@ -159,13 +162,22 @@ def _prototype_row(
     for place in range(PATCHES):
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
-            _patch(axes, contribution.examples[place], shade)
+            _patch(axes, contribution.examples[place], shade, explanation.additive)
             if row == 1 and place == 0:
-                axes.set_title("looks like these training images", fontsize=9, loc="left", color=GREY)
+                said = "looks like these training images" if explanation.additive else "looks like that (its patch)"
+                axes.set_title(said, fontsize=9, loc="left", color=GREY)
+            elif row == 1 and place == 1 and not explanation.additive:
+                axes.set_title("and the training patches nearest to it", fontsize=9, loc="left", color=GREY)
         else:
             axes.axis("off")
     if row == 1:
-        here.set_title(f"this ({kind} map)" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+        named = "activation map" if kind == "presence" and not explanation.additive else f"{kind} map"
+        here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+
+
+def drawn(grid: np.ndarray, additive: bool) -> np.ndarray:
+    """A map as it is drawn: similarities, which have no zero of their own, begin at their least value."""
+    return grid if additive else grid - grid.min()
 
 
 def _owner_words(contribution: Contribution) -> str:
@@ -175,9 +187,10 @@ def _owner_words(contribution: Contribution) -> str:
     return f"of {shortened(contribution.owner_name, 24)}"
 
 
-def _patch(axes: Axes, example: ExampleView, shade: str) -> None:
+def _patch(axes: Axes, example: ExampleView, shade: str, additive: bool) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
-    _picture(axes, heat(pixels, example.map, strength=0.45) if example.map is not None else pixels, "")
+    grid = None if example.map is None else drawn(example.map, additive)
+    _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45), "")
     if example.map is not None:
         _box(axes, example.box, shade)
 

@@ -1,6 +1,5 @@
 """From finished classes to one prototype model: head reconstruction, order, and the figures of the card (eq. 4-5)."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import logit_share, median_share
 from protonmf_cli.maths.moments import Moments
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.part import ClassPart, PartExamples
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, logit_parts
 from protonmf_cli.options import ConversionOptions
@@ -196,7 +195,7 @@ def _measure(
     data = dict(model.card.data) | {
         "images": count,
         "images_per_class": {str(c): n for c, n in totals.per_class.items()},
-        "digest": _data_digest(totals.images),
+        "digest": digest_of_images(totals.images),
         "skipped": totals.skipped,
     }
     card = replace(model.card, readout=readout, data=data, measured=measured)
@@ -291,7 +290,7 @@ def _card(backbone: Backbone, options: ConversionOptions, data: Mapping[str, Any
             "kind": readout.kind,
             "rows": backbone.rows_option,
             "rows_per_image": readout.places + len(readout.unplaced),
-            "width": readout.vectors.shape[1],
+            "width": readout.width,
             "grid": list(readout.grid) if readout.grid else None,
             "unplaced": list(readout.unplaced),
             "spatial": readout.spatial,
@@ -307,13 +306,6 @@ def _card(backbone: Backbone, options: ConversionOptions, data: Mapping[str, Any
         data=data,
         measured={},
     )
-
-
-def _data_digest(images: Sequence[ImageSource]) -> str:
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(f"{image.path}\0{image.sha256}\n".encode())
-    return digest.hexdigest()
 
 
 def _one_minus(share: float | None) -> float | None:

@@ -114,7 +114,7 @@ def read_classes(
 
 def check_counts(backbone: Backbone, counts: Mapping[int, int], options: ConversionOptions) -> None:
     """Refuse a number of own or borrowed prototypes that there cannot be."""
-    width = backbone.readout.vectors.shape[1]
+    width = backbone.readout.width
     rank = options.prototypes or 1
     for class_index, count in counts.items():
         _check_rank(backbone, class_index, count * factorised_rows(backbone), width, rank)

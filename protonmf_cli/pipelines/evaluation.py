@@ -10,7 +10,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts, respond
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -54,32 +54,47 @@ def evaluate_model(
     moved = model.to(backbone.device, backbone.dtype)
     among = torch.tensor(sorted(present), device=backbone.device)
     augmented = moved.augmented_vectors() if model.is_augmented else None
-    tops, targets, shares = _Tops(), [], []
-    worst = worst_relative = 0.0
+    tops, targets, shares, exactness = _Tops(), [], [], _Exactness()
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
             continue
-        reading = backbone.read(batch.crops)
-        pooled = reading.rows.sum(dim=1)
-        parts = logit_parts(moved, pooled)
-        difference = float((parts.logits - reading.logits).abs().max())
-        worst = max(worst, difference)
-        worst_relative = max(worst_relative, difference / float(reading.logits.std()))
         target = torch.full((len(batch.sources),), batch.class_index)
-        answers = _answers(reading.logits, parts)
-        if augmented is not None:
-            answers["augmented"] = pooled @ augmented.mT + moved.bias
-        tops.add(answers, among)
         targets.append(target)
+        reading = backbone.read(batch.crops)
+        if not model.is_additive:
+            response = respond(moved, reading.rows)
+            tops.add({"prototype_model": response.logits}, among)
+            kept = response.evidence
+        else:
+            kept = reading.rows.sum(dim=1)
+            parts = logit_parts(moved, kept)
+            answers = _answers(reading.logits, parts)
+            if augmented is not None:
+                answers["augmented"] = kept @ augmented.mT + moved.bias
+            tops.add(answers, among)
+            exactness.add(parts.logits, reading.logits)
+            only = (parts.prototypes + parts.bias).cpu()
+            shares.append(logit_share(only, parts.logits.cpu(), target, model.active_classes))
         if keep is not None:
-            keep.pooled.append(pooled.float().cpu())
+            keep.read.append(kept.float().cpu())
             keep.target.append(target)
-        only = (parts.prototypes + parts.bias).cpu()
-        shares.append(logit_share(only, parts.logits.cpu(), target, model.active_classes))
     if not targets:
         raise InputError("no image of the data could be read")
-    return _scores(model, tops, torch.cat(targets), torch.cat(shares), among, worst, worst_relative)
+    return _scores(model, tops, torch.cat(targets), torch.cat(shares) if shares else None, among, exactness)
+
+
+@dataclass
+class _Exactness:
+    """Largest differences between the model's logits and the network's own; None before there are any."""
+
+    absolute: float | None = None
+    relative: float | None = None
+
+    def add(self, found: Tensor, expected: Tensor) -> None:
+        difference = float((found - expected).abs().max())
+        self.absolute = max(self.absolute or 0.0, difference)
+        self.relative = max(self.relative or 0.0, difference / float(expected.std()))
 
 
 def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:
@@ -92,33 +107,38 @@ def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:
 
 
 def _scores(
-    model: PrototypeModel, tops: _Tops, target: Tensor, shares: Tensor, among: Tensor, worst: float, relative: float
+    model: PrototypeModel, tops: _Tops, target: Tensor, shares: Tensor | None, among: Tensor, exactness: _Exactness
 ) -> Scores:
     everywhere = {name: torch.cat(found) for name, found in tops.everywhere.items()}
     restricted = {name: torch.cat(found) for name, found in tops.restricted.items()}
     right = {name: (top == target).double() for name, top in everywhere.items()}
-    agree = {n: (top == everywhere[BLACK_BOX]).double() for n, top in everywhere.items() if n != BLACK_BOX}
+    agree = _agreement(everywhere)
     seed = model.card.seed
     return Scores(
         images=len(target),
         classes=len(among),
         accuracy=_means(right),
         agreement=_means(agree),
-        logit_share=median_share(shares),
+        logit_share=None if shares is None else median_share(shares),
         restricted={
             "accuracy": _means({n: (top == target).double() for n, top in restricted.items()}),
-            "agreement": _means(
-                {n: (top == restricted[BLACK_BOX]).double() for n, top in restricted.items() if n != BLACK_BOX}
-            ),
+            "agreement": _means(_agreement(restricted)),
         },
-        max_abs_logit_difference=worst,
-        relative_difference=relative,
+        max_abs_logit_difference=exactness.absolute,
+        relative_difference=exactness.relative,
         per_class=_per_class(target, right),
         intervals={
             "accuracy": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in right.items()},
             "agreement": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in agree.items()},
         },
     )
+
+
+def _agreement(tops: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where each way to answer has the black box's top class; nothing where there is no black box."""
+    if BLACK_BOX not in tops:
+        return {}
+    return {n: (top == tops[BLACK_BOX]).double() for n, top in tops.items() if n != BLACK_BOX}
 
 
 def _means(values: dict[str, Tensor]) -> dict[str, float]:

@@ -10,9 +10,10 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.qp import fit_residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows, respond
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
+from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
 
 BEST = 5
 """Predictions listed."""
@@ -50,20 +51,27 @@ def explain_image(
     reading = backbone.read(crop[None])
     rows = reading.rows[0].cpu().double()
     exact = model.to(torch.device("cpu"), torch.float64)
-    pooled = rows.sum(dim=0, keepdim=True)
-    parts = logit_parts(exact, pooled)
+    parts = parts_of_rows(exact, rows[None])
     # an edited model no longer answers as the network does: then its own logits are explained
-    logits = parts.logits[0] if model.card.edits else reading.logits[0].cpu().double()
+    follows = backbone.readout.has_head and not model.card.edits
+    logits = reading.logits[0].cpu().double() if follows else parts.logits[0]
     best = predictions(model, logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
     entries = model.entries(chosen)
     augmented = form == "augmented" and bool(entries)
-    basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
-    maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
-    contributions = tuple(
-        _contribution(backbone, exact, rows, entry, basis[k], maps.presence[k] if maps.grid else None, map_kind)
-        for k, entry in enumerate(entries)
-    )
+    residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
+    if model.is_additive:
+        basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
+        maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
+        contributions = tuple(
+            _contribution(backbone, exact, rows, entry, basis[k], maps.presence[k] if maps.grid else None, map_kind)
+            for k, entry in enumerate(entries)
+        )
+        residual_maps = maps.residual, maps.residual_codes
+    else:
+        weights = connections(model, chosen)
+        views = {j: tuple(example_views(model, j)) for j in weights}
+        contributions = similarity_contributions(backbone, exact, respond(exact, rows[None]), crop, weights, views)
     residual = 0.0 if augmented else float(parts.residual[0, chosen])
     bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
     total = sum(c.contribution for c in contributions) + residual + bias
@@ -71,7 +79,7 @@ def explain_image(
     return Explanation(
         image=image,
         model=model_name,
-        crop=crop.permute(1, 2, 0).numpy(),
+        crop=backbone.pictures(crop)[0].permute(1, 2, 0).numpy(),
         predictions=best,
         class_index=chosen,
         label=model.card.classes[chosen].label,
@@ -80,13 +88,14 @@ def explain_image(
         bias=bias,
         contributions=contributions,
         residual=residual,
-        residual_map=maps.residual,
+        residual_map=residual_maps[0],
         intercept=0.0 if augmented else float(exact.intercept[chosen]),
-        residual_codes=maps.residual_codes,
+        residual_codes=residual_maps[1],
         residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0,
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
         form=form,
+        additive=model.is_additive,
         without_prototypes=not entries,
         best_with_prototypes=None if entries else _best_with_prototypes(model, logits),
     )
@@ -104,6 +113,13 @@ def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
             "--form augmented."
         )
     return form or ("augmented" if model.is_augmented else "plain")
+
+
+def connections(model: PrototypeModel, class_index: int) -> dict[int, float]:
+    """Prototype -> weight to a class, own prototypes first."""
+    entries = model.entries(class_index)
+    chosen, weights = model.weights.prototype[entries].tolist(), model.weights.value[entries].tolist()
+    return dict(zip(chosen, weights, strict=True))
 
 
 def _residual_share(share: Tensor) -> float | None:
@@ -200,9 +216,12 @@ def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
     """The stored training patches of one prototype, strongest first."""
     examples = model.examples
     views = []
+    space = model.spaces[0 if model.member is None else int(model.member[prototype])]
     for number in examples.of(prototype):
         left, top, right, bottom = examples.box[number].tolist()
         grid = examples.map[number].numpy()
+        if model.member is not None and space.grid is not None:  # smaller grids are filled up
+            grid = grid[: space.grid[0], : space.grid[1]]
         views.append(
             ExampleView(
                 jpeg=examples.picture(number),

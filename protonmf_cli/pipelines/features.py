@@ -20,7 +20,7 @@ def factorised_rows(backbone: Backbone) -> int:
 
 def images_that_fit(backbone: Backbone, memory: int) -> int:
     """How many images of one class fit into `memory` bytes."""
-    width = backbone.readout.vectors.shape[1]
+    width = backbone.readout.width
     # the rows, a balanced copy of them while they are factorised, and the pooled row
     one = 4 * (2 * factorised_rows(backbone) + 1) * width + math.prod(backbone.preprocessing.input_size)
     return max(1, memory // one)
@@ -68,7 +68,7 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
         predicted.append(reading.logits.argmax(dim=1).cpu())
         crops.append(batch.crops)
         sources += batch.sources
-    width = backbone.readout.vectors.shape[1]
+    width = backbone.readout.width
     return ClassReading(
         class_index=class_index,
         rows=torch.empty(0, 1, width) if rows is None else rows[:count],

@@ -9,7 +9,7 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.prototype import PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explanation import BEST, predictions
@@ -109,8 +109,8 @@ def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> 
 
 
 def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:
-    pooled = backbone.read(crops).rows.sum(dim=1).cpu().double()
-    return logit_parts(model.to(torch.device("cpu"), torch.float64), pooled).logits
+    rows = backbone.read(crops).rows.cpu().double()
+    return parts_of_rows(model.to(torch.device("cpu"), torch.float64), rows).logits
 
 
 def intervene_on_data(
@@ -129,8 +129,8 @@ def intervene_on_data(
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
             continue
-        pooled = backbone.read(batch.crops).rows.sum(dim=1)
-        tops = [logit_parts(model, pooled).logits.argmax(dim=1).cpu() for model in (old, new)]
+        rows = backbone.read(batch.crops).rows
+        tops = [parts_of_rows(model, rows).logits.argmax(dim=1).cpu() for model in (old, new)]
         target = batch.class_index
         right = [int((top == target).sum()) for top in tops]
         count, first, second = counts.get(target, (0, 0, 0))

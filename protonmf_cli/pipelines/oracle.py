@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.metrics import mean_with_interval
-from protonmf_cli.models.prototype import PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, parts_of_read
 from protonmf_cli.models.results import Chart, Column, KeptImages, Table
 
 RULES = ("coefficient", "contribution")
@@ -19,15 +19,15 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
     In augmented form a prototype takes its share of the residual with it.
     """
     exact = model.to(torch.device("cpu"), torch.float64)
-    pooled, target = torch.cat(kept.pooled).double(), torch.cat(kept.target)
+    read, target = torch.cat(kept.read).double(), torch.cat(kept.target)
     present = target.unique()
     rows = []
     for scope, among in (("all classes", torch.arange(len(model.bias))), ("classes present", present)):
-        logits = logit_parts(exact, pooled).logits[:, among]
+        logits = parts_of_read(exact, read).logits[:, among]
         top = logits.argmax(dim=1)
         right = among[top] == target
         for rule in RULES:
-            lost = _lost(exact, pooled, among[top], rule)
+            lost = _lost(exact, read, among[top], rule)
             edited = logits.clone()
             edited[torch.arange(len(top)), top] -= lost
             after = among[edited.argmax(dim=1)] == target
@@ -58,16 +58,20 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
     )
 
 
-def _lost(model: PrototypeModel, pooled: Tensor, predicted: Tensor, rule: str) -> Tensor:
+def _lost(model: PrototypeModel, read: Tensor, predicted: Tensor, rule: str) -> Tensor:
     """(B,) contribution of the prototype that is zeroed in each image's predicted class; 0 where it has none."""
-    lost = torch.zeros(len(pooled), dtype=torch.float64)
+    lost = torch.zeros(len(read), dtype=torch.float64)
     for class_index in predicted.unique().tolist():
         entries = model.entries(class_index)
         if not entries:
             continue
         weights = model.weights.value[entries]
         hit = predicted == class_index
-        contribution = pooled[hit] @ model.stored_basis(class_index).mT * weights
+        if model.is_additive:
+            evidence = read[hit] @ model.stored_basis(class_index).mT
+        else:
+            evidence = read[hit][:, model.weights.prototype[entries]]
+        contribution = evidence * weights
         strongest = weights.argmax().expand(int(hit.sum())) if rule == "coefficient" else contribution.argmax(dim=1)
         lost[hit] = contribution.gather(1, strongest[:, None])[:, 0]
     return lost

@@ -18,7 +18,7 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource
-from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.prototype import PrototypeModel, respond
 from protonmf_cli.models.results import Chart, Column, Table
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -87,7 +87,7 @@ def part_quality_table(
             points = locate(source) if locate else None
             if points is not None:
                 matched += 1
-                _add_hits(hits, backbone, exact.prototypes[own], own, (rows[place], noisy[place]), points, parts)
+                _add_hits(hits, backbone, exact, own, (rows[place], noisy[place]), points, parts)
     if locate is not None and not matched:
         raise InputError(
             f"none of the {images} images is in the part annotations: they are matched by class folder and file name "
@@ -103,11 +103,18 @@ def _noisy_rows(backbone: Backbone, crops: Tensor, generator: torch.Generator) -
         return backbone.readout.read(backbone.network, pixels + noise.to(pixels)).rows
 
 
-def _peaks(backbone: Backbone, basis: Tensor, rows: Tensor) -> Tensor:
+def _evidence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor) -> Tensor:
+    """(T, p) evidence of prototypes at every place: products, or similarities."""
+    if not model.is_additive:
+        return respond(model, rows[None]).maps[0, :, own]
+    return rows[: backbone.readout.places] @ model.prototypes[own].mT
+
+
+def _peaks(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor) -> Tensor:
     """(p, 2) x and y of each prototype's strongest pixel."""
     height, width = backbone.preprocessing.input_size[1:]
     grid = backbone.readout.grid or (1, 1)
-    maps = (rows[: backbone.readout.places] @ basis.mT).mT.reshape(-1, *grid)
+    maps = _evidence(backbone, model, own, rows).mT.reshape(-1, *grid)
     flat = upsample(maps, (height, width)).flatten(1).argmax(dim=1).cpu()
     return torch.stack([flat % width, flat // width], dim=1)
 
@@ -115,7 +122,7 @@ def _peaks(backbone: Backbone, basis: Tensor, rows: Tensor) -> Tensor:
 def _add_hits(
     hits: _Hits,
     backbone: Backbone,
-    basis: Tensor,
+    model: PrototypeModel,
     own: list[int],
     rows: tuple[Tensor, Tensor],
     points: dict[int, tuple[float, float]],
@@ -125,7 +132,7 @@ def _add_hits(
     met = []
     for one in rows:
         found = np.full((len(own), parts), np.nan)
-        for k, (x, y) in enumerate(_peaks(backbone, basis, one).tolist()):
+        for k, (x, y) in enumerate(_peaks(backbone, model, own, one).tolist()):
             for part, (px, py) in points.items():
                 found[k, part] = abs(px - x) <= half and abs(py - y) <= half
         met.append(found)
@@ -137,9 +144,16 @@ def _add_hits(
 def _add_regions(
     regions: _Regions, backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int
 ) -> None:
-    """Regions are the places where a prototype has at least half its largest presence in the image."""
+    """Regions are the places where a prototype has at least half its largest presence in the image.
+
+    Similarities, which have no zero of their own, count from their least value in the image.
+    """
     placed = rows[: backbone.readout.places]
-    codes = nonnegative_codes(placed.clamp_min(0), model.prototypes[own])
+    if model.is_additive:
+        codes = nonnegative_codes(placed.clamp_min(0), model.prototypes[own])
+    else:
+        found = _evidence(backbone, model, own, rows)
+        codes = found - found.amin(dim=0)
     masks = codes >= codes.amax(dim=0).clamp_min(1e-12) / 2
     pairs = [(a, b) for a in range(len(own)) for b in range(a)]
     if pairs:
@@ -147,6 +161,8 @@ def _add_regions(
             float((masks[:, a] & masks[:, b]).sum() / (masks[:, a] | masks[:, b]).sum().clamp_min(1)) for a, b in pairs
         ]
         regions.distinct.append(1 - float(np.mean(overlap)))
+    if not model.is_additive:
+        return
     evidence = (placed @ model.head_vector(class_index)).clamp_min(0)
     if float(evidence.sum()) > 0:
         regions.covered.append(float(evidence[masks.any(dim=1)].sum() / evidence.sum()))

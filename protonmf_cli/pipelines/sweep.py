@@ -59,7 +59,7 @@ def _no_picture(_: Tensor) -> bytes:
 
 def parts_table(models: dict[int, PrototypeModel], kept: KeptImages, seed: int) -> Table:
     """Accuracy of each part of the models on labelled images, over all classes and among those present."""
-    pooled, target = torch.cat(kept.pooled), torch.cat(kept.target)
+    pooled, target = torch.cat(kept.read), torch.cat(kept.target)
     rows = []
     for count, model in models.items():
         parts = logit_parts(model, pooled)

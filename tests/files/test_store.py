@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 
 from protonmf_cli.errors import ModelFileError
-from protonmf_cli.files.store import KEY, LAYOUT, load_model, save_model
+from protonmf_cli.files.store import KEY, LAYOUT, OPTIONAL, load_model, save_model
 
 
 def test_round_trip(converted, tmp_path):
@@ -37,7 +37,7 @@ def test_the_format_is_the_documented_one(converted):
         header = json.loads(file.metadata()[KEY])
         assert header["format"] == 1
         names = {name for name in file.keys() if not name.startswith("backbone.")}  # noqa: SIM118
-        assert names == set(LAYOUT)
+        assert names == set(LAYOUT) - OPTIONAL
         assert json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False) == file.metadata()[KEY]
 
 

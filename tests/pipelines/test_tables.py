@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ from protonmf_cli.files.datasets import ClassMapping, find_images
 from protonmf_cli.maths.curves import area_under, masks_by_rank
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
 from protonmf_cli.models.images import ImageBatch, ImageSource
-from protonmf_cli.models.prototype import logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, SparseWeights, logit_parts
 from protonmf_cli.models.readout import Reading, Readout
 from protonmf_cli.models.results import KeptImages
-from protonmf_cli.options import ConversionOptions
+from protonmf_cli.options import NmfOptions
 from protonmf_cli.pipelines.augmentation import augmentation_table
 from protonmf_cli.pipelines.conversion import ConversionImages, read_classes
 from protonmf_cli.pipelines.evaluation import evaluate_model
@@ -27,7 +27,7 @@ from protonmf_cli.pipelines.gallery import SHEETS, gallery_panels
 from protonmf_cli.pipelines.intervention import apply_edits, find_edit
 from protonmf_cli.pipelines.oracle import oracle_table
 from protonmf_cli.pipelines.part_quality import consistency, part_quality_table
-from protonmf_cli.pipelines.rival import check_rival, rival_table
+from protonmf_cli.pipelines.rival import Rival, check_rival, rival_table
 from protonmf_cli.pipelines.stability import stability_table
 from protonmf_cli.pipelines.sweep import convert_with_counts, parts_table
 from toys import PREPROCESSING
@@ -63,7 +63,7 @@ def readings(loaded, toy):
 def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, kept):
     model = loaded.model.to(torch.device("cpu"), torch.float64)
     row = {r["rule"]: r for r in oracle_table(loaded.model, kept, 0).rows if r["scope"] == "all classes"}
-    pooled, target = torch.cat(kept.pooled).double(), torch.cat(kept.target)
+    pooled, target = torch.cat(kept.read).double(), torch.cat(kept.target)
     before = after = oracle = 0
     for x, y in zip(pooled, target.tolist(), strict=True):
         top = int(logit_parts(model, x[None]).logits.argmax())
@@ -91,7 +91,7 @@ def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
     assert torch.allclose(models[2].prototypes, loaded.model.prototypes, atol=2e-3)
     assert [len(models[n].prototypes) for n in (1, 2)] == [4, 8]
     table = parts_table(models, kept, 0)
-    pooled, target = torch.cat(kept.pooled), torch.cat(kept.target)
+    pooled, target = torch.cat(kept.read), torch.cat(kept.target)
     for row in table.rows:
         parts = logit_parts(models[row["prototypes"]], pooled)
         only = ((parts.prototypes + parts.bias).argmax(dim=1) == target).double().mean()
@@ -243,21 +243,72 @@ def test_consistency_counts_visible_parts_only():
     assert consistency([np.array([nan, nan])]) is None
 
 
-def test_ten_nmf_prototypes_rebuild_features_better_than_random_ones(loaded, readings):
-    model = loaded.model
+def rival_of(rows, prototypes, owner):
+    """A ProtoPNet whose latent rows are given: (class, images, places, width)."""
+
+    class Latent(Readout):
+        def read(self, network, pixels):
+            found = pixels.flatten(1)[:, : rows.shape[2] * rows.shape[3]].reshape(len(pixels), rows.shape[2], -1)
+            return Reading(rows=found, logits=found.new_empty(len(found), 0))
+
+    bright = bright_backbone()
+    readout = Latent(
+        kind="latent-patches",
+        vectors=torch.empty(0, rows.shape[3]),
+        bias=torch.empty(0),
+        grid=(1, rows.shape[2]),
+        unplaced=(),
+    )
+    backbone = replace(
+        bright, readout=readout, preprocessing=replace(bright.preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    )
+    pixels = torch.zeros(rows.shape[0], rows.shape[1], 3, 8, 8)
+    pixels.flatten(2)[..., : rows.shape[2] * rows.shape[3]] = rows.flatten(2)
+    batches = [
+        ImageBatch(
+            class_index=c,
+            crops=pixels[c].to(torch.uint8),
+            sources=tuple(ImageSource(path=f"{c}/{n}", sha256="") for n in range(rows.shape[1])),
+        )
+        for c in range(rows.shape[0])
+    ]
+    classes = tuple(ClassName(label=str(c)) for c in range(rows.shape[0]))
+    card = SimpleNamespace(method="protopnet", pooling="max", similarity="log", members=(), classes=classes,
+        readout={"grid": [1, rows.shape[2]], "rows_per_image": rows.shape[2], "width": rows.shape[3]})  # fmt: skip
+    empty = torch.empty(0, dtype=torch.int64)
+    model = PrototypeModel(
+        prototypes=prototypes, owner=owner, residual=torch.zeros(len(classes), rows.shape[3]), bias=torch.zeros(len(classes)),
+        intercept=torch.zeros(len(classes)), examples=None, card=card,
+        weights=SparseWeights(class_index=empty, prototype=empty, value=torch.empty(0), residual_share=torch.empty(0)),
+    )  # fmt: skip
+    return Rival(name="cycle", model=model, backbone=backbone, open=lambda: batches)
+
+
+def test_rows_that_are_a_protopnets_prototypes_are_rebuilt_by_them():
     generator = torch.Generator().manual_seed(0)
-    wild = torch.nn.functional.normalize(torch.rand(model.prototypes.shape, generator=generator), dim=1)
-    rival = replace(model, prototypes=wild, card=replace(model.card, method="protopnet"))
-    check_rival(model, rival, "rival.safetensors")
-    ours, theirs = rival_table(model, rival, readings, ConversionOptions(), 0).rows
-    assert ours["error"] < theirs["error"] < 1
-    assert ours["classes"] == 4
+    parts = torch.randint(1, 12, (2, 2, 16), generator=generator).float()
+    codes = torch.randint(0, 9, (2, 6, 4, 2), generator=generator).float()
+    rows = torch.einsum("cntk,ckd->cntd", codes, parts)
+    owner = torch.tensor([0, 0, 1, 1])
+    good = rival_of(rows, parts.flatten(0, 1), owner)
+    wild = rival_of(rows, torch.rand(4, 16, generator=generator), owner)
+    table, pictures = rival_table([good, wild], {"0": 6, "1": 6}, NmfOptions(), seed=0)
+    error = {(n, row["prototypes"][:3]): row["error"] for n, row in enumerate(table.rows)}
+    assert error[0, "NMF"] < 0.01 and error[1, "Pro"] < 1e-6 and error[2, "NMF"] < 0.01
+    assert error[3, "Pro"] > 0.05
+    assert [row["classes"] for row in table.rows] == [2] * 4
+    assert len(pictures) == 2 and len(pictures[0]) == 5
 
 
-def test_a_rival_of_another_backbone_is_refused(loaded):
-    model = loaded.model
+def test_the_area_of_a_prototype_is_where_it_has_half_its_largest_value():
+    rows = torch.zeros(1, 2, 4, 3)
+    rows[0, :, 0] = torch.tensor([9.0, 0, 0])
+    rows[0, :, 1:] = torch.tensor([0, 0, 200.0])
+    rival = rival_of(rows, torch.tensor([[9.0, 0, 0]]), torch.tensor([0]))
+    table, _ = rival_table([rival], {"0": 2}, NmfOptions(), seed=0)
+    assert table.rows[1]["area"] == 0.25
+
+
+def test_a_rival_that_is_no_protopnet_is_refused(loaded):
     with pytest.raises(ModelFileError, match="needs a ProtoPNet"):
-        check_rival(model, model, "x")
-    other = replace(model.card, method="protopnet", source=replace(model.card.source, digest="0" * 64))
-    with pytest.raises(ModelFileError, match="do not live among the same features"):
-        check_rival(model, replace(model, card=other), str(Path("x")))
+        check_rival(loaded.model, "x")

@@ -1,0 +1,61 @@
+"""From a ProtoPNet in memory to the content of its model file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.cli.console import Bars
+from protonmf_cli.options import ProtoPNetOptions
+
+if TYPE_CHECKING:
+    from protonmf_cli.files.images import ImageFile, ImageReader
+    from protonmf_cli.models.backbone import Backbone
+    from protonmf_cli.models.protopnet import ProtoPNet
+    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.pipelines.activations import Activations
+
+
+def backbone_weights(net: "ProtoPNet") -> dict[str, Any]:
+    """Network and add-on layers under the names of a model file."""
+    from protonmf_cli.models.backbone import ADDON, BACKBONE
+
+    network = {BACKBONE + name: tensor for name, tensor in net.network.state_dict().items()}
+    return network | {ADDON + name: tensor for name, tensor in net.addon.state_dict().items()}
+
+
+def finished_model(
+    net: "ProtoPNet",
+    backbone: "Backbone",
+    options: ProtoPNetOptions,
+    files: "Sequence[ImageFile]",
+    reader: "ImageReader",
+    sources: Sequence[Mapping[str, Any] | None],
+    data: Mapping[str, Any],
+    bars: Bars,
+) -> "tuple[PrototypeModel, Activations]":
+    """Every prototype with its own patch and the nearest other ones, and the activations of the training images."""
+    from protonmf_cli.files.atomic import digest_of_tensors
+    from protonmf_cli.files.images import encode_jpeg
+    from protonmf_cli.pipelines.activations import read_activations
+    from protonmf_cli.pipelines.protopnet_model import (
+        as_prototype_model,
+        data_facts,
+        nearest_examples,
+        protopnet_card,
+    )
+
+    backbone = replace(backbone, source=replace(backbone.source, digest=digest_of_tensors(backbone_weights(net))))
+    bars.stage("nearest patches of every prototype", len(files))
+    activations = read_activations(net, backbone, reader.batches(files), progress=bars)
+    of_name = {file.name: file for file in files}
+    examples = nearest_examples(
+        net,
+        backbone,
+        activations,
+        list(sources) or [None] * len(net.prototypes),
+        lambda images: reader.batches([of_name[image.path] for image in images]),
+        encode_jpeg,
+        count=options.examples,
+    )
+    card = protopnet_card(net, backbone, options, data={**data_facts(activations), **data})
+    return as_prototype_model(net, card, examples), activations

@@ -1,0 +1,59 @@
+"""Images cut to their bounding boxes, as in ProtoPNet's experiments on CUB-200-2011."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.cub_text import numbered_lines
+from protonmf_cli.files.datasets import LabelledImages
+from protonmf_cli.files.images import Box
+
+NEEDED = "images.txt and bounding_boxes.txt"
+
+
+def read_boxes(source: Path) -> dict[str, Box]:
+    """Read images.txt and bounding_boxes.txt (`image x y width height`) from a folder, a zip archive or beside a file.
+
+    Returns:
+        `class folder/file name` -> left, top, right, bottom in pixels of the original picture.
+
+    Raises:
+        InputError: a file is missing or a line is not as CUB-200-2011 writes it.
+    """
+    images = {number: words[0] for number, words in numbered_lines(source, "images.txt", 2, NEEDED)}
+    boxes = {}
+    for line, (image, words) in enumerate(numbered_lines(source, "bounding_boxes.txt", 5, NEEDED), start=1):
+        try:
+            left, top, width, height = (float(word) for word in words[:4])
+        except ValueError as failure:
+            raise InputError(
+                f"line {line} of bounding_boxes.txt in {source} is not `image x y width height`."
+            ) from failure
+        if image not in images:
+            raise InputError(
+                f"line {line} of bounding_boxes.txt in {source} names image {image}, which images.txt has not."
+            )
+        boxes[images[image]] = (left, top, left + width, top + height)
+    return boxes
+
+
+def cut_to_boxes(images: LabelledImages, boxes: Mapping[str, Box]) -> LabelledImages:
+    """The same images, each cut to its box.
+
+    Raises:
+        InputError: an image has no box.
+    """
+    files = {}
+    for c, found in images.files.items():
+        cut = []
+        for file in found:
+            box = boxes.get("/".join(file.path.parts[-2:]))
+            if box is None:
+                raise InputError(
+                    f"{file.path} has no bounding box: boxes are matched by class folder and file name. "
+                    "Leave out --boxes, or give boxes for all images."
+                )
+            cut.append(replace(file, box=box))
+        files[c] = tuple(cut)
+    return replace(images, files=files)

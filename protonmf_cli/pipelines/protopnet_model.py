@@ -1,0 +1,212 @@
+"""From a trained ProtoPNet to a prototype model: the last layer as connections, and patches for every prototype."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.losses import other_class_mask
+from protonmf_cli.maths.scoring import percentile_box
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageBatch, ImageSource, digest_of_images
+from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
+from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+from protonmf_cli.options import ProtoPNetOptions
+from protonmf_cli.pipelines.activations import Activations
+from protonmf_cli.pipelines.progress import SILENT, Progress
+from protonmf_cli.versions import installed_versions
+
+METHOD = "protopnet"
+
+
+def protopnet_card(net: ProtoPNet, backbone: Backbone, options: ProtoPNetOptions, *, data: Mapping[str, Any]) -> Card:
+    """Everything about a ProtoPNet that is not a tensor, before anything is measured."""
+    readout = backbone.readout
+    assert isinstance(readout, LatentPatches)
+    channels = readout.width // (readout.patch[0] * readout.patch[1])
+    return Card(
+        method=METHOD,
+        similarity=net.similarity,
+        pooling="max",
+        readout={
+            "kind": readout.kind,
+            "rows": backbone.rows_option,
+            "rows_per_image": readout.places,
+            "width": readout.width,
+            "grid": list(readout.grid) if readout.grid else None,
+            "unplaced": [],
+            "spatial": readout.spatial,
+            "addon": options.addon,
+            "features": readout.features,
+            "channels": channels,
+            "patch": list(readout.patch),
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "device": backbone.device.type,
+        },
+        source=backbone.source,
+        preprocessing=backbone.preprocessing,
+        classes=backbone.classes,
+        options=asdict(options),
+        seed=options.seed,
+        versions=installed_versions(),
+        data=data,
+        measured={},
+    )
+
+
+def as_prototype_model(
+    net: ProtoPNet,
+    card: Card,
+    examples: Examples,
+) -> PrototypeModel:
+    """The trained network as the noun that every command takes.
+
+    Connections: every own one, and those of other classes whose weight is not zero.
+    """
+    head, owner = net.head.detach().cpu().float(), net.owner.cpu()
+    kept = ~other_class_mask(owner, len(head)) | (head != 0)
+    class_index, prototype = kept.nonzero().unbind(dim=1)
+    value = head[class_index, prototype].clone()
+    prototypes = net.prototypes.detach().cpu().float().clone()
+    return PrototypeModel(
+        prototypes=prototypes,
+        owner=owner.clone(),
+        weights=SparseWeights(
+            class_index=class_index, prototype=prototype, value=value, residual_share=torch.zeros_like(value)
+        ),
+        residual=torch.zeros(len(head), prototypes.shape[1]),
+        bias=torch.zeros(len(head)),
+        intercept=torch.zeros(len(head)),
+        examples=examples,
+        card=card,
+    )
+
+
+def head_of(model: PrototypeModel) -> Tensor:
+    """(C, P) last layer of a prototype model."""
+    return model.dense_weights.mT.clone()
+
+
+@dataclass
+class _Wanted:
+    """Examples to be drawn from one image: (place among the prototype's examples, prototype)."""
+
+    image: ImageSource
+    of: list[tuple[int, int]] = field(default_factory=list)
+
+
+def nearest_examples(
+    net: ProtoPNet,
+    backbone: Backbone,
+    activations: Activations,
+    sources: Sequence[Mapping[str, Any] | None],
+    read: Callable[[Sequence[ImageSource]], Iterable[ImageBatch]],
+    encode: Callable[[Tensor], bytes],
+    *,
+    count: int,
+    progress: Progress = SILENT,
+) -> Examples:
+    """The patch each prototype is, then the nearest patches of other training images: ProtoPNet's global analysis.
+
+    Args:
+        net, backbone: the network in evaluation mode.
+        activations: of the training images.
+        sources: image and row of each prototype's own patch, as a projection left them.
+        read: batches of the given images, in that order.
+        encode: crop -> JPEG file.
+        count: examples per prototype, each from another image.
+    """
+    chosen = [_ranking(activations, j, sources[j], count) for j in range(activations.distance.shape[1])]
+    wanted: dict[ImageSource, _Wanted] = {}
+    for j, images in enumerate(chosen):
+        for rank, image in enumerate(images):
+            wanted.setdefault(image, _Wanted(image)).of.append((rank, j))
+    found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]] = {}
+    crops: list[bytes] = []
+    order = [image for image in activations.images if image in wanted]
+    for batch in read(order):
+        progress.advance(len(batch.sources))
+        if not batch.sources:
+            continue
+        rows = backbone.read(batch.crops).rows.float()
+        for place, image in enumerate(batch.sources):
+            _add_examples(net, backbone, rows[place], wanted[image].of, sources, len(crops), found, image)
+            crops.append(encode(batch.crops[place]))
+    return _gathered(found, crops, order)
+
+
+def _ranking(
+    activations: Activations, prototype: int, source: Mapping[str, Any] | None, count: int
+) -> list[ImageSource]:
+    """The prototype's own image, then the images nearest to it."""
+    nearest = activations.distance[:, prototype].argsort(stable=True).tolist()[: count + 1]
+    images = [activations.images[n] for n in nearest]
+    if source is not None:
+        own = ImageSource(**source["image"])
+        images = [own, *(image for image in images if image != own)]
+    return list(dict.fromkeys(images))[:count]
+
+
+def _add_examples(
+    net: ProtoPNet,
+    backbone: Backbone,
+    rows: Tensor,
+    of: Sequence[tuple[int, int]],
+    sources: Sequence[Mapping[str, Any] | None],
+    crop: int,
+    found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]],
+    image: ImageSource,
+) -> None:
+    numbers = [j for _, j in of]
+    size = (backbone.preprocessing.input_size[1], backbone.preprocessing.input_size[2])
+    with torch.inference_mode():
+        maps = net.similarities(net.distances_to(rows[None], net.prototypes[numbers]))[0].cpu()
+    for (rank, j), values in zip(of, maps.T, strict=True):
+        grid = values.reshape(backbone.readout.grid or (1, -1)).clone()
+        found[j, rank] = (float(values.max()), percentile_box(grid, size), grid, crop)
+
+
+def _gathered(
+    found: Mapping[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]],
+    crops: Sequence[bytes],
+    images: Sequence[ImageSource],
+) -> Examples:
+    blob = bytearray(b"".join(crops))
+    ends = torch.tensor([0, *(len(c) for c in crops)]).cumsum(dim=0)
+    keys = sorted(found)
+    numbers = [found[key][3] for key in keys]
+    return Examples(
+        prototype=torch.tensor([j for j, _ in keys], dtype=torch.int64),
+        score=torch.tensor([found[key][0] for key in keys], dtype=torch.float32),
+        box=torch.tensor([found[key][1] for key in keys], dtype=torch.int64).reshape(-1, 4),
+        map=torch.stack([found[key][2] for key in keys]) if keys else torch.empty(0, 0, 0),
+        crop=torch.stack([ends[:-1][numbers], ends[1:][numbers]], dim=1),
+        jpeg=torch.frombuffer(blob, dtype=torch.uint8) if blob else torch.empty(0, dtype=torch.uint8),
+        sources=tuple(images[n] for n in numbers),
+    )
+
+
+def restored_protopnet(backbone: Backbone, model: PrototypeModel) -> ProtoPNet:
+    """The trainable network of a model file, in evaluation mode."""
+    readout = backbone.readout
+    assert isinstance(readout, LatentPatches)
+    net = ProtoPNet(backbone.network, readout, model.prototypes, model.owner, len(model.bias), model.card.similarity)
+    net.head.data = head_of(model)
+    return net.to(backbone.device).requires_grad_(False).eval()
+
+
+def with_measured(model: PrototypeModel, **figures: Any) -> PrototypeModel:
+    """The same model with figures added to its card."""
+    return replace(model, card=replace(model.card, measured={**model.card.measured, **figures}))
+
+
+def data_facts(activations: Activations) -> dict[str, Any]:
+    """What a card says of the images: number, digest, and images of each class."""
+    labels, counts = activations.labels.unique(return_counts=True)
+    return {
+        "images": len(activations.images),
+        "digest": digest_of_images(activations.images),
+        "images_per_class": dict(zip(map(str, labels.tolist()), counts.tolist(), strict=True)),
+    }

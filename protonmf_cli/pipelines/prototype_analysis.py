@@ -1,0 +1,141 @@
+"""ProtoPNet's two analyses: which prototypes an image is like, and which patches each prototype is like.
+
+Reference: Chen et al. 2019, sections 3.2 and 3.3 (local and global analysis).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import PrototypeModel, respond
+from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip
+from protonmf_cli.pipelines.explanation import connections, example_views, predictions
+from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
+
+OWN_PATCH = ("its patch", "where it was found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalAnalysis:
+    """One image: its most similar prototypes of any class, and the evidence for the best classes."""
+
+    predictions: tuple[Prediction, ...]
+    """The best classes, as many as were asked for."""
+    similar: tuple[Contribution, ...]
+    """The most similar prototypes of all classes, with their weight to the predicted class."""
+    by_class: tuple[tuple[Contribution, ...], ...]
+    """For each of the best classes all its own prototypes, most similar first."""
+
+
+def analyse_image(backbone: Backbone, model: PrototypeModel, crop: Tensor, *, top: int, classes: int) -> LocalAnalysis:
+    """The local analysis of one image.
+
+    Args:
+        backbone, model: a ProtoPNet, or several combined.
+        crop: uint8, what the network sees.
+        top: most similar prototypes; all where there are fewer.
+        classes: best classes looked at one by one; all where there are fewer.
+    """
+    exact = model.to(torch.device("cpu"), torch.float64)
+    response = respond(exact, backbone.read(crop[None]).rows.cpu().double())
+    best = predictions(model, response.logits[0], classes)
+
+    def contributions(chosen: Sequence[int], class_index: int) -> tuple[Contribution, ...]:
+        known = connections(model, class_index)
+        weights = {j: known.get(j, 0.0) for j in chosen}
+        views = {j: tuple(example_views(model, j)) for j in chosen}
+        return similarity_contributions(backbone, exact, response, crop, weights, views)
+
+    evidence = response.evidence[0]
+    order = evidence.argsort(descending=True, stable=True).tolist()
+    return LocalAnalysis(
+        predictions=best,
+        similar=contributions(order[:top], best[0].class_index),
+        by_class=tuple(
+            contributions([j for j in order if int(model.owner[j]) == p.class_index], p.class_index) for p in best
+        ),
+    )
+
+
+def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: int) -> list[Strip]:
+    """This image's patch beside the prototype that it looks like."""
+    return [
+        Strip(
+            title=f"prototype {c.prototype}" + (f" of {c.owner_name}" if c.owner_index != class_index else ""),
+            words=(
+                f"similarity {c.evidence:.3f}",
+                f"weight {c.weight:+.3f}",
+                f"= {c.contribution:+.2f}",
+                *([c.network] if c.network else []),
+            ),
+            cells=(
+                Cell(crop=_seen(c, crop), box=c.box, cut=True),
+                Cell(crop=_seen(c, crop), map=_from_least(c.maps["presence"]), box=c.box),
+                *(_own_patch(c.examples[0]) if c.examples else ()),
+            ),
+            number=c.prototype,
+        )
+        for c in found
+    ]
+
+
+LOCAL_HEADINGS = ("this patch of the image", "activation map", "looks like that", "where it was found")
+
+
+def global_strips(
+    model: PrototypeModel, class_index: int, others: Mapping[int, Sequence[ExampleView]] | None = None
+) -> tuple[list[Strip], tuple[str, ...]]:
+    """All own prototypes of a class: patch, source, nearest training patches and those of other images.
+
+    Args:
+        model: of any kind.
+        class_index: the class.
+        others: prototype -> nearest patches of other images, e.g. of val.
+
+    Returns:
+        Strips, and the headings of their columns.
+    """
+    strips, most = [], 0
+    for j in model.own(class_index):
+        views = example_views(model, j)
+        most = max(most, len(views))
+        near = [_whole(model, view) for view in views[1:]]
+        far = [_whole(model, view) for view in (others or {}).get(j, ())]
+        strips.append(
+            Strip(
+                title=f"prototype {model.number(j)}",
+                words=_strip_words(model, j, views),
+                cells=(*(_own_patch(views[0], model.is_additive) if views else ()), *near, *far),
+                number=model.number(j),
+            )
+        )
+    apart = ("nearest training patches", *[""] * max(0, most - 2)) if most > 1 else ()
+    return strips, (*OWN_PATCH, *apart, *(("nearest patches of the other images",) if others else ()))
+
+
+def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleView]) -> tuple[str, ...]:
+    owner = int(model.owner[prototype])
+    weight = connections(model, owner).get(prototype, 0.0)
+    return (f"weight {weight:+.3f}", *([views[0].path[-26:]] if views else []))
+
+
+def _own_patch(view: ExampleView, additive: bool = False) -> tuple[Cell, Cell]:
+    whole = view.map if additive or view.map is None else _from_least(view.map)
+    return Cell(crop=view.jpeg, box=view.box, cut=True), Cell(crop=view.jpeg, map=whole, box=view.box)
+
+
+def _whole(model: PrototypeModel, view: ExampleView) -> Cell:
+    grid = view.map if model.is_additive or view.map is None else _from_least(view.map)
+    return Cell(crop=view.jpeg, map=grid, box=view.box)
+
+
+def _from_least(grid: np.ndarray) -> np.ndarray:
+    return grid - grid.min()
+
+
+def _seen(contribution: Contribution, crop: np.ndarray) -> np.ndarray:
+    return crop if contribution.crop is None else contribution.crop
