@@ -324,12 +324,14 @@ def _chosen(task: _Task, W: Tensor, slope: Tensor) -> Tensor:
     """(C, P) bool: the weights of the next step.
 
     Zeros are let in once the others are about as near to their optimum, the steepest first and at most as many
-    as there are others: most of those that are steep at the start are not in the solution.
+    as there are others: most of those that are steep at the start are not in the solution. With a dense Hessian
+    an iteration costs little for the weights that are let in too early, so they need not wait as long.
     """
     kept = task.own | (W != 0)
-    inside, outside = slope.abs().masked_fill(~kept, 0.0), slope.abs().masked_fill(kept, 0.0)
-    least = torch.maximum(0.1 * outside.max(), 0.6 * inside.max())
-    room = max(20, int(kept.sum()))
+    inside, outside = slope.abs().masked_fill(~kept, 0.0).max(), slope.abs().masked_fill(kept, 0.0)
+    count = int(kept.sum())
+    least = torch.maximum(0.3 * outside.max(), (0.6 if 2 * count <= DIRECT else 1.0) * inside)
+    room = max(20, count)
     if int((outside > 0).sum()) > room:
         least = torch.maximum(least, outside.flatten().topk(room).values[-1])
     return kept | ((outside > 0) & (outside >= least))
@@ -359,9 +361,7 @@ def _advance(task: _Task, point: _Point, model: _Model, damping: float, toleranc
     if found is None:
         return point, 10 * damping, damping < 1e8
     d, free = found
-    Hd = model.times(d)
-    if len(model.blocks) > 1:
-        d, Hd = _refine(model, d, Hd, free, tolerance)
+    d, Hd = (d, model.times(d)) if len(model.blocks) == 1 else _refine(model, d, free, tolerance)
     fall = float(model.slope @ d)
     predicted = -(fall + 0.5 * float(d @ Hd))
     after, step, ratio = _search(task, point, model, d, fall, predicted, tolerance)
@@ -408,28 +408,36 @@ def _pivot(model: _Model) -> tuple[Tensor, Tensor] | None:
     return best
 
 
-def _refine(model: _Model, d: Tensor, Hd: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Improve a step of the blocks on the whole Hessian; the model never rises and no sign changes."""
-    length = float(-(model.slope @ d) / (d @ (Hd + model.damping * d)))
-    if length < 1:
-        d, Hd = length * d, length * Hd
-        free = free | (d != -model.weights)
-    e, He = _conjugate_gradients(model, d, Hd, free, tolerance)
-    value = model.value(d, Hd)
+def _refine(model: _Model, d: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Minimise the model over the free weights with the whole Hessian, without changing a sign.
+
+    Args:
+        d: (n,) the step of the blocks, shortened and used only if nothing better is found.
+        free: (n,) the weights it does not hold at zero.
+
+    Returns:
+        A step that lowers the model, and the Hessian times it.
+    """
+    held = torch.where(free, 0.0, -model.weights)
+    e, He = _conjugate_gradients(model, held, free, tolerance)
+    lowest = model.value(e, He)
     for part in (1.0, 0.5, 0.25, 0.125):
-        x, Hx = d + part * (e - d), Hd + part * (He - Hd)
-        hit = free & model.crosses(x)
-        if hit.any():
-            clipped = torch.where(hit, -model.weights, x)
-            x, Hx = clipped, Hx + model.times(clipped - x)
-        if model.value(x, Hx) < value:
+        x, Hx = part * e, part * He
+        crossing = model.crosses(x)
+        if crossing.any():
+            kept = torch.where(crossing, -model.weights, x)
+            x, Hx = kept, Hx + model.times(kept - x)
+        if model.value(x, Hx) < 0.3 * part * lowest < 0:
             return x, Hx
-    return d, Hd
+    Hd = model.times(d)
+    length = min(1.0, float(-(model.slope @ d) / (d @ (Hd + model.damping * d))))
+    return length * d, length * Hd
 
 
-def _conjugate_gradients(model: _Model, d: Tensor, Hd: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Lower the model over the free weights, preconditioned with the blocks, to a tenth of the slope."""
+def _conjugate_gradients(model: _Model, d: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """From d, lower the model over the free weights until a tenth of their slope is left."""
     goal = max(0.1 * float(torch.where(free, model.slope, 0.0).abs().max()), 0.1 * tolerance)
+    Hd = model.times(d) if d.any() else torch.zeros_like(d)
     right = torch.where(free, model.residual(d, Hd), 0.0)
     factors = model.factors(free)
     direction = z = model.solve(factors, right)

@@ -16,11 +16,13 @@ from torch import Tensor
 def distinct_patches(distance: Tensor, patch: Tensor, per_image: int) -> list[tuple[int, int]]:
     """One patch for each prototype of a class, all different, at the least total distance.
 
-    A minimum-cost flow from prototypes over patches to images, solved as a linear programme, whose corners are whole
-    numbers. The q nearest patches of every image suffice: of them at most q - 1 are taken by others.
+    A minimum-cost flow from prototypes over patches to images. Where every prototype may have the nearest patch of its
+    image it is an assignment of prototypes to images; else a linear programme, whose corners are whole numbers. The q
+    nearest patches of every image suffice: of them at most q - 1 are taken by others.
 
     Args:
-        distance: (n, q, p) distances of the q nearest patches of each of n images to each of p prototypes.
+        distance: (n, q, p) distances of the q nearest patches of each of n images to each of p prototypes, nearest
+            first; on the CPU.
         patch: (n, q, p) their positions.
         per_image: most patches that one image may give; at most q.
 
@@ -34,6 +36,29 @@ def distinct_patches(distance: Tensor, patch: Tensor, per_image: int) -> list[tu
     >>> distinct_patches(near, torch.zeros(2, 1, 2, dtype=torch.int64), 1)
     [(1, 0), (0, 0)]
     """
+    found = _assigned(distance[:, 0].double().numpy(), patch[:, 0].numpy(), per_image)
+    return _flow(distance, patch, per_image) if found is None else found
+
+
+def _assigned(nearest: np.ndarray, place: np.ndarray, per_image: int) -> list[tuple[int, int]] | None:
+    """Each prototype at the nearest patch of one image; None where two would need the same patch of an image.
+
+    Args:
+        nearest: (n, p) distance of the nearest patch of each image.
+        place: (n, p) its position.
+        per_image: places of each image.
+    """
+    images, prototypes = nearest.shape
+    if images * per_image < prototypes:
+        return None
+    # an image's second place costs as much as its first
+    _, slot = scipy.optimize.linear_sum_assignment(np.repeat(nearest.T, per_image, axis=1))
+    image = slot // per_image
+    taken = {(int(i), int(place[i, j])) for j, i in enumerate(image)}
+    return [(int(i), 0) for i in image] if len(taken) == prototypes else None
+
+
+def _flow(distance: Tensor, patch: Tensor, per_image: int) -> list[tuple[int, int]]:
     images, ranks, prototypes = distance.shape
     cost = distance.double().cpu().permute(2, 0, 1).reshape(prototypes, -1).numpy()
     place = patch.cpu().permute(2, 0, 1).reshape(prototypes, -1).numpy()

@@ -49,14 +49,14 @@ class Projection:
 
 @dataclass
 class _Candidates:
-    """The q nearest patches of each image of one class to each of its p prototypes."""
+    """The q nearest patches of the images of one class to each of its p prototypes, batch by batch on the CPU."""
 
     distance: list[Tensor] = field(default_factory=list)
-    """(q, p) per image"""
+    """(B, q, p)"""
     row: list[Tensor] = field(default_factory=list)
-    """(q, p) per image"""
+    """(B, q, p)"""
     vector: list[Tensor] = field(default_factory=list)
-    """(q, p, R) per image"""
+    """(B, q, p, R)"""
     images: list[ImageSource] = field(default_factory=list)
 
 
@@ -87,19 +87,23 @@ def project(
     distance = torch.zeros(len(prototypes))
     for class_index, of_class in groupby(batches, key=lambda batch: batch.class_index):
         own = (net.owner == class_index).nonzero()[:, 0]
-        found = _candidates(net, backbone, of_class, own, len(own) if distinct else 1, progress)
+        found = _candidates(net, backbone, of_class, own, per_image if distinct else None, progress)
         if not len(own) or not found.images:
             continue
-        near, rows = torch.stack(found.distance), torch.stack(found.row)
+        near, rows = torch.cat(found.distance), torch.cat(found.row)
         if distinct:
             most = max(min(per_image, len(own)), -(-len(own) // len(found.images)))
             chosen = _distinct(near, rows, most, backbone.classes[class_index].shown)
+            image, rank = (torch.tensor(numbers) for numbers in zip(*chosen, strict=True))
         else:
-            chosen = [(int(near[:, 0, k].argmin()), 0) for k in range(len(own))]
-        for k, ((image, rank), j) in enumerate(zip(chosen, own.tolist(), strict=True)):
-            prototypes[j] = found.vector[image][rank, k]
-            sources[j] = PatchSource(image=found.images[image], row=int(rows[image, rank, k]))
-            distance[j] = near[image, rank, k]
+            image = near[:, 0].argmin(dim=0)
+            rank = torch.zeros_like(image)
+        number = torch.arange(len(own))
+        prototypes[own.cpu()] = torch.cat(found.vector)[image, rank, number]
+        distance[own.cpu()] = near[image, rank, number]
+        row = rows[image, rank, number].tolist()
+        for k, j in enumerate(own.tolist()):
+            sources[j] = PatchSource(image=found.images[int(image[k])], row=row[k])
     return Projection(prototypes=prototypes, sources=tuple(sources), distance=distance)
 
 
@@ -118,11 +122,15 @@ def _candidates(
     backbone: Backbone,
     batches: Iterator[ImageBatch],
     own: Tensor,
-    most: int,
+    per_image: int | None,
     progress: Progress,
 ) -> _Candidates:
-    """The nearest patches of every image, found on the device and kept on the CPU."""
+    """The nearest patches of every image, found on the device and kept on the CPU.
+
+    As many as the class's prototypes may need of one image; only the nearest one without `per_image`.
+    """
     found = _Candidates()
+    most = 1
     basis = net.prototypes.detach()[own.to(net.prototypes.device)]
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
@@ -131,14 +139,24 @@ def _candidates(
         rows = backbone.read(batch.crops).rows.float()
         with torch.inference_mode():
             distance = net.distances_to(rows, basis)
-            # a stable sort and argmin take the first position where several are equally near
-            place = (
-                distance.argmin(dim=1, keepdim=True) if most == 1 else distance.argsort(dim=1, stable=True)[:, :most]
-            )
-            near = distance.gather(1, place)
+            if per_image is not None and not found.images:
+                # the first batch of a class is its largest: later images only lower what one must give
+                most = min(distance.shape[1], max(per_image, -(-len(own) // len(rows))))
+            near, place = _nearest(distance, most)
             vectors = rows[torch.arange(len(rows), device=rows.device)[:, None, None], place]
-        found.distance += list(near.cpu())
-        found.row += list(place.cpu())
-        found.vector += list(vectors.cpu())
+        found.distance.append(near.cpu())
+        found.row.append(place.cpu())
+        found.vector.append(vectors.cpu())
         found.images += batch.sources
     return found
+
+
+def _nearest(distance: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(B, q, p) the q smallest of (B, T, p) distances and their places, the first one where several are equal."""
+    left, places = distance, []
+    for number in range(count):
+        places.append(left.argmin(dim=1, keepdim=True))
+        if number + 1 < count:
+            left = left.scatter(1, places[-1], torch.inf)
+    place = torch.cat(places, dim=1)
+    return distance.gather(1, place), place
