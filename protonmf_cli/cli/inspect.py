@@ -19,7 +19,8 @@ def inspect(
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Picture of the curves by which numbers of prototypes were chosen.")
+        Path | None,
+        typer.Option("--png", help="Picture of a class's prototypes (--class), or of the curves of -p auto."),
     ] = None,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
@@ -32,7 +33,9 @@ def inspect(
 
     found, network = load_model(path)
     chosen = None if class_name is None else found.find_class(class_name)
-    if png is not None:
+    if png is not None and chosen is not None:
+        _draw_prototypes(found, chosen, png, force, shown)
+    elif png is not None:
         _draw_curves(found, path, png, force, shown)
     facts = inspection_json(path, found, embedded=network is not None, class_index=chosen)
     if as_json:
@@ -41,13 +44,29 @@ def inspect(
         _show(facts, shown)
 
 
+def _draw_prototypes(model: "PrototypeModel", class_index: int, png: Path, force: bool, shown: Shown) -> None:
+    from protonmf_cli.files.atomic import check_writable, write_atomically
+    from protonmf_cli.pictures.gallery import gallery_png
+    from protonmf_cli.pipelines.prototype_analysis import global_strips
+
+    name = model.card.classes[class_index].shown
+    if not model.own(class_index):
+        raise InputError(f"class {name} has no prototypes in this model, so there is nothing to draw.")
+    check_writable(png, force)
+    strips, headings = global_strips(model, class_index)
+    write_atomically(png, gallery_png(f"the prototypes of {name}", strips, headings))
+    shown.note(f"wrote {png}")
+
+
 def _draw_curves(model: "PrototypeModel", path: Path, png: Path, force: bool, shown: Shown) -> None:
     from protonmf_cli.files.atomic import check_writable, write_atomically
     from protonmf_cli.pictures.table import curves_png
 
     curves = model.card.measured.get("curves")
     if not curves:
-        raise InputError(f"{path} has no curves: its numbers of prototypes were given. Convert with -p auto.")
+        raise InputError(
+            f"{path} has no curves: its numbers of prototypes were given. Convert with -p auto, or give --class."
+        )
     check_writable(png, force)
     names = {c: model.card.classes[int(c)].shown for c in curves}
     chosen = {c: len(model.own(int(c))) for c in curves}

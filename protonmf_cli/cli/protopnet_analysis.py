@@ -218,7 +218,7 @@ def _show_local(found: "LocalAnalysis", shown: Shown) -> None:
 
     best = found.predictions[0]
     shown.out.print(f"{best.name} {best.probability:.1%}", style="bold", markup=False)
-    blocks: list[tuple[str, tuple["Contribution", ...]]] = [("most similar prototypes", found.similar)]
+    blocks: list[tuple[str, tuple[Contribution, ...]]] = [("most similar prototypes", found.similar)]
     for p, contributions in zip(found.predictions, found.by_class, strict=True):
         blocks.append((f"{p.name}, logit {p.logit:.2f}", contributions))
     for title, contributions in blocks:

@@ -84,6 +84,7 @@ def train(
     figure: Annotated[Path | None, typer.Option("--figure", help="Picture of the curves over the epochs.")] = None,
     keep_cycles: Annotated[Path | None, typer.Option("--keep-cycles", help="Folder for the model after each push.")] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint of the network instead of the pretrained weights.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Start from pretrained weights, or train the network from scratch (batch norms then learn their statistics, and no epoch is warm).")] = True,
     model_arg: Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm, repeatable.")] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", min=1, help="Image side in pixels, instead of the checkpoint's.")] = None,
     max_skipped: arguments.MaxSkipped = 0.01,
@@ -107,6 +108,10 @@ def train(
     }  # fmt: skip
     chosen = replace(PROTOPNET_RECIPES[recipe], **{k: v for k, v in single.items() if v is not None})
     chosen = replace(chosen, patch=_patch(patch), seed=seed)
+    if not pretrained:
+        if weights is not None:
+            raise UsageError("--weights and --no-pretrained exclude each other.")
+        chosen = replace(chosen, frozen_norms=False, warm_epochs=warm_epochs or 0)
     if width is not None:
         chosen = replace(chosen, width=_width(width))
     chosen = replace(chosen, warm_epochs=min(chosen.warm_epochs, max(0, chosen.epochs - 1)))
@@ -129,8 +134,9 @@ def train(
         from protonmf_cli.files.backbones import BackboneRequest
 
         request = BackboneRequest(
-            name=model, weights=weights, model_args=model_arguments(model_arg or []), img_size=img_size, offline=offline
-        )
+            name=model, weights=weights, model_args=model_arguments(model_arg or []), img_size=img_size, offline=offline,
+            pretrained=pretrained, seed=seed,
+        )  # fmt: skip
         run = _prepare(request, data, boxes, output, chosen, per_class, recipe, place, cluster, machine.worker_count(workers), max_skipped, shown, bars)  # fmt: skip
         found, report = _train(run, keep_cycles, force)
     if found is None:
@@ -276,6 +282,7 @@ def _facts(run: _Run) -> dict[str, Any]:
         "weights": str(run.request.weights),
         "model arguments": dict(run.request.model_args),
         "image size": run.request.img_size,
+        "pretrained": run.request.pretrained,
         "training images": hashlib.sha256(listed.encode()).hexdigest()[:16],
         "prototypes per class": list(run.per_class),
         "device": run.device.type,

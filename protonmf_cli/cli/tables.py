@@ -11,6 +11,8 @@ from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import ConversionOptions, NmfOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from protonmf_cli.files.datasets import LabelledImages
     from protonmf_cli.library import Loaded
     from protonmf_cli.models.images import ImageSource
@@ -218,22 +220,32 @@ def _rival(job: TableJob) -> tuple["Table", ...]:
 
 def _pictures(job: TableJob) -> tuple["Table", ...]:
     from protonmf_cli.files.atomic import write_atomically
+    from protonmf_cli.library import load
     from protonmf_cli.pictures.panels import panels_png
-    from protonmf_cli.pipelines.gallery import check_spatial, gallery_panels
+    from protonmf_cli.pipelines.gallery import RivalCrops, check_spatial, gallery_panels
+    from protonmf_cli.pipelines.rival import check_rival
 
     if job.figures is None:
         raise UsageError("--table pictures draws pictures: give a folder for them with --figures.")
     check_spatial(job.loaded.backbone)
     few = job.images.limited(1, job.seed)
-    crops = [
-        (batch.crops[0], batch.class_index)
-        for batch in job.loaded.reader.batches(few.of(few.files))
-        if len(batch.crops)
-    ]
-    table, sheets = gallery_panels(job.loaded.backbone, job.model, job.by_count, crops[:MOST_PICTURES])
+    crops = _first_crops(job.loaded, few)
+    rival = None
+    if job.rivals:
+        other = load(job.rivals[0], device=job.loaded.backbone.device, offline=True)
+        check_rival(other.model, str(job.rivals[0]))
+        seen = [crop for crop, _ in _first_crops(other, few)]
+        rival = RivalCrops(backbone=other.backbone, model=other.model, crops=seen)
+    table, sheets = gallery_panels(job.loaded.backbone, job.model, job.by_count, crops, rival)
     for name, rows in sheets.items():
         write_atomically(job.figures / f"{name}.png", panels_png(rows))
     return (table,)
+
+
+def _first_crops(loaded: "Loaded", images: "LabelledImages") -> list[tuple["Tensor", int]]:
+    """What the network sees of the first images, and their classes."""
+    batches = loaded.reader.batches(images.of(images.files)[:MOST_PICTURES])
+    return [(crop, batch.class_index) for batch in batches for crop in batch.crops]
 
 
 MOST_PICTURES = 6

@@ -40,6 +40,9 @@ class BackboneRequest:
     img_size: int | None = None
     exif_transpose: bool = False
     offline: bool = False
+    pretrained: bool = True
+    """False: weights drawn with the seed, for training from scratch."""
+    seed: int = 0
 
 
 def import_timm() -> Any:
@@ -279,10 +282,12 @@ def _create(timm: Any, name: str, request: BackboneRequest) -> Network:
     local = name.startswith(LOCAL)
     if local:
         _check_folder(Path(name.removeprefix(LOCAL)))
-    elif request.weights is None:
+    elif request.weights is None and request.pretrained:
         _prepare_download(request.offline)
     try:
-        network = timm.create_model(name, pretrained=request.weights is None, **arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(request.seed)
+            network = timm.create_model(name, pretrained=request.pretrained and not request.weights, **arguments)
         if request.weights is not None:
             if not request.weights.is_file():
                 raise InputError(f"the checkpoint {request.weights} does not exist.")

@@ -26,8 +26,9 @@ DIRECT = 1500
 BLOCK = 256
 """Most weights of one class that share a block of the preconditioner."""
 PIVOTS = 12
-PRODUCTS = 30
-"""Limits on exchanges and on conjugate gradient steps within one iteration."""
+ROUNDS = 5
+PRODUCTS = 60
+"""Limits within one iteration: exchanges, solutions by conjugate gradients, and steps of one of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +412,9 @@ def _pivot(model: _Model) -> tuple[Tensor, Tensor] | None:
 def _refine(model: _Model, d: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Minimise the model over the free weights with the whole Hessian, without changing a sign.
 
+    Weights that would cross zero stop there if the model falls by enough of what it could; otherwise the step
+    ends at the first of them, which is held from then on.
+
     Args:
         d: (n,) the step of the blocks, shortened and used only if nothing better is found.
         free: (n,) the weights it does not hold at zero.
@@ -418,20 +422,40 @@ def _refine(model: _Model, d: Tensor, free: Tensor, tolerance: float) -> tuple[T
     Returns:
         A step that lowers the model, and the Hessian times it.
     """
-    held = torch.where(free, 0.0, -model.weights)
-    e, He = _conjugate_gradients(model, held, free, tolerance)
-    lowest = model.value(e, He)
-    for part in (1.0, 0.5, 0.25, 0.125):
-        x, Hx = part * e, part * He
-        crossing = model.crosses(x)
-        if crossing.any():
-            kept = torch.where(crossing, -model.weights, x)
-            x, Hx = kept, Hx + model.times(kept - x)
-        if model.value(x, Hx) < 0.3 * part * lowest < 0:
-            return x, Hx
+    x, Hx = torch.zeros_like(d), torch.zeros_like(d)
+    for _ in range(ROUNDS):
+        e, He = _conjugate_gradients(model, torch.where(free, x, -model.weights), free, tolerance)
+        y, Hy, good = _clip(model, x, Hx, e, He)
+        if good:
+            return y, Hy
+        crossing = model.crosses(e)
+        if not crossing.any():
+            break
+        part = torch.where(crossing, (model.weights + x) / (x - e), torch.inf)
+        hit = part <= part.min()
+        x, Hx = torch.where(hit, -model.weights, x + part.min() * (e - x)), Hx + part.min() * (He - Hx)
+        free = free & ~hit
+    if model.value(x, Hx) < 0:
+        return x, Hx
     Hd = model.times(d)
     length = min(1.0, float(-(model.slope @ d) / (d @ (Hd + model.damping * d))))
     return length * d, length * Hd
+
+
+def _clip(model: _Model, x: Tensor, Hx: Tensor, e: Tensor, He: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """A point between x and e with weights that cross zero put there, and whether the model is low enough at it."""
+    before, after = model.value(x, Hx), model.value(e, He)
+    y, Hy = e, He
+    for part in (1.0, 0.5, 0.25, 0.125):
+        y, Hy = x + part * (e - x), Hx + part * (He - Hx)
+        crossing = model.crosses(y)
+        if not crossing.any():
+            return y, Hy, after < before
+        kept = torch.where(crossing, -model.weights, y)
+        y, Hy = kept, Hy + model.times(kept - y)
+        if model.value(y, Hy) - before < 0.3 * part * (after - before) < 0:
+            return y, Hy, True
+    return y, Hy, False
 
 
 def _conjugate_gradients(model: _Model, d: Tensor, free: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -247,7 +247,6 @@ class Cell:
     box: tuple[int, int, int, int] | None = None
     cut: bool = False
     """Show only what is inside the box."""
-    caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = (
             place = ((column + 1) * SIDE / width, (top - SIDE) / height, 0.96 * SIDE / width, 0.96 * SIDE / height)
             axes = figure.add_axes(place)
             heading = headings[column] if row == 0 and column < len(headings) else ""
-            _cell(axes, cell, colour(strip.number), cell.caption or heading)
+            _cell(axes, cell, colour(strip.number), heading)
     return as_png(figure)
 
 
@@ -75,7 +75,7 @@ def _cell(axes: Axes, cell: Cell, shade: str, caption: str) -> None:
         spine.set_color(shade)
         spine.set_linewidth(2.5)
     if caption:
-        axes.set_title(shortened(caption, 26), fontsize=7.5, loc="left", color=GREY, pad=2)
+        axes.set_title(caption, fontsize=7.5, loc="left", color=GREY, pad=2)
 
 
 def _decoded(jpeg: bytes) -> Pixels:

@@ -1,6 +1,7 @@
 """Pictures that go with the tables: the paper's Figures 4, 7 and 8 on the user's own images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +23,15 @@ SHEETS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RivalCrops:
+    """A ProtoPNet, and what it sees of the same images."""
+
+    backbone: Backbone
+    model: PrototypeModel
+    crops: Sequence[Tensor]
+
+
 def check_spatial(backbone: Backbone) -> None:
     """Refuse a backbone whose rows have no place, before any work.
 
@@ -37,6 +47,7 @@ def gallery_panels(
     model: PrototypeModel,
     by_count: Mapping[int, PrototypeModel],
     images: Sequence[tuple[Tensor, int]],
+    rival: RivalCrops | None = None,
 ) -> tuple[Table, dict[str, list[list[Panel]]]]:
     """Sheets of panels, and the table that lists them.
 
@@ -44,17 +55,24 @@ def gallery_panels(
         backbone, model: network and prototypes.
         by_count: number of prototypes -> model.
         images: crops and their classes.
+        rival: a ProtoPNet whose reasoning is shown beside ours.
 
     Raises:
         InputError: no image is of a class with prototypes.
     """
     shown = [(crop, c) for crop, c in images if model.own(c)]
+    seen = [None] * len(images) if rival is None else list(rival.crops)
+    theirs = [crop for crop, (_, c) in zip(seen, images, strict=True) if model.own(c)]
     if not shown:
         raise InputError("none of the images is of a class with prototypes.")
     sheets = {
         "prototypes_by_count": [_counts_row(backbone, by_count, crop, c) for crop, c in shown],
         "augmented_maps": [_augmented_row(backbone, model, crop, c) for crop, c in shown],
-        "reasoning": [_reasoning_row(backbone, model, crop, c) for crop, c in shown],
+        "reasoning": [
+            _reasoning_row(backbone, model, crop, c)
+            + ([] if rival is None or other is None else _rival_panels(rival, other, model, c))
+            for (crop, c), other in zip(shown, theirs, strict=True)
+        ],
     }
     table = Table(
         name="pictures",
@@ -125,3 +143,19 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     maps = () if found.residual_map is None else (found.residual_map,)
     panels.append(Panel(crop=pixels, maps=maps, style="signed", caption=caption))
     return panels
+
+
+def _rival_panels(rival: RivalCrops, crop: Tensor, model: PrototypeModel, c: int) -> list[Panel]:
+    """The strongest prototypes of a ProtoPNet for the same class of the same image."""
+    theirs = rival.model.find_class(model.card.classes[c].label)
+    found = explain_image(rival.backbone, rival.model, crop, image="", model_name="", class_index=theirs)
+    strongest = sorted(found.contributions, key=lambda part: -part.contribution)[:SHOWN]
+    return [
+        Panel(
+            crop=_pixels(crop),
+            maps=(part.maps["presence"] - part.maps["presence"].min(),),
+            style="heat",
+            caption=f"ProtoPNet {part.prototype} {part.contribution:+.1f} of {found.logit:.1f}",
+        )
+        for part in strongest
+    ]

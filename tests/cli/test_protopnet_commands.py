@@ -112,26 +112,15 @@ def test_it_works_in_every_command(net, toy, tmp_path):
 def test_the_cycles_are_compared_with_our_prototypes(net, converted, toy, tmp_path):
     cycles = sorted((net.parent / "cycles").iterdir())
     words = [word for cycle in cycles for word in ("--protopnet", cycle)]
-    code, out, err = run(
-        "evaluate",
-        "--data",
-        toy.data,
-        "--model",
-        converted,
-        "--table",
-        "rival",
-        "--figures",
-        tmp_path,
-        "--json",
-        *words,
-    )
+    words += ["--table", "rival", "--table", "pictures", "--counts", "2", "--figures", tmp_path, "--json"]
+    code, out, err = run("evaluate", "--data", toy.data, "--model", converted, *words)
     assert code == 0, err
     rows = json.loads(out)["tables"]["rival"]["rows"]
     assert [(row["features"], row["prototypes"]) for row in rows] == [
         (name, kind) for name in ("cycle-1", "cycle-2") for kind in ("NMF prototypes", "ProtoPNet prototypes")
     ]
     assert all(rows[n]["error"] < rows[n + 1]["error"] for n in (0, 2))
-    assert (tmp_path / "areas.png").is_file() and (tmp_path / "rival.png").is_file()
+    assert all((tmp_path / f"{name}.png").is_file() for name in ("areas", "rival", "reasoning"))
 
 
 def test_the_analyses(net, toy, tmp_path):
