@@ -173,6 +173,8 @@ def _protopnet_lines(facts: dict[str, Any]) -> dict[str, str]:
         lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
     if push := measured.get("push"):
         lines["sources"] = f"{push['images']} training images, {push['duplicates']} duplicates"
+    if (apart := measured.get("distance_from_own_patch")) is not None:
+        lines["own patch"] = f"at most {apart:.1e} (squared distance) from the patch it was projected onto"
     return lines
 
 

@@ -126,7 +126,7 @@ def _nearest(opened: Opened, found: "Activations") -> "dict[int, list[ExampleVie
 
     of_name = {file.name: file for file in opened.images.of(opened.images.files)}
     reader = opened.loaded.reader
-    examples = nearest_examples(
+    examples, _ = nearest_examples(
         opened.net, opened.loaded.backbone, found, [None] * len(opened.net.prototypes),
         lambda images: reader.batches([of_name[image.path] for image in images]), encode_jpeg, count=NEAREST,
     )  # fmt: skip

@@ -73,6 +73,7 @@ def push(
         from protonmf_cli.pipelines.push import push as push_prototypes
 
         count = sum(opened.images.counts.values())
+        _warn_about_missing(opened, shown)
         facts, sources = push_prototypes(opened.net, opened.loaded.backbone, opened.batches, count, options, bars)
         model = write(opened, opened.net, options, sources, output, bars, max_skipped, push=facts)
     report = {
@@ -275,6 +276,16 @@ def source_of(model: "PrototypeModel", prototype: int) -> Mapping[str, Any] | No
         return None
     image = model.examples.sources[examples[0]]
     return {"image": {"path": image.path, "sha256": image.sha256}, "row": None}
+
+
+def _warn_about_missing(opened: Opened, shown: Shown) -> None:
+    """Name the classes whose prototypes stay as they are."""
+    missing = [c for c in opened.model.active_classes.tolist() if c not in opened.images.files]
+    if missing:
+        names = ", ".join(opened.model.card.classes[c].shown for c in missing[:5]) + (
+            ", ..." if len(missing) > 5 else ""
+        )
+        shown.warn(f"{len(missing)} classes have no images and keep their prototypes as they are: {names}")
 
 
 def _without(opened: Opened, found: "Activations", kept: Any) -> "tuple[ProtoPNet, list[int], Activations]":

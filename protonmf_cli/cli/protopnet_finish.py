@@ -42,13 +42,14 @@ def finished_model(
         data_facts,
         nearest_examples,
         protopnet_card,
+        with_measured,
     )
 
     backbone = replace(backbone, source=replace(backbone.source, digest=digest_of_tensors(backbone_weights(net))))
     bars.stage("nearest patches of every prototype", len(files))
     activations = read_activations(net, backbone, reader.batches(files), progress=bars)
     of_name = {file.name: file for file in files}
-    examples = nearest_examples(
+    examples, apart = nearest_examples(
         net,
         backbone,
         activations,
@@ -57,5 +58,15 @@ def finished_model(
         encode_jpeg,
         count=options.examples,
     )
+    if apart is not None and apart > NOT_A_PATCH:
+        bars.warn(
+            f"a prototype is {apart:.1e} (squared) away from the patch it was projected onto: batch statistics moved "
+            "after the push, as they do with --recipe paper."
+        )
     card = protopnet_card(net, backbone, options, data={**data_facts(activations), **data})
-    return as_prototype_model(net, card, examples), activations
+    model = as_prototype_model(net, card, examples)
+    return with_measured(model, distance_from_own_patch=apart), activations
+
+
+NOT_A_PATCH = 1e-3
+"""Squared distance above which a prototype is no longer the patch that it is shown as; rounding gives 1e-4 at most."""

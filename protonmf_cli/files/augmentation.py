@@ -13,7 +13,7 @@ from protonmf_cli.files.backbones import import_timm
 from protonmf_cli.options import AugmentationOptions
 
 MARGIN = 0.25
-"""Share of its sides by which a picture is continued by reflection, so that no corner is empty."""
+"""Share of its longer side by which a picture is continued by reflection, so that no corner is empty."""
 
 
 def augmented(picture: Image.Image, options: AugmentationOptions, seed: tuple[int, ...]) -> Image.Image:
@@ -29,8 +29,10 @@ def augmented(picture: Image.Image, options: AugmentationOptions, seed: tuple[in
 
     draw = np.random.default_rng(seed)
     width, height = picture.size
-    margin = [min(width - 1, math.ceil(MARGIN * width)), min(height - 1, math.ceil(MARGIN * height))]
-    large: Any = functional.pad(picture, margin, padding_mode="reflect")
+    margin = math.ceil(MARGIN * max(width, height))
+    pixels = np.asarray(picture)
+    around = ((margin, margin), (margin, margin), (0, 0))[: pixels.ndim]
+    large: Any = Image.fromarray(np.pad(pixels, around, mode="reflect"))  # also wider than the picture itself
     smooth = InterpolationMode.BILINEAR
     kind = draw.integers(3)
     if kind == 0:

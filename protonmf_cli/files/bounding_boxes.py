@@ -1,5 +1,6 @@
 """Images cut to their bounding boxes, as in ProtoPNet's experiments on CUB-200-2011."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,8 @@ def read_boxes(source: Path) -> dict[str, Box]:
             raise InputError(
                 f"line {line} of bounding_boxes.txt in {source} is not `image x y width height`."
             ) from failure
+        if not all(map(math.isfinite, (left, top, width, height))):
+            raise InputError(f"line {line} of {source}/bounding_boxes.txt holds a number that is not finite.")
         if image not in images:
             raise InputError(
                 f"line {line} of bounding_boxes.txt in {source} names image {image}, which images.txt has not."

@@ -40,7 +40,7 @@ def cluster_cost(distances: Tensor, labels: Tensor, owner: Tensor, most: float |
 def separation_cost(distances: Tensor, labels: Tensor, owner: Tensor, most: float | None = None) -> Tensor:
     """Sep without its sign: every image should be far from the prototypes of other classes; (B,).
 
-    Zero where there is no other class's prototype.
+    Where there is no other class's prototype it is zero, or `most` where that is given, as in the original code.
     """
     if most is None:
         found = nearest_other(distances, labels, owner)

@@ -60,6 +60,8 @@ def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0
     >>> percentile_box(torch.zeros(7, 7), (32, 48))
     (0, 0, 48, 32)
     """
+    if bool(grid.max() == grid.min()):  # whose up-sampled pixels would differ by rounding
+        return 0, 0, size[1], size[0]
     pixels = upsample(grid, size).cpu().numpy()
     rows, columns = np.nonzero(pixels >= np.percentile(pixels, percentile))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1

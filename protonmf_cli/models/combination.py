@@ -5,6 +5,7 @@ Reference: Chen et al. 2019, section 3.1 (combining networks).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,6 +31,10 @@ class CombinedReadout(Readout):
     members: tuple[Readout, ...]
     sizes: tuple[tuple[int, int, int], ...]
     """Channels, height, width of each network's input."""
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
+        moved = tuple(member.to(dtype=dtype, device=device) for member in self.members)
+        return replace(super().to(dtype=dtype, device=device), members=moved)
 
     def layers(self) -> dict[str, Tensor]:
         return {f"{n}.{k}": t for n, member in enumerate(self.members) for k, t in member.layers().items()}
@@ -131,7 +136,7 @@ def _member(model: PrototypeModel, number: int) -> PrototypeModel:
     seen = place[model.examples.prototype] >= 0
     card = model.card.members[number]
     share = len(model.card.members)
-    examples = model.examples
+    examples = _pictures_of(model.examples, seen)
     height, width = card.readout["grid"]
     return PrototypeModel(
         prototypes=model.prototypes[chosen, : card.readout["width"]],
@@ -156,6 +161,16 @@ def _member(model: PrototypeModel, number: int) -> PrototypeModel:
         ),
         card=card,
     )
+
+
+def _pictures_of(examples: Examples, seen: Tensor) -> Examples:
+    """The same examples, but only the pictures of some of them; equal images still share their bytes."""
+    spans = {span: examples.jpeg[span[0] : span[1]] for span in map(tuple, examples.crop[seen].tolist())}
+    starts = torch.tensor([0, *(len(part) for part in spans.values())]).cumsum(dim=0).tolist()
+    moved = {span: start - span[0] for span, start in zip(spans, starts, strict=False)}
+    shift = torch.tensor([moved.get((start, end), 0) for start, end in examples.crop.tolist()], dtype=torch.int64)
+    jpeg = torch.cat(list(spans.values())) if spans else examples.jpeg[:0]
+    return replace(examples, crop=examples.crop + shift[:, None], jpeg=jpeg)
 
 
 def _check_classes(models: Sequence[PrototypeModel], names: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ def feature_map(network: Network, pixels: Tensor) -> Tensor:
     if isinstance(found, Tensor) and found.ndim == 4:
         return found if found.shape[1] == network.num_features else found.permute(0, 3, 1, 2)
     if isinstance(found, Tensor) and found.ndim == 3:
-        tokens = found[:, getattr(network, "num_prefix_tokens", 0) :]
+        tokens = found[:, _prefix_tokens(network, found.shape[1]) :]
         height, width = _grid(network, tokens.shape[1])
         if height * width == tokens.shape[1]:
             return tokens.mT.reshape(len(tokens), -1, height, width)
@@ -87,6 +87,13 @@ def feature_map(network: Network, pixels: Tensor) -> Tensor:
     raise InputError(
         f"the last features of this network are {shape}: no grid of places for prototypes. Choose another network."
     )
+
+
+def _prefix_tokens(network: Network, tokens: int) -> int:
+    """Tokens before the grid: as the network says, else one where only the others fill a square."""
+    said = getattr(network, "num_prefix_tokens", 0)
+    square = math.isqrt(tokens) ** 2 == tokens
+    return said or int(not square and math.isqrt(tokens - 1) ** 2 == tokens - 1)
 
 
 def _grid(network: Network, tokens: int) -> tuple[int, int]:

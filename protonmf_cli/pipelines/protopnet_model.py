@@ -107,7 +107,7 @@ def nearest_examples(
     *,
     count: int,
     progress: Progress = SILENT,
-) -> Examples:
+) -> tuple[Examples, float | None]:
     """The patch each prototype is, then the nearest patches of other training images: ProtoPNet's global analysis.
 
     Args:
@@ -117,6 +117,10 @@ def nearest_examples(
         read: batches of the given images, in that order.
         encode: crop -> JPEG file.
         count: examples per prototype, each from another image.
+
+    Returns:
+        The examples, and the largest squared distance between a prototype and the patch it was projected onto, as the
+        network sees it now; None where no row is known.
     """
     chosen = [_ranking(activations, j, sources[j], count) for j in range(activations.distance.shape[1])]
     wanted: dict[ImageSource, _Wanted] = {}
@@ -125,6 +129,7 @@ def nearest_examples(
             wanted.setdefault(image, _Wanted(image)).of.append((rank, j))
     found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]] = {}
     crops: list[bytes] = []
+    apart: list[float] = []
     order = [image for image in activations.images if image in wanted]
     for batch in read(order):
         progress.advance(len(batch.sources))
@@ -132,9 +137,19 @@ def nearest_examples(
             continue
         rows = backbone.read(batch.crops).rows.float()
         for place, image in enumerate(batch.sources):
-            _add_examples(net, backbone, rows[place], wanted[image].of, sources, len(crops), found, image)
+            _add_examples(net, backbone, rows[place], wanted[image].of, len(crops), found)
+            apart += _apart(net, rows[place], wanted[image].of, sources)
             crops.append(encode(batch.crops[place]))
-    return _gathered(found, crops, order)
+    return _gathered(found, crops, order), max(apart, default=None)
+
+
+def _apart(
+    net: ProtoPNet, rows: Tensor, of: Sequence[tuple[int, int]], sources: Sequence[Mapping[str, Any] | None]
+) -> list[float]:
+    """Squared distances of prototypes from their own patch, for those whose patch is in this image."""
+    own = [(j, sources[j]) for rank, j in of if rank == 0]
+    known = [(j, source["row"]) for j, source in own if source is not None and source["row"] is not None]
+    return [float((rows[row] - net.prototypes[j]).double().square().sum()) for j, row in known]
 
 
 def _ranking(
@@ -154,10 +169,8 @@ def _add_examples(
     backbone: Backbone,
     rows: Tensor,
     of: Sequence[tuple[int, int]],
-    sources: Sequence[Mapping[str, Any] | None],
     crop: int,
     found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]],
-    image: ImageSource,
 ) -> None:
     numbers = [j for _, j in of]
     size = (backbone.preprocessing.input_size[1], backbone.preprocessing.input_size[2])

@@ -19,7 +19,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.losses import cluster_cost, other_class_mask, separation_cost
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, TrainingBatch
-from protonmf_cli.models.protopnet import Answer, ProtoPNet
+from protonmf_cli.models.protopnet import Answer, ProtoPNet, start_of_head
 from protonmf_cli.models.training import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.activations import accuracy, read_activations
@@ -81,7 +81,7 @@ def plan(options: ProtoPNetOptions) -> list[Step]:
         if epoch in pushes:
             steps.append(Step(stage="push", epoch=epoch, cycle=cycle))
             cycle += 1
-            if options.last_layer == "passes":
+            if options.last_layer == "passes" and options.similarity != "linear":
                 steps += [Step(stage="head", epoch=epoch, cycle=cycle)] * options.head_epochs
     return steps
 
@@ -174,6 +174,8 @@ class Trainer:
     def _epoch(self, step: Step, number: int) -> dict[str, Any]:
         self.progress.stage(f"epoch {step.epoch} of {self.options.epochs} ({step.stage})", len(self.source))
         self._set_mode(step)
+        if self.options.reset_head and step.stage != "head":
+            self.net.head.data = start_of_head(self.net.owner, len(self.net.head))
         optimiser = self.optimisers[step.stage]
         for group in optimiser.param_groups:
             group["lr"] = group["start_rate"] * step.factor

@@ -147,9 +147,6 @@ def prune(net: ProtoPNet, activations: Activations, *, nearest: int, least: int)
     """(P,) which prototypes stay: those with at least `least` of their own class among their `nearest` images.
 
     Reference: Chen et al. 2019, supplement (6 nearest patches, each of another image, fewer than 3: removed).
-
-    Raises:
-        InputError: a class would keep no prototype.
     """
     count = min(nearest, len(activations.labels))
     close = activations.distance.argsort(dim=0, stable=True)[:count]
