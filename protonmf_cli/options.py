@@ -127,8 +127,10 @@ class ProtoPNetOptions:
     backbone_rate: float = 1e-4
     addon_rate: float = 3e-3
     prototype_rate: float = 3e-3
-    decay: float = 1e-3
-    """Weight decay (the L2 form of Adam) of backbone and add-on layers."""
+    backbone_decay: float = 1e-3
+    """Weight decay (the L2 form of Adam) of the network."""
+    addon_decay: float = 1e-2
+    """Weight decay of the add-on layers; the original has 1e-3."""
     schedule: RateSchedule = "cosine"
     """Joint rates over the joint epochs: half a cosine, or tenfold down every `rate_step` epochs."""
     rate_step: int = 5
@@ -167,6 +169,7 @@ PROTOPNET_RECIPES: dict[str, ProtoPNetOptions] = {
     "default": ProtoPNetOptions(),
     "paper": ProtoPNetOptions(
         addon_gain=1.0,
+        addon_decay=1e-3,
         start="uniform",
         epochs=1000,
         push_every=10,

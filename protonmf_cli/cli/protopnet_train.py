@@ -2,59 +2,21 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from protonmf_cli.cli import arguments
-from protonmf_cli.cli.console import Bars, Shown
+from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.protopnet_data import per_class_counts, read_training_set, squashed
+from protonmf_cli.cli.protopnet_run import Run, run_training
 from protonmf_cli.cli.tables import make_folder
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import PROTOPNET_RECIPES, AddOn, Precision, ProtoPNetOptions, Recipe, Similarity
 
-if TYPE_CHECKING:
-    from protonmf_cli.files.datasets import LabelledImages
-    from protonmf_cli.files.images import ImageFile, ImageReader
-    from protonmf_cli.files.training_images import TrainingData
-    from protonmf_cli.files.training_state import TrainingFolder
-    from protonmf_cli.models.backbone import Backbone, ClassName
-    from protonmf_cli.models.images import Skipped
-    from protonmf_cli.models.protopnet import ProtoPNet
-    from protonmf_cli.models.prototype import PrototypeModel
-    from protonmf_cli.models.training import TrainingState
-    from protonmf_cli.pipelines.cluster import Cluster
-
 DEFAULTS = ProtoPNetOptions()
-FOLDS = 3
-"""Of the cross-validation of the width."""
-
-
-@dataclass(kw_only=True)
-class _Run:
-    """Everything a training needs once its words are understood."""
-
-    model: str
-    data: Path
-    boxes: Path | None
-    output: Path
-    options: ProtoPNetOptions
-    per_class: tuple[int, ...]
-    classes: "tuple[ClassName, ...]"
-    request: Any
-    device: Any
-    cluster: "Cluster"
-    reader: "ImageReader"
-    fit: "Sequence[ImageFile]"
-    apart: "Sequence[ImageFile]"
-    val: "LabelledImages | None"
-    digests: "Mapping[ImageFile, str]"
-    skipped: "list[Skipped]"
-    squash: bool
-    shown: Shown
-    bars: Bars
 
 
 def train(
@@ -131,14 +93,27 @@ def train(
     shown = Shown(quiet=quiet or not cluster.leads, verbose=verbose)
     with shown.progress() as bars:
         bars.stage("loading the network")
-        from protonmf_cli.files.backbones import BackboneRequest
+        from protonmf_cli.files.backbones import BackboneRequest, load_features
 
         request = BackboneRequest(
             name=model, weights=weights, model_args=model_arguments(model_arg or []), img_size=img_size, offline=offline,
             pretrained=pretrained, seed=seed,
         )  # fmt: skip
-        run = _prepare(request, data, boxes, output, chosen, per_class, recipe, place, cluster, machine.worker_count(workers), max_skipped, shown, bars)  # fmt: skip
-        found, report = _train(run, keep_cycles, force)
+        _, preprocessing, _, notes = load_features(request)
+        for note in notes:
+            shown.note(note)
+        squash = boxes is not None or recipe == "paper"
+        images = read_training_set(
+            data, squashed(preprocessing) if squash else preprocessing, chosen, boxes=boxes,
+            on_test=recipe == "paper" and chosen.validation == 0, workers=machine.worker_count(workers),
+            max_skipped=max_skipped, shown=shown, bars=bars,
+        )  # fmt: skip
+        run = Run(
+            request=request, output=output, options=chosen, images=images, boxes=boxes is not None,
+            per_class=per_class_counts(per_class, images.classes, chosen.prototypes),
+            device=place, cluster=cluster, shown=shown, bars=bars,
+        )  # fmt: skip
+        found, report = run_training(run, keep_cycles, force)
     if found is None:
         return
     report |= {"seconds": time.monotonic() - started}
@@ -149,320 +124,6 @@ def train(
         from protonmf_cli.cli.protopnet_report import show_training
 
         show_training(report, found, output, shown)
-
-
-def _prepare(
-    request: Any, data: Path, boxes: Path | None, output: Path, options: ProtoPNetOptions, per_class: Path | None,
-    recipe: Recipe, place: Any, cluster: "Cluster", workers: int, max_skipped: float, shown: Shown, bars: Bars,
-) -> _Run:  # fmt: skip
-    """Classes, images, what is held out; everything that can be refused before training."""
-    from protonmf_cli.cli.convert import check_skipped
-    from protonmf_cli.files.backbones import crop_of, load_features
-    from protonmf_cli.files.datasets import class_folders
-    from protonmf_cli.files.images import ImageReader
-    from protonmf_cli.files.training_images import read_all, split_held_out
-
-    classes = class_folders(data, "train")
-    if len(classes) < 2:
-        raise InputError(f"{data} has {len(classes)} class; a classifier needs at least two.")
-    images = _images(data, "train", classes, boxes)
-    val = _images(data, "val", classes, boxes) if data.is_dir() and (data / "val").is_dir() else None
-    for note in images.notes:
-        shown.note(note)
-    _, preprocessing, _, notes = load_features(request)
-    for note in notes:
-        shown.note(note)
-    squash = boxes is not None or recipe == "paper"
-    preprocessing = squashed(preprocessing) if squash else preprocessing
-    reader = ImageReader(
-        crop=crop_of(preprocessing),
-        channels=preprocessing.input_size[0],
-        exif_transpose=preprocessing.exif_transpose,
-        batch_size=options.batch_size,
-        workers=workers,
-    )
-    bars.stage("checking the images", sum(images.counts.values()))
-    digests, skipped = read_all(reader, images.of(images.files))
-    check_skipped([asdict(skip) for skip in skipped], len(digests), max_skipped)
-    for skip in skipped[:5]:
-        shown.note(f"skipped {skip.path}: {skip.reason}")
-    kept = {c: tuple(file for file in files if file in digests) for c, files in images.files.items()}
-    images = replace(images, files=kept)
-    if val is not None:
-        _check_overlap(digests, read_all(reader, val.of(val.files))[0])
-    counts = _per_class(per_class, classes, options.prototypes)
-    selects_on_test = recipe == "paper" and val is not None and options.validation == 0
-    fit, apart = split_held_out(images, options.validation, options.seed)
-    if selects_on_test and val is not None:
-        apart = val.of(val.files)
-        shown.warn(
-            "the best cycle is selected on the test images, as in the original code (--validation 0.1 avoids it)"
-        )
-    return _Run(
-        model=request.name, data=data, boxes=boxes, output=output, options=options, per_class=counts,
-        classes=classes, request=request, device=place, cluster=cluster, reader=reader, fit=fit, apart=apart,
-        val=val, digests=digests, skipped=skipped, squash=squash, shown=shown, bars=bars,
-    )  # fmt: skip
-
-
-def _images(data: Path, split: str, classes: "tuple[ClassName, ...]", boxes: Path | None) -> "LabelledImages":
-    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
-    from protonmf_cli.files.datasets import ClassMapping, find_images
-
-    found = find_images(data, split, classes, ClassMapping())
-    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
-
-
-def squashed(preprocessing: Any) -> Any:
-    """The whole picture pressed into the input, as ProtoPNet does with images cut to boxes."""
-    return replace(preprocessing, crop_pct=1.0, crop_mode="squash")
-
-
-def _check_overlap(train: "Mapping[ImageFile, str]", val: "Mapping[ImageFile, str]") -> None:
-    """Refuse test images that are also training images."""
-    of_digest = {digest: file for file, digest in train.items()}
-    both = [(of_digest[digest], file) for file, digest in val.items() if digest in of_digest]
-    if both:
-        pairs = "; ".join(f"{a.path} = {b.path}" for a, b in both[:3])
-        raise InputError(
-            f"{len(both)} images of val are also in train ({pairs}): accuracy on val would mean nothing. Remove them "
-            "from one of the two."
-        )
-
-
-def _per_class(source: Path | None, classes: "tuple[ClassName, ...]", default: int) -> tuple[int, ...]:
-    """Prototypes of each class."""
-    counts = [default] * len(classes)
-    if source is None:
-        return tuple(counts)
-    from protonmf_cli.files.datasets import read_pairs
-    from protonmf_cli.models.prototype import find_class
-
-    for name, number in read_pairs(source):
-        if not number.isdecimal() or int(number) < 1:
-            raise InputError(f"{source}: {number!r} of {name!r} is not a number of prototypes from 1.")
-        counts[find_class(classes, name)] = int(number)
-    return tuple(counts)
-
-
-def _train(run: _Run, keep_cycles: Path | None, force: bool) -> "tuple[PrototypeModel | None, dict[str, Any]]":
-    """Train or go on, then write the model; None in a process that only helps."""
-    from protonmf_cli.cli.protopnet_finish import backbone_weights
-    from protonmf_cli.files.store import save_model
-    from protonmf_cli.files.training_state import TrainingFolder
-
-    facts = _facts(run)
-    if not run.cluster.leads:
-        run.cluster.wait()
-        folder = TrainingFolder(run.output, _digest(facts))
-        _fit(run, folder, folder.load(), lambda _: None, None)
-        return None, {}
-    with TrainingFolder(run.output, _digest(facts)) as folder:
-        _refuse_other_run(folder, facts, force)
-        folder.describe(facts)
-        state = folder.load()
-        run.cluster.wait()
-        if state.done:
-            run.shown.note(f"goes on after epoch {state.log[-1]['epoch']} ({state.log[-1]['stage']})")
-
-        net, backbone, options, source = _fit(run, folder, state, folder.save, keep_cycles)
-        model, report = _finish(run, net, backbone, options, source, state)
-        save_model(run.output, model, backbone_weights(net))
-        folder.discard()
-    return model, report
-
-
-def _facts(run: _Run) -> dict[str, Any]:
-    """What decides the result of a run."""
-    import hashlib
-
-    listed = "\n".join(f"{f.class_index} {f.name} {f.box} {run.digests[f]}" for f in run.fit)
-    return {
-        "model": run.request.name,
-        "weights": str(run.request.weights),
-        "model arguments": dict(run.request.model_args),
-        "image size": run.request.img_size,
-        "pretrained": run.request.pretrained,
-        "training images": hashlib.sha256(listed.encode()).hexdigest()[:16],
-        "prototypes per class": list(run.per_class),
-        "device": run.device.type,
-        "processes": run.cluster.world,
-        **json.loads(json.dumps(asdict(run.options))),
-    }
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    import hashlib
-
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _refuse_other_run(folder: "TrainingFolder", facts: dict[str, Any], force: bool) -> None:
-    """An unfinished run with this output and other options is neither continued nor lost by accident."""
-    others = folder.differences(facts)
-    if others and not force and not (folder.folder / "state.safetensors").is_file():
-        path, differences = next(iter(others.items()))
-        folder.discard()
-        raise InputError(
-            f"an unfinished training with this output was asked for something else ({'; '.join(differences[:4])}). "
-            f"Give the same options to go on, another -o, or --force to begin anew and keep it in {path}."
-        )
-
-
-def _fit(
-    run: _Run, folder: "TrainingFolder", state: "TrainingState", keep: Any, cycles: Path | None
-) -> "tuple[ProtoPNet, Backbone, ProtoPNetOptions, TrainingData]":
-    """Choose the width if asked for, then go through the schedule."""
-    options = run.options
-    if options.width is None:
-        options = replace(options, width=_choose_width(run, folder))
-    source = _source(run, run.fit, run.apart)
-    net, backbone = _new(run, options)
-    from protonmf_cli.pipelines.protopnet_setup import check_patches
-
-    counts = [0] * len(run.classes)
-    for file in run.fit:
-        counts[file.class_index] += 1
-    for warning in check_patches(counts, run.per_class, backbone, distinct=options.distinct):
-        run.shown.warn(warning)
-    from protonmf_cli.cli.protopnet_report import epoch_line
-    from protonmf_cli.pipelines.protopnet_training import ends_cycle, plan
-
-    steps = plan(options)
-
-    def after_step(now: "TrainingState") -> None:
-        keep(now)
-        if cycles is not None and ends_cycle(steps, now.done - 1):
-            _write_cycle(cycles, run, net, backbone, options, source, now)
-
-    _go(run, net, backbone, options, source, state, after_step, lambda row: run.shown.log(epoch_line(row, options)))
-    return net, backbone, options, source
-
-
-def _go(
-    run: _Run, net: "ProtoPNet", backbone: "Backbone", options: ProtoPNetOptions, source: "TrainingData",
-    state: "TrainingState", keep: Any, told: Any,
-) -> None:  # fmt: skip
-    from protonmf_cli.pipelines.protopnet_training import Trainer, start_prototypes
-
-    if not state.done and options.start == "clusters":
-        run.bars.stage("starting the prototypes", source.counts()[0])
-        start_prototypes(net, backbone, source.push(), options.seed, run.bars)
-    trainer = Trainer(net, backbone, source, options, progress=run.bars, cluster=run.cluster, told=told)
-    trainer.run(state, keep)
-
-
-def _new(run: _Run, options: ProtoPNetOptions) -> "tuple[ProtoPNet, Backbone]":
-    from protonmf_cli.files.backbones import load_features
-    from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-
-    network, preprocessing, source, _ = load_features(run.request)
-    preprocessing = squashed(preprocessing) if run.squash else preprocessing
-    return new_protopnet(network, preprocessing, source, run.classes, options, run.per_class, run.device)
-
-
-def _source(run: _Run, fit: "Sequence[ImageFile]", apart: "Sequence[ImageFile]") -> "TrainingData":
-    from protonmf_cli.files.training_images import TrainingData, TrainingImages
-
-    options = run.options
-    images = TrainingImages(
-        files=list(fit), reader=run.reader, augmentation=options.augmentation, batch_size=options.batch_size,
-        seed=options.seed,
-    )  # fmt: skip
-    return TrainingData(images=images, apart=list(apart))
-
-
-def _choose_width(run: _Run, folder: "TrainingFolder") -> int:
-    """The width whose networks are right most often on folds of the training images."""
-    from protonmf_cli.files.training_images import folds
-    from protonmf_cli.models.training import TrainingState
-
-    for width in run.options.widths:
-        for number, (fit, apart) in enumerate(folds(run.fit, FOLDS, run.options.seed)):
-            if f"{width}/{number}" in folder.widths():
-                continue
-            options = replace(run.options, width=width)
-            net, backbone = _new(run, options)
-            state = TrainingState()
-            _go(run, net, backbone, options, _source(run, fit, apart), state, lambda _: None, told=lambda _: None)
-            found = (state.best or {})["accuracy"]
-            run.shown.note(f"width {width}, fold {number + 1} of {FOLDS}: {found:.1%}")
-            if run.cluster.leads:
-                folder.note_width(width, number, found)
-            run.cluster.wait()
-    known = folder.widths()
-    means = {w: sum(known[f"{w}/{n}"] for n in range(FOLDS)) / FOLDS for w in run.options.widths}
-    best = max(means, key=lambda w: (means[w], -w))
-    run.shown.note(f"width {best} is taken: {', '.join(f'{w} {m:.1%}' for w, m in means.items())} on folds")
-    return best
-
-
-def _write_cycle(
-    target: Path, run: _Run, net: "ProtoPNet", backbone: "Backbone", options: ProtoPNetOptions,
-    source: "TrainingData", state: "TrainingState",
-) -> None:  # fmt: skip
-    """The model after a push, for tables over training cycles."""
-    from protonmf_cli.cli.protopnet_finish import backbone_weights, finished_model
-    from protonmf_cli.files.store import save_model
-
-    model, _ = finished_model(
-        net, backbone, options, source.images.files, run.reader, state.sources, {"split": "train"}, run.bars
-    )
-    path = target / f"cycle-{len(state.pushes)}.safetensors"
-    save_model(path, model, backbone_weights(net))
-    run.shown.note(f"wrote {path}")
-
-
-def _finish(
-    run: _Run, net: "ProtoPNet", backbone: "Backbone", options: ProtoPNetOptions, source: "TrainingData",
-    state: "TrainingState",
-) -> "tuple[PrototypeModel, dict[str, Any]]":  # fmt: skip
-    """Measure the trained network, find its patches, and make the model file's content."""
-    from protonmf_cli.cli.protopnet_finish import finished_model
-    from protonmf_cli.pipelines.activations import accuracy, read_activations
-
-    best = state.best or {}
-    data = {"split": "train", "boxes": run.boxes is not None, "skipped": [asdict(skip) for skip in run.skipped]}
-    model, activations = finished_model(
-        net, backbone, options, source.images.files, run.reader, best.get("sources") or [], data, run.bars
-    )
-    figures: dict[str, Any] = {"train": accuracy(net, activations), "held_out": best.get("accuracy"), "test": None}
-    if run.val is not None:
-        run.bars.stage("test images", sum(run.val.counts.values()))
-        found = read_activations(net, backbone, run.reader.batches(run.val.of(run.val.files)), progress=run.bars)
-        figures["test"] = accuracy(net, found)
-    push = state.pushes[max(0, best.get("cycle", len(state.pushes)) - 1)]
-    from protonmf_cli.pipelines.protopnet_model import with_measured
-
-    model = with_measured(model, accuracy=figures, push={**push, "cycle": best.get("cycle")})
-    report = {
-        "schema": "protonmf.protopnet_training/1",
-        "model": run.request.name,
-        "output": str(run.output),
-        "classes": len(run.classes),
-        "prototypes": len(model.prototypes),
-        "images": {
-            "train": len(run.fit),
-            "held_out": len(run.apart),
-            "test": 0 if run.val is None else sum(run.val.counts.values()),
-        },
-        "skipped": [asdict(skip) for skip in run.skipped],
-        "epochs": [row for row in state.log if row["stage"] != "push"],
-        "stages": [row for row in state.log if row["stage"] == "push"],
-        "accuracy": figures,
-        "best_cycle": best.get("cycle"),
-        "selected_on": _selected_on(run),
-        "push": push,
-        "theorem": push["theorem"],
-        "options": asdict(options),
-    }
-    return model, report
-
-
-def _selected_on(run: _Run) -> str:
-    if not run.apart:
-        return "nothing (last cycle)"
-    return "held-out training images" if run.options.validation else "test"
 
 
 def _write_extras(report: dict[str, Any], log: Path | None, figure: Path | None, shown: Shown) -> None:

@@ -321,10 +321,10 @@ TERMS = ("cross_entropy", "cluster", "separation")
 def _optimisers(net: ProtoPNet, options: ProtoPNetOptions) -> dict[str, torch.optim.Adam]:
     """One per stage; all live for the whole run."""
     addon = {"name": "addon", "params": list(net.addon.parameters()), "lr": options.addon_rate}
-    addon |= {"weight_decay": options.decay}
+    addon |= {"weight_decay": options.addon_decay}
     prototypes = {"name": "prototypes", "params": [net.prototypes], "lr": options.prototype_rate}
     network = {"name": "backbone", "params": list(net.network.parameters()), "lr": options.backbone_rate}
-    network |= {"weight_decay": options.decay}
+    network |= {"weight_decay": options.backbone_decay}
     head = {"name": "head", "params": [net.head], "lr": options.head_rate}
     stages: dict[str, Sequence[dict[str, Any]]] = {
         "warm": (addon, prototypes),

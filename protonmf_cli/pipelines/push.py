@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.maths.last_layer import l1_path, solve_last_layer
+from protonmf_cli.maths.last_layer import l1_path, last_layer_objective, solve_last_layer
 from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.projection import Projected, theorem_counts
 from protonmf_cli.maths.similarity import EPSILON
@@ -90,10 +90,10 @@ def fit_last_layer(net: ProtoPNet, activations: Activations, options: ProtoPNetO
         NotExactError: the KKT residual stays above the tolerance; the network keeps its last layer.
     """
     owner, classes = net.owner.cpu(), len(net.head)
+    similarities = net.similarities(activations.distance)
     found = solve_last_layer(
-        net.similarities(activations.distance), activations.labels, owner, classes, l1=options.l1,
-        tolerance=options.tolerance,
-    )  # fmt: skip
+        similarities, activations.labels, owner, classes, l1=options.l1, tolerance=options.tolerance
+    )
     if not found.converged:
         raise NotExactError(
             f"the last layer was not solved: KKT residual {found.kkt:.1e} after {found.iterations} iterations, at most "
@@ -101,13 +101,16 @@ def fit_last_layer(net: ProtoPNet, activations: Activations, options: ProtoPNetO
         )
     net.head.data = found.weights.to(net.head)
     other = other_class_mask(owner, classes)
+    stored = net.head.detach().cpu()
+    _, kkt = last_layer_objective(stored, similarities, activations.labels, owner, options.l1)
     return {
         "objective": found.objective,
         "cross_entropy": found.cross_entropy,
         "kkt": found.kkt,
+        "kkt_in_float32": kkt,
         "iterations": found.iterations,
         "l1": options.l1,
-        "other_class_weights": int((found.weights[other] != 0).sum()),
+        "other_class_weights": int((stored[other] != 0).sum()),
     }
 
 

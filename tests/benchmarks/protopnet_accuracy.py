@@ -1,10 +1,10 @@
 """ProtoPNet against the black box: same network, images, augmentation, number of epochs and schedule of rates.
 
-    python tests/benchmarks/protopnet_accuracy.py MODEL DATA [--epochs 12] [--seeds 3] [--similarity log] [--fold]
+    python tests/benchmarks/protopnet_accuracy.py MODEL DATA [--epochs 12] [--seeds 3] [--similarity log] [--folds 4]
 
 Accuracy on val over the images of all seeds together, with 95 % bootstrap intervals over the images, and the paired
-difference; and the networks of all seeds combined (logits added) against the best single one. With --fold a quarter of
-train is the test, for choosing options.
+difference; and the networks of all seeds combined (logits added) against the best single one. With --folds N the
+tests are N folds of train, one seed each, for choosing options.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.nn import functional
 from protonmf_cli.files.backbones import BackboneRequest, crop_of, import_timm, load_features
 from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
 from protonmf_cli.files.images import ImageReader
-from protonmf_cli.files.training_images import TrainingData, TrainingImages, split_held_out
+from protonmf_cli.files.training_images import TrainingData, TrainingImages, folds
 from protonmf_cli.maths.metrics import bootstrap_interval
 from protonmf_cli.models.training import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
@@ -39,7 +39,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--similarity", default="log")
-    parser.add_argument("--fold", action="store_true")
+    parser.add_argument("--folds", type=int, help="test on folds of train instead of val")
+    parser.add_argument("--backbone-rate", type=float, default=ProtoPNetOptions().backbone_rate)
     parser.add_argument("--only", choices=("black-box", "protopnet"))
     return parser.parse_args()
 
@@ -50,8 +51,8 @@ def images_of(words, options, seed):
     network, preprocessing, source, _ = load_features(request)
     classes = class_folders(words.data, "train")
     train = find_images(words.data, "train", classes, ClassMapping())
-    if words.fold:
-        fit, test = split_held_out(train, 0.25, 7)
+    if words.folds:
+        fit, test = list(folds(train.of(train.files), words.folds, 7))[seed % words.folds]
     else:
         val = find_images(words.data, "val", classes, ClassMapping())
         fit, test = train.of(train.files), val.of(val.files)
@@ -88,7 +89,7 @@ def black_box(words, options):
             {"params": [p for p in network.parameters() if id(p) not in head], "lr": options.backbone_rate},
             {"params": list(network.get_classifier().parameters()), "lr": 1e-3},
         ]
-        optimiser = torch.optim.Adam(groups, weight_decay=options.decay)
+        optimiser = torch.optim.Adam(groups, weight_decay=options.backbone_decay)
         rates = [group["lr"] for group in optimiser.param_groups]
         for step in plan(options):
             if step.stage == "push":
@@ -115,10 +116,11 @@ def main() -> None:
     base = ProtoPNetOptions(
         epochs=words.epochs, warm_epochs=words.warm_epochs, cycles=words.cycles, validation=0.0,
         batch_size=words.batch_size, similarity=words.similarity,
+        backbone_rate=words.backbone_rate,
     )  # fmt: skip
     right: dict[str, list[np.ndarray]] = {"black box": [], "ProtoPNet": []}
     logits = []
-    for seed in range(words.first_seed, words.first_seed + words.seeds):
+    for seed in range(words.first_seed, words.first_seed + (words.folds or words.seeds)):
         options = replace(base, seed=seed)
         for name, kind in (("black box", "black-box"), ("ProtoPNet", "protopnet")):
             if words.only not in (None, kind):
@@ -141,7 +143,7 @@ def main() -> None:
         low, high = bootstrap_interval(values, seed=0)
         print(f"{name:<10} {values.mean():.3f} ({low:.3f}, {high:.3f})  {len(values)} images")
 
-    if len(logits) > 1:
+    if len(logits) > 1 and not words.folds:
         combined = (sum(logits).argmax(dim=1) == labels).double().numpy()
         best = max(values.mean() for values in right["ProtoPNet"])
         print(f"combined   {combined.mean():.3f}, best single ProtoPNet {best:.3f}")

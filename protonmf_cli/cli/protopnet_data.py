@@ -1,0 +1,159 @@
+"""The images of a ProtoPNet's training: classes, what is held out, what is refused."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protonmf_cli.cli.console import Bars, Shown
+from protonmf_cli.errors import InputError
+from protonmf_cli.options import ProtoPNetOptions
+
+if TYPE_CHECKING:
+    from protonmf_cli.files.datasets import LabelledImages
+    from protonmf_cli.files.images import ImageFile, ImageReader
+    from protonmf_cli.models.backbone import ClassName, Preprocessing
+    from protonmf_cli.models.images import Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """Readable images of all classes, and how the network wants them."""
+
+    classes: "tuple[ClassName, ...]"
+    fit: "Sequence[ImageFile]"
+    """To train on, class after class."""
+    apart: "Sequence[ImageFile]"
+    """To choose the best cycle."""
+    val: "LabelledImages | None"
+    """The test, read once."""
+    digests: "Mapping[ImageFile, str]"
+    """sha256 of every training image."""
+    skipped: "Sequence[Skipped]"
+    reader: "ImageReader"
+    preprocessing: "Preprocessing"
+    selected_on: str
+    """What chooses the best cycle, in words."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Training images of each class."""
+        found = [0] * len(self.classes)
+        for file in self.fit:
+            found[file.class_index] += 1
+        return found
+
+
+def read_training_set(
+    data: Path,
+    preprocessing: "Preprocessing",
+    options: ProtoPNetOptions,
+    *,
+    boxes: Path | None,
+    on_test: bool,
+    workers: int,
+    max_skipped: float,
+    shown: Shown,
+    bars: Bars,
+) -> TrainingSet:
+    """Find, check and split the images.
+
+    Args:
+        data: class folders, or train/ and val/ above them.
+        preprocessing: what the network sees of a picture.
+        options: batch size, share held out and seed.
+        boxes: bounding boxes that pictures are cut to.
+        on_test: choose the best cycle on val, as the original code does.
+
+    Raises:
+        InputError: fewer than two classes, a class without images, or images that are in train and in val.
+        GateError: too many unreadable images.
+    """
+    from protonmf_cli.cli.convert import check_skipped
+    from protonmf_cli.files.backbones import crop_of
+    from protonmf_cli.files.datasets import class_folders
+    from protonmf_cli.files.images import ImageReader
+    from protonmf_cli.files.training_images import read_all, split_held_out
+
+    classes = class_folders(data, "train")
+    if len(classes) < 2:
+        raise InputError(f"{data} has {len(classes)} class; a classifier needs at least two.")
+    images = _images(data, "train", classes, boxes)
+    val = _images(data, "val", classes, boxes) if data.is_dir() and (data / "val").is_dir() else None
+    for note in images.notes:
+        shown.note(note)
+    reader = ImageReader(
+        crop=crop_of(preprocessing),
+        channels=preprocessing.input_size[0],
+        exif_transpose=preprocessing.exif_transpose,
+        batch_size=options.batch_size,
+        workers=workers,
+    )
+    bars.stage("checking the images", sum(images.counts.values()))
+    digests, skipped = read_all(reader, images.of(images.files))
+    check_skipped([asdict(skip) for skip in skipped], len(digests), max_skipped)
+    for skip in skipped[:5]:
+        shown.note(f"skipped {skip.path}: {skip.reason}")
+    kept = {c: tuple(file for file in files if file in digests) for c, files in images.files.items()}
+    if val is not None:
+        _check_overlap(digests, read_all(reader, val.of(val.files))[0])
+    fit, apart = split_held_out(replace(images, files=kept), options.validation, options.seed)
+    selected_on = "held-out training images" if apart else "nothing (last cycle)"
+    if on_test and val is not None:
+        apart, selected_on = val.of(val.files), "test"
+        shown.warn("the best cycle is selected on the test images, as in the original code (--validation 0.1 does not)")
+    return TrainingSet(
+        classes=classes,
+        fit=fit,
+        apart=apart,
+        val=val,
+        digests=digests,
+        skipped=skipped,
+        reader=reader,
+        preprocessing=preprocessing,
+        selected_on=selected_on,
+    )
+
+
+def _images(data: Path, split: str, classes: "tuple[ClassName, ...]", boxes: Path | None) -> "LabelledImages":
+    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
+    from protonmf_cli.files.datasets import ClassMapping, find_images
+
+    found = find_images(data, split, classes, ClassMapping())
+    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+
+
+def _check_overlap(train: "Mapping[ImageFile, str]", val: "Mapping[ImageFile, str]") -> None:
+    """Refuse test images that are also training images."""
+    of_digest = {digest: file for file, digest in train.items()}
+    both = [(of_digest[digest], file) for file, digest in val.items() if digest in of_digest]
+    if both:
+        pairs = "; ".join(f"{a.path} = {b.path}" for a, b in both[:3])
+        raise InputError(
+            f"{len(both)} images of val are also in train ({pairs}): accuracy on val would mean nothing. Remove them "
+            "from one of the two."
+        )
+
+
+def per_class_counts(source: Path | None, classes: "tuple[ClassName, ...]", default: int) -> tuple[int, ...]:
+    """Prototypes of each class: a default, and lines `class,number` for others.
+
+    Raises:
+        InputError: a class is unknown or a number is none.
+    """
+    counts = [default] * len(classes)
+    if source is None:
+        return tuple(counts)
+    from protonmf_cli.files.datasets import read_pairs
+    from protonmf_cli.models.prototype import find_class
+
+    for name, number in read_pairs(source):
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"{source}: {number!r} of {name!r} is not a number of prototypes from 1.")
+        counts[find_class(classes, name)] = int(number)
+    return tuple(counts)
+
+
+def squashed(preprocessing: "Preprocessing") -> "Preprocessing":
+    """The whole picture pressed into the input, as ProtoPNet does with images cut to boxes."""
+    return replace(preprocessing, crop_pct=1.0, crop_mode="squash")
