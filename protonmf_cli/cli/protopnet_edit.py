@@ -118,57 +118,56 @@ def prune(
         opened = open_protopnet(
             file, data, output, split, class_map, boxes, batch_size, workers, device, threads, force
         )
-        from protonmf_cli.pipelines.activations import accuracy, read_activations
-        from protonmf_cli.pipelines.push import check_pruning, fit_last_layer
-        from protonmf_cli.pipelines.push import prune as prune_prototypes
-
-        net, backbone = opened.net, opened.loaded.backbone
-        bars.stage("nearest images of every prototype", sum(opened.images.counts.values()))
-        found = read_activations(net, backbone, opened.batches(), progress=bars)
-        kept = prune_prototypes(net, found, nearest=nearest, least=least)
-        check_pruning(kept, net, tuple(c.shown for c in backbone.classes), nearest, least)
-        before = accuracy(net, found)
-        smaller, chosen, fewer = _without(opened, found, kept)
-        options = opened.options if l1 is None else replace(opened.options, l1=l1)
-        fitted = fit_last_layer(smaller, fewer, options)
-        removed = [
-            {
-                "class": backbone.classes[int(opened.model.owner[j])].label,
-                "prototype": opened.model.number(j),
-                "prototype_id": j,
-            }
-            for j in (~kept).nonzero()[:, 0].tolist()
-        ]
-        facts = {"nearest": nearest, "least": least, "kept": chosen, "removed": removed}
-        sources = [source_of(opened.model, j) for j in chosen]
-        push = opened.model.card.measured.get("push")
-        model = write(
-            opened,
-            smaller,
-            options,
-            sources,
-            output,
-            bars,
-            max_skipped,
-            pruned=facts,
-            **({"push": push} if push else {}),
-        )
-        after = accuracy(smaller, fewer)
-    report = {
-        "schema": "protonmf.protopnet_pruning/1", "model": str(file), "output": str(output),
-        "prototypes": len(model.prototypes), **facts, "last_layer": fitted,
-        "accuracy": {"before": before, "after": after},
-    }  # fmt: skip
+        report: dict[str, Any] = {"schema": "protonmf.protopnet_pruning/1", "model": str(file), "output": str(output)}
+        report |= _pruned(opened, output, nearest, least, l1, max_skipped, bars)
     if as_json:
         shown.json(report)
         return
+    gone, fitted, accuracy = len(report["removed"]), report["last_layer"], report["accuracy"]
     shown.lines(
         {
-            str(output): f"{len(removed)} of {len(kept)} prototypes removed, {len(model.prototypes)} left",
-            "accuracy": f"{before:.1%} before, {after:.1%} after (training images)",
+            str(output): f"{gone} of {gone + report['prototypes']} prototypes removed, {report['prototypes']} left",
+            "accuracy": f"{accuracy['before']:.1%} before, {accuracy['after']:.1%} after (training images)",
             "last layer": f"KKT residual {fitted['kkt']:.1e}, {fitted['other_class_weights']} weights to other classes",
         }
     )
+
+
+def _pruned(
+    opened: Opened, output: Path, nearest: int, least: int, l1: float | None, max_skipped: float, bars: Bars
+) -> dict[str, Any]:
+    """Prune, fit the last layer, save; returns what happened."""
+    from protonmf_cli.pipelines.activations import accuracy, read_activations
+    from protonmf_cli.pipelines.push import check_pruning, fit_last_layer
+    from protonmf_cli.pipelines.push import prune as prune_prototypes
+
+    old, backbone = opened.model, opened.loaded.backbone
+    bars.stage("nearest images of every prototype", sum(opened.images.counts.values()))
+    found = read_activations(opened.net, backbone, opened.batches(), progress=bars)
+    kept = prune_prototypes(opened.net, found, nearest=nearest, least=least)
+    check_pruning(kept, opened.net, tuple(c.shown for c in backbone.classes), nearest, least)
+    smaller, chosen, fewer = _without(opened, found, kept)
+    options = opened.options if l1 is None else replace(opened.options, l1=l1)
+    fitted = fit_last_layer(smaller, fewer, options)
+    removed = [
+        {
+            "class": backbone.classes[int(old.owner[j])].label,
+            "prototype": old.number(j),
+            "prototype_id": j,
+        }
+        for j in (~kept).nonzero()[:, 0].tolist()
+    ]
+    facts = {"nearest": nearest, "least": least, "kept": chosen, "removed": removed}
+    measured = {"pruned": facts} | {k: v for k, v in old.card.measured.items() if k == "push"}
+    sources = [source_of(old, j) for j in chosen]
+    model = write(opened, smaller, options, sources, output, bars, max_skipped, **measured)
+    before, after = accuracy(opened.net, found), accuracy(smaller, fewer)
+    return {
+        "prototypes": len(model.prototypes),
+        **facts,
+        "last_layer": fitted,
+        "accuracy": {"before": before, "after": after},
+    }
 
 
 def combine(

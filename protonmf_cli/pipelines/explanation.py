@@ -1,5 +1,7 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,10 +65,7 @@ def explain_image(
     if model.is_additive:
         basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
         maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
-        contributions = tuple(
-            _contribution(backbone, exact, rows, entry, basis[k], maps.presence[k] if maps.grid else None, map_kind)
-            for k, entry in enumerate(entries)
-        )
+        contributions = maps.contributions(exact, entries, map_kind)
         residual_maps = maps.residual, maps.residual_codes
     else:
         weights = connections(model, chosen)
@@ -155,6 +154,7 @@ class _Maps:
     """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
 
     def __init__(self, backbone: Backbone, rows: Tensor, basis: Tensor, residual: Tensor | None) -> None:
+        self.backbone, self.rows, self.basis = backbone, rows, basis
         self.grid = backbone.readout.grid
         self.presence: list = []
         self.residual = self.residual_codes = None
@@ -168,6 +168,16 @@ class _Maps:
         if residual is not None:
             self.residual = (placed @ residual).reshape(self.grid).numpy()
             self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
+
+    def contributions(
+        self, model: PrototypeModel, entries: Sequence[int], map_kind: MapKind
+    ) -> tuple[Contribution, ...]:
+        """One contribution per connection of the class, in the order of the basis."""
+        presence = self.presence if self.grid else [None] * len(entries)
+        return tuple(
+            _contribution(self.backbone, model, self.rows, entry, vector, grid, map_kind)
+            for entry, vector, grid in zip(entries, self.basis, presence, strict=True)
+        )
 
 
 def _contribution(
