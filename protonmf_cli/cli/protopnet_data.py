@@ -77,7 +77,10 @@ def read_training_set(
 
     classes = class_folders(data, "train")
     if len(classes) < 2:
-        raise InputError(f"{data} has {len(classes)} class; a classifier needs at least two.")
+        raise InputError(
+            f"{data} has {'one class folder' if classes else 'no class folders'} with images to train on; a classifier "
+            "needs at least two. Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
+        )
     images = _images(data, "train", classes, boxes)
     val = _images(data, "val", classes, boxes) if data.is_dir() and (data / "val").is_dir() else None
     for note in images.notes:

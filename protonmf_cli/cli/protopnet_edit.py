@@ -1,7 +1,7 @@
 """protonmf protopnet push, prune, combine: change trained files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -260,8 +260,9 @@ def check_protopnet(model: "PrototypeModel", file: Path) -> None:
 
 
 def options_of(model: "PrototypeModel") -> ProtoPNetOptions:
-    """The options a ProtoPNet was trained with."""
-    stored = dict(model.card.options)
+    """The options a ProtoPNet was trained with; those that another version did not know are the defaults."""
+    known = {field.name for field in fields(ProtoPNetOptions)}
+    stored = {name: value for name, value in model.card.options.items() if name in known}
     stored["augmentation"] = AugmentationOptions(**stored["augmentation"])
     for name in ("patch", "widths"):
         stored[name] = tuple(stored[name])
