@@ -40,6 +40,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--similarity", default="log")
     parser.add_argument("--folds", type=int, help="test on folds of train instead of val")
+    parser.add_argument("--black-box-rate", type=float, default=1e-4)
     parser.add_argument("--backbone-rate", type=float, default=ProtoPNetOptions().backbone_rate)
     parser.add_argument("--only", choices=("black-box", "protopnet"))
     return parser.parse_args()
@@ -86,7 +87,7 @@ def black_box(words, options):
         network.reset_classifier(len(classes))
         head = {id(p) for p in network.get_classifier().parameters()}
         groups = [
-            {"params": [p for p in network.parameters() if id(p) not in head], "lr": options.backbone_rate},
+            {"params": [p for p in network.parameters() if id(p) not in head], "lr": words.black_box_rate},
             {"params": list(network.get_classifier().parameters()), "lr": 1e-3},
         ]
         optimiser = torch.optim.Adam(groups, weight_decay=options.backbone_decay)
