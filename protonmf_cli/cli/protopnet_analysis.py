@@ -123,6 +123,7 @@ def _nearest(opened: Opened, found: "Activations") -> "dict[int, list[ExampleVie
     from protonmf_cli.files.images import encode_jpeg
     from protonmf_cli.pipelines.explanation import example_views
     from protonmf_cli.pipelines.protopnet_model import nearest_examples
+    from protonmf_cli.pipelines.protopnet_quality import NEAREST
 
     of_name = {file.name: file for file in opened.images.of(opened.images.files)}
     reader = opened.loaded.reader
@@ -132,10 +133,6 @@ def _nearest(opened: Opened, found: "Activations") -> "dict[int, list[ExampleVie
     )  # fmt: skip
     model = replace(opened.model, examples=examples)
     return {j: example_views(model, j) for j in range(len(model.prototypes))}
-
-
-NEAREST = 5
-"""Nearest patches of each prototype."""
 
 
 def _draw_global(
@@ -235,6 +232,8 @@ def _show_local(found: "LocalAnalysis", shown: Shown) -> None:
 
 
 def _show(report: dict[str, Any], shown: Shown) -> None:
+    from protonmf_cli.pipelines.protopnet_quality import NEAREST
+
     low, high = report["accuracy_interval"]
     sparsity = report["sparsity"]
     lines = {

@@ -299,7 +299,7 @@ def _without(opened: Opened, found: "Activations", kept: Any) -> "tuple[ProtoPNe
     )
     smaller.head.data = net.head.data[:, chosen].clone()
     smaller = smaller.to(opened.loaded.backbone.device).requires_grad_(False).eval()
-    return smaller, chosen, replace(found, distance=found.distance[:, chosen], row=found.row[:, chosen])
+    return smaller, chosen, found.of(chosen)
 
 
 def write(
@@ -308,7 +308,7 @@ def write(
 ) -> "PrototypeModel":  # fmt: skip
     """Save a changed network with its patches; figures of the old one that no longer hold are dropped."""
     from protonmf_cli.cli.convert import check_skipped
-    from protonmf_cli.cli.protopnet_finish import backbone_weights, finished_model
+    from protonmf_cli.cli.protopnet_finish import finished_model
     from protonmf_cli.files.store import save_model
     from protonmf_cli.pipelines.activations import accuracy
     from protonmf_cli.pipelines.protopnet_model import with_measured
@@ -322,5 +322,5 @@ def write(
     check_skipped(skipped, len(activations.images), max_skipped)
     model = with_measured(model, accuracy={"train": accuracy(net, activations)}, **measured)
     model = replace(model, card=replace(model.card, data={**model.card.data, "skipped": skipped}))
-    save_model(output, model, backbone_weights(net))
+    save_model(output, model, opened.loaded.backbone.weights())
     return model

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from protonmf_cli.pipelines.activations import Activations
 
 
-def backbone_weights(net: "ProtoPNet") -> dict[str, Any]:
-    """Network and add-on layers under the names of a model file."""
-    from protonmf_cli.models.backbone import ADDON, BACKBONE
-
-    network = {BACKBONE + name: tensor for name, tensor in net.network.state_dict().items()}
-    return network | {ADDON + name: tensor for name, tensor in net.addon.state_dict().items()}
-
-
 def finished_model(
     net: "ProtoPNet",
     backbone: "Backbone",
@@ -45,7 +37,7 @@ def finished_model(
         with_measured,
     )
 
-    backbone = replace(backbone, source=replace(backbone.source, digest=digest_of_tensors(backbone_weights(net))))
+    backbone = replace(backbone, source=replace(backbone.source, digest=digest_of_tensors(backbone.weights())))
     bars.stage("nearest patches of every prototype", len(files))
     activations = read_activations(net, backbone, reader.batches(files), progress=bars)
     of_name = {file.name: file for file in files}

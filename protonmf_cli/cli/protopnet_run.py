@@ -67,7 +67,6 @@ def run_training(run: Run, keep_cycles: Path | None, force: bool) -> "tuple[Prot
         InputError: an unfinished run was asked for something else, a class has too few patches, or a loss is not finite.
         NotExactError: a last layer could not be solved.
     """
-    from protonmf_cli.cli.protopnet_finish import backbone_weights
     from protonmf_cli.files.store import save_model
     from protonmf_cli.files.training_state import TrainingFolder
 
@@ -87,7 +86,7 @@ def run_training(run: Run, keep_cycles: Path | None, force: bool) -> "tuple[Prot
 
         trained = _fit(run, folder, state, folder.save, keep_cycles)
         model, report = _finish(run, trained, state)
-        save_model(run.output, model, backbone_weights(trained.net))
+        save_model(run.output, model, trained.backbone.weights())
         folder.discard()
     return model, report
 
@@ -204,7 +203,7 @@ def _choose_width(run: Run, folder: "TrainingFolder") -> int:
 
 def _write_cycle(target: Path, run: Run, trained: _Net, state: "TrainingState") -> None:
     """The model after a push, for tables over training cycles."""
-    from protonmf_cli.cli.protopnet_finish import backbone_weights, finished_model
+    from protonmf_cli.cli.protopnet_finish import finished_model
     from protonmf_cli.files.store import save_model
 
     model, _ = finished_model(
@@ -212,7 +211,7 @@ def _write_cycle(target: Path, run: Run, trained: _Net, state: "TrainingState") 
         {"split": "train"}, run.bars,
     )  # fmt: skip
     path = target / f"cycle-{len(state.pushes)}.safetensors"
-    save_model(path, model, backbone_weights(trained.net))
+    save_model(path, model, trained.backbone.weights())
     run.shown.note(f"wrote {path}")
 
 

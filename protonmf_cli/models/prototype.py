@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -371,7 +371,7 @@ def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
     """Split the logits of rows (B, T, D) of any kind of model."""
     if model.is_additive:
         return logit_parts(model, rows.sum(dim=1))
-    return parts_of_evidence(model, respond(model, rows).evidence)
+    return parts_of_evidence(model, evidence_of(model, rows))
 
 
 def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
@@ -395,15 +395,33 @@ def respond(model: PrototypeModel, rows: Tensor) -> Response:
         )
     maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
     evidence = rows.new_zeros(len(rows), len(model.prototypes))
-    for number, space in enumerate(model.spaces):
-        chosen = model.of_member(number).to(rows.device)
-        own = rows[:, space.start : space.stop, : space.width]
-        found = SIMILARITIES[space.similarity](
-            distances(own, model.prototypes[chosen, : space.width], space.similarity)
-        )
+    for space, chosen, found in _similarities(model, rows):
         maps[:, space.start : space.stop, chosen] = found
         evidence[:, chosen] = found.amax(dim=1)
     return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
+
+
+def evidence_of(model: PrototypeModel, rows: Tensor) -> Tensor:
+    """(B, P) similarity of the most similar row, without the maps, for models that are not additive."""
+    evidence = rows.new_zeros(len(rows), len(model.prototypes))
+    for _, chosen, found in _similarities(model, rows):
+        evidence[:, chosen] = found.amax(dim=1)
+    return evidence
+
+
+def similarity_maps(model: PrototypeModel, rows: Tensor, prototypes: list[int]) -> Tensor:
+    """(B, T, p) similarity of every row to some prototypes, of a model with one network that is not additive."""
+    (space,) = model.spaces
+    return SIMILARITIES[space.similarity](distances(rows, model.prototypes[prototypes], space.similarity))
+
+
+def _similarities(model: PrototypeModel, rows: Tensor) -> Iterator[tuple[RowSpace, Tensor, Tensor]]:
+    """For each network its rows' place, its prototypes, and their similarities (B, T_m, P_m)."""
+    for number, space in enumerate(model.spaces):
+        chosen = model.of_member(number).to(rows.device)
+        own = rows[:, space.start : space.stop, : space.width]
+        found = distances(own, model.prototypes[chosen, : space.width], space.similarity)
+        yield space, chosen, SIMILARITIES[space.similarity](found)
 
 
 def check_backbone(model: PrototypeModel, backbone: Backbone) -> None:

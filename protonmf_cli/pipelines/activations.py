@@ -1,7 +1,8 @@
 """One pass over labelled images that keeps each image's nearest patch to each prototype."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,15 +12,6 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
 from protonmf_cli.models.protopnet import ProtoPNet
 from protonmf_cli.pipelines.progress import SILENT, Progress
-
-
-@dataclass(kw_only=True)
-class _Passing:
-    distance: list[Tensor] = field(default_factory=list)
-    row: list[Tensor] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    images: list[ImageSource] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +26,10 @@ class Activations:
     """(N,) int64"""
     images: tuple[ImageSource, ...]
     skipped: tuple[Skipped, ...]
+
+    def of(self, prototypes: list[int]) -> Self:
+        """The same images with some of the prototypes."""
+        return replace(self, distance=self.distance[:, prototypes], row=self.row[:, prototypes])
 
 
 def read_activations(
@@ -53,34 +49,59 @@ def read_activations(
     Raises:
         InputError: no image could be read.
     """
-    found = _Passing()
-    basis = (net.prototypes if prototypes is None else prototypes).detach().to(backbone.device)
+    basis = net.prototypes if prototypes is None else prototypes
+    return compare_activations(net, backbone, batches, [basis], progress)[0]
+
+
+def compare_activations(
+    net: ProtoPNet,
+    backbone: Backbone,
+    batches: Iterable[ImageBatch],
+    sets: Sequence[Tensor],
+    progress: Progress = SILENT,
+) -> list[Activations]:
+    """The same for several sets of prototypes (P, R) in one pass over the images."""
+    bases = [basis.detach().to(backbone.device) for basis in sets]
+    distances: list[list[Tensor]] = [[] for _ in bases]
+    rows: list[list[Tensor]] = [[] for _ in bases]
+    labels: list[int] = []
+    images: list[ImageSource] = []
+    skipped: list[Skipped] = []
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
-        found.skipped += batch.skipped
+        skipped += batch.skipped
         if not batch.sources:
             continue
-        rows = backbone.read(batch.crops).rows.float()
-        with torch.inference_mode():
-            distance = net.distances_to(rows, basis)
-            place = distance.argmin(dim=1)
-            found.distance.append(distance.gather(1, place[:, None])[:, 0].cpu())
-        found.row.append(place.int().cpu())
-        found.labels += [batch.class_index] * len(batch.sources)
-        found.images += batch.sources
-    if not found.images:
+        latent = backbone.read(batch.crops).rows.float()
+        for number, basis in enumerate(bases):
+            with torch.inference_mode():
+                distance = net.distances_to(latent, basis)
+                place = distance.argmin(dim=1)
+                distances[number].append(distance.gather(1, place[:, None])[:, 0].cpu())
+            rows[number].append(place.int().cpu())
+        labels += [batch.class_index] * len(batch.sources)
+        images += batch.sources
+    if not images:
         raise InputError("no image of the data could be read")
-    return Activations(
-        distance=torch.cat(found.distance),
-        row=torch.cat(found.row),
-        labels=torch.tensor(found.labels),
-        images=tuple(found.images),
-        skipped=tuple(found.skipped),
-    )
+    return [
+        Activations(
+            distance=torch.cat(distance),
+            row=torch.cat(row),
+            labels=torch.tensor(labels),
+            images=tuple(images),
+            skipped=tuple(skipped),
+        )
+        for distance, row in zip(distances, rows, strict=True)
+    ]
+
+
+def right_answers(net: ProtoPNet, activations: Activations, head: Tensor | None = None) -> Tensor:
+    """(N,) float64, 1 where the top class is the label, with the network's last layer or another one (C, P)."""
+    weights = (net.head if head is None else head).detach().cpu()
+    top = (net.similarities(activations.distance) @ weights.mT).argmax(dim=1)
+    return (top == activations.labels).double()
 
 
 def accuracy(net: ProtoPNet, activations: Activations, head: Tensor | None = None) -> float:
     """Share of images whose top class is their label, with the network's last layer or another one (C, P)."""
-    weights = (net.head if head is None else head).detach().cpu()
-    top = (net.similarities(activations.distance) @ weights.mT).argmax(dim=1)
-    return float((top == activations.labels).double().mean())
+    return float(right_answers(net, activations, head).mean())

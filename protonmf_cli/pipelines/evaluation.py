@@ -10,7 +10,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts, respond
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, evidence_of, logit_parts, parts_of_evidence
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -63,9 +63,8 @@ def evaluate_model(
         targets.append(target)
         reading = backbone.read(batch.crops)
         if not model.is_additive:
-            response = respond(moved, reading.rows)
-            tops.add({"prototype_model": response.logits}, among)
-            kept = response.evidence
+            kept = evidence_of(moved, reading.rows)
+            tops.add({"prototype_model": parts_of_evidence(moved, kept).logits}, among)
         else:
             kept = reading.rows.sum(dim=1)
             parts = logit_parts(moved, kept)

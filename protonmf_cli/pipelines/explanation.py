@@ -12,7 +12,7 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.qp import fit_residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows, respond
+from protonmf_cli.models.prototype import PrototypeModel, parts_of_read, respond
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
@@ -53,7 +53,8 @@ def explain_image(
     reading = backbone.read(crop[None])
     rows = reading.rows[0].cpu().double()
     exact = model.to(torch.device("cpu"), torch.float64)
-    parts = parts_of_rows(exact, rows[None])
+    response = None if model.is_additive else respond(exact, rows[None])
+    parts = parts_of_read(exact, rows.sum(dim=0, keepdim=True) if response is None else response.evidence)
     # an edited model no longer answers as the network does: then its own logits are explained
     follows = backbone.readout.has_head and not model.card.edits
     logits = reading.logits[0].cpu().double() if follows else parts.logits[0]
@@ -62,7 +63,7 @@ def explain_image(
     entries = model.entries(chosen)
     augmented = form == "augmented" and bool(entries)
     residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
-    if model.is_additive:
+    if response is None:
         basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
         maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
         contributions = maps.contributions(exact, entries, map_kind)
@@ -70,7 +71,7 @@ def explain_image(
     else:
         weights = connections(model, chosen)
         views = {j: tuple(example_views(model, j)) for j in weights}
-        contributions = similarity_contributions(backbone, exact, respond(exact, rows[None]), crop, weights, views)
+        contributions = similarity_contributions(backbone, exact, response, crop, weights, views)
     residual = 0.0 if augmented else float(parts.residual[0, chosen])
     bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
     total = sum(c.contribution for c in contributions) + residual + bias

@@ -13,6 +13,7 @@ from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
 from protonmf_cli.models.results import Column, Panel, Table, shortened
 from protonmf_cli.pipelines.augmentation import FALLBACK, class_shares
 from protonmf_cli.pipelines.explanation import explain_image
+from protonmf_cli.pipelines.prototype_analysis import from_least
 
 SHOWN = 3
 """Prototypes drawn one by one."""
@@ -153,7 +154,7 @@ def _rival_panels(rival: RivalCrops, crop: Tensor, model: PrototypeModel, c: int
     return [
         Panel(
             crop=_pixels(crop),
-            maps=(part.maps["presence"] - part.maps["presence"].min(),),
+            maps=(from_least(part.maps["presence"]),),
             style="heat",
             caption=f"ProtoPNet {part.prototype} {part.contribution:+.1f} of {found.logit:.1f}",
         )

@@ -18,7 +18,7 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource
-from protonmf_cli.models.prototype import PrototypeModel, respond
+from protonmf_cli.models.prototype import PrototypeModel, similarity_maps
 from protonmf_cli.models.results import Chart, Column, Table
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -106,7 +106,7 @@ def _noisy_rows(backbone: Backbone, crops: Tensor, generator: torch.Generator) -
 def _evidence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor) -> Tensor:
     """(T, p) evidence of prototypes at every place: products, or similarities."""
     if not model.is_additive:
-        return respond(model, rows[None]).maps[0, :, own]
+        return similarity_maps(model, rows[None], own)[0]
     return rows[: backbone.readout.places] @ model.prototypes[own].mT
 
 

@@ -7,9 +7,10 @@ from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.metrics import bootstrap_interval
 from protonmf_cli.models.protopnet import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.pipelines.activations import Activations
+from protonmf_cli.pipelines.activations import Activations, right_answers
 
 NEAREST = 5
+"""Nearest images of a prototype that are looked at."""
 
 
 def quality(net: ProtoPNet, model: PrototypeModel, found: Activations, seed: int) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def quality(net: ProtoPNet, model: PrototypeModel, found: Activations, seed: int
         seed: of the interval.
     """
     head, owner = net.head.detach().cpu(), net.owner.cpu()
-    right = ((net.similarities(found.distance) @ head.mT).argmax(dim=1) == found.labels).double()
+    right = right_answers(net, found)
     other = other_class_mask(owner, len(head))
     close = found.distance.argsort(dim=0, stable=True)[:NEAREST]
     return {

@@ -141,8 +141,7 @@ class Trainer:
         self.steps = plan(options)
         self.optimisers = _optimisers(net, options)
         self.other = other_class_mask(net.owner, len(net.head))
-        rate = options.cap_costs
-        self.most = float(net.prototypes.shape[1]) if rate else None
+        self.most = float(net.prototypes.shape[1]) if options.cap_costs else None
 
     def run(self, state: TrainingState, keep: Keep) -> TrainingState:
         """Go on from a state to the end, handing the state to `keep` after every step.

@@ -74,7 +74,7 @@ def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: i
             ),
             cells=(
                 Cell(crop=_seen(c, crop), box=c.box, cut=True),
-                Cell(crop=_seen(c, crop), map=_from_least(c.maps["presence"]), box=c.box),
+                Cell(crop=_seen(c, crop), map=from_least(c.maps["presence"]), box=c.box),
                 *(_own_patch(c.examples[0]) if c.examples else ()),
             ),
             number=c.prototype,
@@ -103,8 +103,8 @@ def global_strips(
     for j in model.own(class_index):
         views = example_views(model, j)
         most = max(most, len(views))
-        near = [_whole(model, view) for view in views[1:]]
-        far = [_whole(model, view) for view in (others or {}).get(j, ())]
+        near = [_whole(view, model.is_additive) for view in views[1:]]
+        far = [_whole(view, model.is_additive) for view in (others or {}).get(j, ())]
         strips.append(
             Strip(
                 title=f"prototype {model.number(j)}",
@@ -124,16 +124,16 @@ def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleV
 
 
 def _own_patch(view: ExampleView, additive: bool = False) -> tuple[Cell, Cell]:
-    whole = view.map if additive or view.map is None else _from_least(view.map)
-    return Cell(crop=view.jpeg, box=view.box, cut=True), Cell(crop=view.jpeg, map=whole, box=view.box)
+    return Cell(crop=view.jpeg, box=view.box, cut=True), _whole(view, additive)
 
 
-def _whole(model: PrototypeModel, view: ExampleView) -> Cell:
-    grid = view.map if model.is_additive or view.map is None else _from_least(view.map)
+def _whole(view: ExampleView, additive: bool) -> Cell:
+    grid = view.map if additive or view.map is None else from_least(view.map)
     return Cell(crop=view.jpeg, map=grid, box=view.box)
 
 
-def _from_least(grid: np.ndarray) -> np.ndarray:
+def from_least(grid: np.ndarray) -> np.ndarray:
+    """Similarities as they are drawn: counted from their least value in the image."""
     return grid - grid.min()
 
 

@@ -15,7 +15,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.protopnet import ProtoPNet, start_of_head
 from protonmf_cli.options import ProtoPNetOptions
-from protonmf_cli.pipelines.activations import Activations, accuracy, read_activations
+from protonmf_cli.pipelines.activations import Activations, accuracy, compare_activations
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.projection import project
 
@@ -47,12 +47,10 @@ def push(
         net.head.data = start_of_head(net.owner, len(net.head))
     progress.stage("push: nearest patches", count)
     found = project(net, backbone, images(), distinct=options.distinct, per_image=options.per_image, progress=progress)
-    progress.stage("push: before", count)
-    before = read_activations(net, backbone, images(), progress=progress)
+    progress.stage("push: before and after", count)
     old = net.prototypes.detach().cpu().clone()
+    before, after = compare_activations(net, backbone, images(), [old, found.prototypes], progress)
     net.prototypes.data = found.prototypes.to(net.prototypes)
-    progress.stage("push: after", count)
-    after = read_activations(net, backbone, images(), progress=progress)
     facts: dict[str, Any] = {
         "moved": float((found.prototypes - old).norm(dim=1).mean()),
         "distance": float(found.distance.mean()),

@@ -15,7 +15,7 @@ from protonmf_cli.maths.nmf import factorise
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.prototype import PrototypeModel, respond
+from protonmf_cli.models.prototype import PrototypeModel, similarity_maps
 from protonmf_cli.models.results import Chart, Column, Panel, Table, shortened
 from protonmf_cli.options import NmfOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -129,7 +129,7 @@ def _add_class(
     ours = factorise(flat, min(MOST, *flat.shape), options=nmf, seed=seed + class_index).basis
     theirs = rival.model.prototypes[own].clamp_min(0).to(flat)
     grid = rival.backbone.readout.grid or (1, 1)
-    activation = respond(rival.model, rows).maps[:, :, own]
+    activation = similarity_maps(rival.model, rows, own)
     maps = {
         "protopnet": activation - activation.amin(dim=1, keepdim=True),
         "nmf": nonnegative_codes(flat, ours).reshape(len(rows), -1, len(ours)),

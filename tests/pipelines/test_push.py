@@ -263,7 +263,7 @@ def test_after_a_push_every_prototype_is_its_patch(batches, similarity, distinct
         moved.append(float((patch[0, 0] - old[j]).norm()))
     assert facts["moved"] == pytest.approx(sum(moved) / len(moved), abs=1e-4)
     assert facts["kept"] == 0
-    assert progress.totals == [18, 18, 18]
+    assert progress.totals == [18, 18]
     assert progress.seen == 3 * 18
     found = read_activations(net, backbone, batches)
     assert facts["accuracy_last_layer"] == accuracy(net, found)
