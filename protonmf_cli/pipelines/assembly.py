@@ -15,12 +15,12 @@ from protonmf_cli.maths.moments import Moments
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.part import ClassPart, PartExamples
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import Examples, PrototypeModel, logit_parts
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.augmentation import augment_model
+from protonmf_cli.pipelines.cards import bare_card
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.reconstruction import Bases, Reconstruction, order_by_contribution, reconstruct_heads
-from protonmf_cli.versions import installed_versions
 
 ILL_CONDITIONED = 1e6
 
@@ -72,7 +72,7 @@ def assemble_model(
         bias=backbone.readout.bias.float().cpu(),
         intercept=heads.intercept.float(),
         examples=_no_examples(),
-        card=_card(backbone, options, data),
+        card=bare_card(backbone, options, method="protonmf", similarity="dot", pooling="sum", readout={}, data=data),
     )
     whole = _measure(bare, backbone, finished, summary.orders, vectors.numpy(), progress)
     return augment_model(whole, options.augment, finished, progress)
@@ -276,35 +276,6 @@ def _no_examples() -> Examples:
         crop=empty.reshape(0, 2),
         jpeg=torch.empty(0, dtype=torch.uint8),
         sources=(),
-    )
-
-
-def _card(backbone: Backbone, options: ConversionOptions, data: Mapping[str, Any]) -> Card:
-    """The card as far as it is known before measuring."""
-    readout = backbone.readout
-    return Card(
-        method="protonmf",
-        similarity="dot",
-        pooling="sum",
-        readout={
-            "kind": readout.kind,
-            "rows": backbone.rows_option,
-            "rows_per_image": readout.places + len(readout.unplaced),
-            "width": readout.width,
-            "grid": list(readout.grid) if readout.grid else None,
-            "unplaced": list(readout.unplaced),
-            "spatial": readout.spatial,
-            "dtype": str(backbone.dtype).removeprefix("torch."),
-            "device": backbone.device.type,
-        },
-        source=backbone.source,
-        preprocessing=backbone.preprocessing,
-        classes=backbone.classes,
-        options=asdict(options),
-        seed=options.seed,
-        versions=installed_versions(),
-        data=data,
-        measured={},
     )
 
 

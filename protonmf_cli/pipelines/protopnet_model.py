@@ -1,7 +1,7 @@
 """From a trained ProtoPNet to a prototype model: the last layer as connections, and patches for every prototype."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.activations import Activations
+from protonmf_cli.pipelines.cards import bare_card
 from protonmf_cli.pipelines.progress import SILENT, Progress
-from protonmf_cli.versions import installed_versions
 
 METHOD = "protopnet"
 
@@ -26,33 +26,19 @@ def protopnet_card(net: ProtoPNet, backbone: Backbone, options: ProtoPNetOptions
     readout = backbone.readout
     assert isinstance(readout, LatentPatches)
     channels = readout.width // (readout.patch[0] * readout.patch[1])
-    return Card(
+    return bare_card(
+        backbone,
+        options,
         method=METHOD,
         similarity=net.similarity,
         pooling="max",
         readout={
-            "kind": readout.kind,
-            "rows": backbone.rows_option,
-            "rows_per_image": readout.places,
-            "width": readout.width,
-            "grid": list(readout.grid) if readout.grid else None,
-            "unplaced": [],
-            "spatial": readout.spatial,
             "addon": options.addon,
             "features": readout.features,
             "channels": channels,
             "patch": list(readout.patch),
-            "dtype": str(backbone.dtype).removeprefix("torch."),
-            "device": backbone.device.type,
         },
-        source=backbone.source,
-        preprocessing=backbone.preprocessing,
-        classes=backbone.classes,
-        options=asdict(options),
-        seed=options.seed,
-        versions=installed_versions(),
         data=data,
-        measured={},
     )
 
 

@@ -1,0 +1,59 @@
+"""What the cards of all methods have in common."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import Card
+from protonmf_cli.options import ConversionOptions, ProtoPNetOptions
+from protonmf_cli.versions import installed_versions
+
+
+def bare_card(
+    backbone: Backbone,
+    options: ConversionOptions | ProtoPNetOptions,
+    *,
+    method: str,
+    similarity: str,
+    pooling: Literal["sum", "max"],
+    readout: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> Card:
+    """A card before anything is measured.
+
+    Args:
+        backbone: network, readout and classes.
+        options: of the method, seed included.
+        method: its name.
+        similarity: how rows are compared with prototypes.
+        pooling: over the rows of an image.
+        readout: what only this method says of it.
+        data: what the images were.
+    """
+    rows = backbone.readout
+    return Card(
+        method=method,
+        similarity=similarity,
+        pooling=pooling,
+        readout={
+            "kind": rows.kind,
+            "rows": backbone.rows_option,
+            "rows_per_image": rows.places + len(rows.unplaced),
+            "width": rows.width,
+            "grid": list(rows.grid) if rows.grid else None,
+            "unplaced": list(rows.unplaced),
+            "spatial": rows.spatial,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "device": backbone.device.type,
+            **readout,
+        },
+        source=backbone.source,
+        preprocessing=backbone.preprocessing,
+        classes=backbone.classes,
+        options=asdict(options),
+        seed=options.seed,
+        versions=installed_versions(),
+        data=data,
+        measured={},
+    )
