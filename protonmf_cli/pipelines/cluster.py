@@ -14,6 +14,8 @@ class Cluster:
 
     rank: int = 0
     world: int = 1
+    device: str = "cpu"
+    """Where this process computes: NCCL moves nothing else."""
 
     @property
     def leads(self) -> bool:
@@ -30,10 +32,12 @@ class Cluster:
             distributed.all_reduce(parameter.grad)
 
     def add(self, values: Tensor) -> Tensor:
-        """The sum over all processes."""
-        if self.world > 1:
-            distributed.all_reduce(values)
-        return values
+        """The sum over all processes, on the CPU."""
+        if self.world == 1:
+            return values
+        whole = values.to(self.device)
+        distributed.all_reduce(whole)
+        return whole.cpu()
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Everybody gets the tensors of the leading process."""
@@ -50,7 +54,7 @@ class Cluster:
 def join(device: torch.device) -> Cluster:
     """Join the other processes that torchrun started: NCCL between GPUs, Gloo between CPUs."""
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Cluster(rank=distributed.get_rank(), world=distributed.get_world_size())
+    return Cluster(rank=distributed.get_rank(), world=distributed.get_world_size(), device=str(device))
 
 
 PATIENCE = timedelta(hours=12)
