@@ -12,7 +12,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.files.backbones import crop_for, crop_of, restore_backbone
 from protonmf_cli.files.images import ImageReader, read_crop
 from protonmf_cli.files.store import load_model, save_model
-from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Explanation, Outcome
 from protonmf_cli.options import Form, MapKind
@@ -120,19 +120,19 @@ def load(
     path = Path(path)
     model, weights = load_model(path)
     backbone = restore_backbone(model, weights, offline).to(torch.device(device), dtype)
-    reader = image_reader(backbone, batch_size=batch_size, workers=workers)
+    reader = image_reader(backbone.preprocessing, batch_size=batch_size, workers=workers)
     if model.card.members:
         channels = model.card.members[0].preprocessing.input_size[0]
         reader = replace(reader, crop=crop_for(model.card), channels=channels)
     return Loaded(path=path, model=model, backbone=backbone, reader=reader, embedded=weights is not None)
 
 
-def image_reader(backbone: Backbone, *, batch_size: int, workers: int) -> ImageReader:
-    """A reader that gives a backbone the crops it was trained for."""
+def image_reader(preprocessing: Preprocessing, *, batch_size: int, workers: int) -> ImageReader:
+    """A reader that gives a network the crops it was trained for."""
     return ImageReader(
-        crop=crop_of(backbone.preprocessing),
-        channels=backbone.preprocessing.input_size[0],
-        exif_transpose=backbone.preprocessing.exif_transpose,
+        crop=crop_of(preprocessing),
+        channels=preprocessing.input_size[0],
+        exif_transpose=preprocessing.exif_transpose,
         batch_size=batch_size,
         workers=workers,
     )

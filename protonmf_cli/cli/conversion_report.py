@@ -61,7 +61,7 @@ def show_plan(
     from protonmf_cli.pipelines.conversion import SAMPLED_IMAGES
 
     files = images.of(images.counts)
-    reader = image_reader(backbone, batch_size=8, workers=workers)
+    reader = image_reader(backbone.preprocessing, batch_size=8, workers=workers)
     start = time.monotonic()
     batch = next(reader.batches(files[:8]))
     if len(batch.crops):

@@ -166,7 +166,7 @@ def _run(
     from protonmf_cli.pipelines.assembly import assemble_model
     from protonmf_cli.pipelines.conversion import ConversionImages, convert_classes
 
-    reader = image_reader(job.backbone, batch_size=job.options.batch_size, workers=job.workers)
+    reader = image_reader(job.backbone.preprocessing, batch_size=job.options.batch_size, workers=job.workers)
     source = ConversionImages(
         counts=job.images.counts, open=lambda classes: reader.batches(job.images.of(classes)), encode=encode_jpeg
     )
@@ -251,9 +251,7 @@ def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> i
 
 def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
     """Of everything that decides the result: shards of another conversion are never mixed in."""
-    import hashlib
-    import json
-
+    from protonmf_cli.files.work_folder import digest_of_facts
     from protonmf_cli.versions import installed_versions
 
     parts = {
@@ -265,7 +263,7 @@ def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str
         "number": [str(backbone.dtype), backbone.device.type],
         "versions": installed_versions(("protonmf", "torch", "timm")),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest_of_facts(parts)
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:

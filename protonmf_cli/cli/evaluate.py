@@ -2,6 +2,7 @@
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,18 +91,17 @@ def evaluate(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
     check_fit(names, loaded.model)
-    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
-    from protonmf_cli.files.datasets import ClassMapping, find_images
+    from protonmf_cli.files.bounding_boxes import find_boxed_images
+    from protonmf_cli.files.datasets import ClassMapping
     from protonmf_cli.models.results import KeptImages
     from protonmf_cli.pipelines.evaluation import evaluate_model
 
     mapping = ClassMapping(file=class_map, by_order=class_order)
 
-    def find(wanted: str) -> "LabelledImages":
-        found = find_images(data, wanted, loaded.model.card.classes, mapping)
-        return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+    def find(wanted: str, of: "PrototypeModel") -> "LabelledImages":
+        return find_boxed_images(data, wanted, of.card.classes, mapping, boxes)
 
-    images = find(split)
+    images = find(split, loaded.model)
     for note in images.notes:
         shown.note(note)
     watch, kept = SkipWatch(), KeptImages()
@@ -118,7 +118,7 @@ def evaluate(
         job = TableJob(
             loaded=loaded, images=images, kept=kept, counts=wanted_counts, limit=limit, seed=seed, cache=cache_features,
             rivals=tuple(protopnet or ()), annotations=parts, figures=figures, bars=bars,
-            find_train=lambda: find("train"),
+            find_train=partial(find, "train"),
         )  # fmt: skip
         tables = run_tables(names, job)
     if as_json:

@@ -70,10 +70,10 @@ def read_training_set(
         GateError: too many unreadable images.
     """
     from protonmf_cli.cli.convert import check_skipped
-    from protonmf_cli.files.backbones import crop_of
-    from protonmf_cli.files.datasets import class_folders
-    from protonmf_cli.files.images import ImageReader
+    from protonmf_cli.files.bounding_boxes import find_boxed_images
+    from protonmf_cli.files.datasets import ClassMapping, class_folders
     from protonmf_cli.files.training_images import read_all, split_held_out
+    from protonmf_cli.library import image_reader
 
     classes = class_folders(data, "train")
     if len(classes) < 2:
@@ -81,17 +81,13 @@ def read_training_set(
             f"{data} has {'one class folder' if classes else 'no class folders'} with images to train on; a classifier "
             "needs at least two. Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
         )
-    images = _images(data, "train", classes, boxes)
-    val = _images(data, "val", classes, boxes) if data.is_dir() and (data / "val").is_dir() else None
+    images = find_boxed_images(data, "train", classes, ClassMapping(), boxes)
+    val = None
+    if data.is_dir() and (data / "val").is_dir():
+        val = find_boxed_images(data, "val", classes, ClassMapping(), boxes)
     for note in images.notes:
         shown.note(note)
-    reader = ImageReader(
-        crop=crop_of(preprocessing),
-        channels=preprocessing.input_size[0],
-        exif_transpose=preprocessing.exif_transpose,
-        batch_size=options.batch_size,
-        workers=workers,
-    )
+    reader = image_reader(preprocessing, batch_size=options.batch_size, workers=workers)
     bars.stage("checking the images", sum(images.counts.values()))
     digests, skipped = read_all(reader, images.of(images.files))
     check_skipped([asdict(skip) for skip in skipped], len(digests), max_skipped)
@@ -116,14 +112,6 @@ def read_training_set(
         preprocessing=preprocessing,
         selected_on=selected_on,
     )
-
-
-def _images(data: Path, split: str, classes: "tuple[ClassName, ...]", boxes: Path | None) -> "LabelledImages":
-    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
-    from protonmf_cli.files.datasets import ClassMapping, find_images
-
-    found = find_images(data, split, classes, ClassMapping())
-    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
 
 
 def _check_overlap(train: "Mapping[ImageFile, str]", val: "Mapping[ImageFile, str]") -> None:

@@ -240,11 +240,10 @@ def labelled_images(
     loaded: "Loaded", data: Path, split: str, class_map: Path | None, boxes: Path | None
 ) -> "LabelledImages":
     """Images of the model's classes, cut to boxes where they are given."""
-    from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
-    from protonmf_cli.files.datasets import ClassMapping, find_images
+    from protonmf_cli.files.bounding_boxes import find_boxed_images
+    from protonmf_cli.files.datasets import ClassMapping
 
-    found = find_images(data, split, loaded.model.card.classes, ClassMapping(file=class_map))
-    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+    return find_boxed_images(data, split, loaded.model.card.classes, ClassMapping(file=class_map), boxes)
 
 
 def check_protopnet(model: "PrototypeModel", file: Path) -> None:

@@ -28,7 +28,8 @@ class TableJob:
     loaded: "Loaded"
     images: "LabelledImages"
     """Labelled images of the evaluation."""
-    find_train: Callable[[], "LabelledImages"]
+    find_train: Callable[["PrototypeModel"], "LabelledImages"]
+    """Training images of a model's classes."""
     kept: "KeptImages"
     counts: tuple[int, ...]
     limit: int
@@ -53,7 +54,7 @@ class TableJob:
 
     @cached_property
     def train(self) -> "LabelledImages":
-        return self.find_train()
+        return self.find_train(self.model)
 
     def readings(self) -> Iterator["ClassReading"]:
         """The training images as the network reads them, class after class."""
@@ -201,18 +202,18 @@ def _rival(job: TableJob) -> tuple["Table", ...]:
     for path in (job.loaded.path,) if own else job.rivals:
         loaded = job.loaded if own else load(path, device=job.loaded.backbone.device, offline=True)
         check_rival(loaded.model, str(path))
-        reader, images = loaded.reader, job.train
+        images = job.find_train(loaded.model)
         rivals.append(
             Rival(
                 name=path.stem,
                 model=loaded.model,
                 backbone=loaded.backbone,
-                open=partial(reader.batches, images.of(images.files)),
+                images=sum(images.counts.values()),
+                open=partial(loaded.reader.batches, images.of(images.files)),
             )
         )
-    counts = {str(c): count for c, count in job.train.counts.items()}
     nmf = job.options.nmf if job.model.is_additive else NmfOptions()
-    table, rows = rival_table(rivals, counts, nmf, seed=job.seed, progress=job.bars)
+    table, rows = rival_table(rivals, nmf, seed=job.seed, progress=job.bars)
     if job.figures is not None and rows:
         write_atomically(job.figures / "areas.png", panels_png(rows))
     return (table,)
@@ -290,6 +291,10 @@ def check_fit(names: list[str], model: "PrototypeModel") -> None:
         raise UsageError(
             f"--table {wrong[0]} compares a conversion with its black box, and this file holds a {model.card.method} "
             f"model. Tables for it: {fitting}."
+        )
+    if model.card.members and "part-quality" in names:
+        raise UsageError(
+            "--table part-quality looks at one network: give the files that this model combines one by one."
         )
 
 

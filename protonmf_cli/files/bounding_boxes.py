@@ -7,10 +7,19 @@ from pathlib import Path
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.cub_text import numbered_lines
-from protonmf_cli.files.datasets import LabelledImages
+from protonmf_cli.files.datasets import ClassMapping, LabelledImages, find_images
 from protonmf_cli.files.images import Box
+from protonmf_cli.models.backbone import ClassName
 
 NEEDED = "images.txt and bounding_boxes.txt"
+
+
+def find_boxed_images(
+    data: Path, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping, boxes: Path | None
+) -> LabelledImages:
+    """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given."""
+    found = find_images(data, split, classes, mapping)
+    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
 
 
 def read_boxes(source: Path) -> dict[str, Box]:

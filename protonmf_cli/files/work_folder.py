@@ -1,13 +1,21 @@
 """Where an unfinished job keeps what it has, beside its output: what makes it resumable."""
 
+import hashlib
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import filelock
 
 from protonmf_cli.errors import InputError
+
+
+def digest_of_facts(facts: Mapping[str, Any]) -> str:
+    """sha256 of everything that decides a job's result, in any order."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class WorkFolder:

@@ -1,6 +1,6 @@
 """NMF prototypes against those of ProtoPNets, among each network's own features (ProtoNMF, Table 1 and Figure 2)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -34,6 +34,8 @@ class Rival:
     name: str
     model: PrototypeModel
     backbone: Backbone
+    images: int
+    """Number of training images."""
     open: Callable[[], Iterable[ImageBatch]]
     """The training images as its own network wants them, class after class."""
 
@@ -51,7 +53,7 @@ def check_rival(model: PrototypeModel, name: str) -> None:
 
 
 def rival_table(
-    rivals: Sequence[Rival], classes: Mapping[str, int], nmf: NmfOptions, *, seed: int, progress: Progress = SILENT
+    rivals: Sequence[Rival], nmf: NmfOptions, *, seed: int, progress: Progress = SILENT
 ) -> tuple[Table, list[list[Panel]]]:
     """Relative error of each class's latent rows rebuilt from 10 prototypes of either kind, and the areas they cover.
 
@@ -60,7 +62,6 @@ def rival_table(
 
     Args:
         rivals: ProtoPNets; each is compared among the features of its own network.
-        classes: label -> number of training images.
         nmf: options of our factorisation.
         seed: of the factorisation and of the intervals.
 
@@ -71,9 +72,9 @@ def rival_table(
         InputError: no class has both images and prototypes.
     """
     rows: list[dict[str, Any]] = []
-    pictures: dict[int, list[Panel]] = {}
+    pictures: dict[str, list[Panel]] = {}
     for rival in rivals:
-        progress.stage(f"features of {rival.name}", sum(classes.values()))
+        progress.stage(f"features of {rival.name}", rival.images)
         figures = _Figures()
         for class_index, rows_of_class, crop in _classes(rival, progress):
             own = rival.model.own(class_index)[:MOST]
@@ -121,7 +122,7 @@ def _classes(rival: Rival, progress: Progress) -> Iterator[tuple[int, Tensor, Te
 
 
 def _add_class(
-    figures: _Figures, pictures: dict[int, list[Panel]], rival: Rival, class_index: int, rows: Tensor, crop: Tensor,
+    figures: _Figures, pictures: dict[str, list[Panel]], rival: Rival, class_index: int, rows: Tensor, crop: Tensor,
     own: list[int], nmf: NmfOptions, seed: int,
 ) -> None:  # fmt: skip
     placed = rows.clamp_min(0)
@@ -139,8 +140,8 @@ def _add_class(
         inside = (maps[kind] >= maps[kind].amax(dim=1, keepdim=True).clamp_min(1e-12) / 2).any(dim=2)
         figures.areas[kind].append(float(inside.double().mean()))
     pixels = crop.permute(1, 2, 0).numpy()
-    name = shortened(rival.model.card.classes[class_index].shown, 24)
-    row = pictures.setdefault(class_index, [Panel(crop=pixels, caption=name)])
+    name = rival.model.card.classes[class_index]
+    row = pictures.setdefault(name.label, [Panel(crop=pixels, caption=shortened(name.shown, 24))])
     for kind in ("protopnet", "nmf"):
         grids = tuple(column.reshape(grid).numpy() for column in maps[kind][0].T)
         row.append(Panel(crop=pixels, maps=grids, caption=f"{shortened(rival.name, 14)}: {KINDS[kind].split()[0]}"))

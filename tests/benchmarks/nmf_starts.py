@@ -46,7 +46,7 @@ def class_rows(model: str, data: Path, classes: int) -> list[torch.Tensor]:
     """(n, T, D) clipped rows of the first classes of the training split."""
     backbone, _ = load_backbone(BackboneRequest(name=model))
     images = find_images(data, "train", backbone.classes, ClassMapping())
-    reader = image_reader(backbone, batch_size=32, workers=2)
+    reader = image_reader(backbone.preprocessing, batch_size=32, workers=2)
     found: dict[int, list[torch.Tensor]] = {}
     for batch in reader.batches(images.of(sorted(images.files)[:classes])):
         rows = backbone.read(batch.crops).rows[:, : factorised_rows(backbone)].clamp_min(0)

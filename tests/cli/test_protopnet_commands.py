@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import toys
-from protonmf_cli.files.store import load_model
+from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.library import load
 from protonmf_cli.models.prototype import parts_of_rows
 from toys import run
@@ -148,6 +148,24 @@ def test_the_analyses(net, toy, tmp_path):
     assert len(list((tmp_path / "all").iterdir())) == 4
 
 
+def test_classes_of_a_rival_are_its_own(net, toy, tmp_path):
+    model, weights = load_model(net)
+    last = len(model.bias) - 1
+    card = replace(model.card, classes=model.card.classes[::-1])
+    turned = replace(
+        model, card=card, owner=last - model.owner,
+        weights=replace(model.weights, class_index=last - model.weights.class_index),
+    )  # fmt: skip
+    save_model(tmp_path / "turned.safetensors", turned, weights)
+    words = ["evaluate", "--model", net, "--data", toy.data, "--table", "rival", "--json", "--protopnet"]
+    tables = []
+    for rival in (net, tmp_path / "turned.safetensors"):
+        code, out, err = run(*words, rival)
+        assert code == 0, err
+        tables.append({r["prototypes"]: r["error"] for r in json.loads(out)["tables"]["rival"]["rows"]})
+    assert tables[0] == pytest.approx(tables[1], rel=1e-6)
+
+
 def logits_of(loaded, crop):
     exact = loaded.model.to(torch.device("cpu"), torch.float64)
     return parts_of_rows(exact, loaded.backbone.read(crop[None]).rows.double()).logits
@@ -181,6 +199,8 @@ def test_push_prune_and_combine(net, toy, tmp_path):
     assert abs(sum(c["contribution"] for c in why["contributions"]) - why["logit"]) < 1e-4
     assert np.isclose(why["logit"], float(logits[0, why["class_index"]]), rtol=1e-4)
     assert {c["network"] for c in why["contributions"]} == {toy.name}
+    code, _, err = run("evaluate", "--data", toy.data, "--model", both, "--table", "part-quality")
+    assert code == 2 and "looks at one network" in err
     for words in (
         ("inspect", both),
         ("evaluate", "--data", toy.data, "--model", both),

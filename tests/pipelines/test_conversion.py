@@ -23,7 +23,7 @@ OPTIONS = ConversionOptions(prototypes=2, batch_size=4)
 def setting(toy):
     backbone, _ = load_backbone(BackboneRequest(name=toy.name))
     found = find_images(toy.data, "train", backbone.classes, ClassMapping())
-    reader = image_reader(backbone, batch_size=4, workers=2)
+    reader = image_reader(backbone.preprocessing, batch_size=4, workers=2)
     images = ConversionImages(counts=found.counts, open=lambda c: reader.batches(found.of(c)), encode=encode_jpeg)
     return backbone, images
 
@@ -100,7 +100,9 @@ def test_order_is_by_mean_contribution_to_the_own_class(setting):
 def test_other_batch_sizes_move_little(setting, toy):
     backbone, images = setting
     found = find_images(toy.data, "train", backbone.classes, ClassMapping())
-    other = replace(images, open=lambda c: image_reader(backbone, batch_size=3, workers=1).batches(found.of(c)))
+    other = replace(
+        images, open=lambda c: image_reader(backbone.preprocessing, batch_size=3, workers=1).batches(found.of(c))
+    )
     assert torch.allclose(convert(setting).prototypes, convert((backbone, other)).prototypes, atol=2e-3)
 
 

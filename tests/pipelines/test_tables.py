@@ -281,7 +281,9 @@ def rival_of(rows, prototypes, owner):
         intercept=torch.zeros(len(classes)), examples=None, card=card,
         weights=SparseWeights(class_index=empty, prototype=empty, value=torch.empty(0), residual_share=torch.empty(0)),
     )  # fmt: skip
-    return Rival(name="cycle", model=model, backbone=backbone, open=lambda: batches)
+    return Rival(
+        name="cycle", model=model, backbone=backbone, images=sum(len(b.sources) for b in batches), open=lambda: batches
+    )
 
 
 def test_rows_that_are_a_protopnets_prototypes_are_rebuilt_by_them():
@@ -292,7 +294,7 @@ def test_rows_that_are_a_protopnets_prototypes_are_rebuilt_by_them():
     owner = torch.tensor([0, 0, 1, 1])
     good = rival_of(rows, parts.flatten(0, 1), owner)
     wild = rival_of(rows, torch.rand(4, 16, generator=generator), owner)
-    table, pictures = rival_table([good, wild], {"0": 6, "1": 6}, NmfOptions(), seed=0)
+    table, pictures = rival_table([good, wild], NmfOptions(), seed=0)
     error = {(n, row["prototypes"][:3]): row["error"] for n, row in enumerate(table.rows)}
     assert error[0, "NMF"] < 0.01 and error[1, "Pro"] < 1e-6 and error[2, "NMF"] < 0.01
     assert error[3, "Pro"] > 0.05
@@ -305,7 +307,7 @@ def test_the_area_of_a_prototype_is_where_it_has_half_its_largest_value():
     rows[0, :, 0] = torch.tensor([9.0, 0, 0])
     rows[0, :, 1:] = torch.tensor([0, 0, 200.0])
     rival = rival_of(rows, torch.tensor([[9.0, 0, 0]]), torch.tensor([0]))
-    table, _ = rival_table([rival], {"0": 2}, NmfOptions(), seed=0)
+    table, _ = rival_table([rival], NmfOptions(), seed=0)
     assert table.rows[1]["area"] == 0.25
 
 
