@@ -48,7 +48,12 @@ def squared_distances(rows: Tensor, prototypes: Tensor) -> Tensor:
 
 def cosine_distances(rows: Tensor, prototypes: Tensor) -> Tensor:
     """1 - cosine, in [0, 2]: (B, T, P) for rows (B, T, R) and prototypes (P, R)."""
-    return 1 - functional.normalize(rows, dim=-1) @ functional.normalize(prototypes, dim=1).mT
+    return 1 - seen_by(rows, "cosine") @ seen_by(prototypes, "cosine").mT
+
+
+def seen_by(vectors: Tensor, similarity: str) -> Tensor:
+    """Vectors (..., R) without what a similarity does not see: of unit norm for the cosine."""
+    return functional.normalize(vectors, dim=-1) if similarity == "cosine" else vectors
 
 
 def distances(rows: Tensor, prototypes: Tensor, similarity: str) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.scoring import percentile_box
+from protonmf_cli.maths.similarity import seen_by
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource, digest_of_images
 from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
@@ -135,7 +136,10 @@ def _apart(
     """Squared distances of prototypes from their own patch, for those whose patch is in this image."""
     own = [(j, sources[j]) for rank, j in of if rank == 0]
     known = [(j, source["row"]) for j, source in own if source is not None and source["row"] is not None]
-    return [float((rows[row] - net.prototypes[j]).double().square().sum()) for j, row in known]
+    return [
+        float((seen_by(rows[row], net.similarity) - seen_by(net.prototypes[j], net.similarity)).double().square().sum())
+        for j, row in known
+    ]
 
 
 def _ranking(

@@ -10,7 +10,7 @@ from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.maths.last_layer import l1_path, last_layer_objective, solve_last_layer
 from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.projection import Projected, theorem_counts
-from protonmf_cli.maths.similarity import EPSILON
+from protonmf_cli.maths.similarity import EPSILON, seen_by
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.protopnet import ProtoPNet, start_of_head
@@ -51,8 +51,9 @@ def push(
     old = net.prototypes.detach().cpu().clone()
     before, after = compare_activations(net, backbone, images(), [old, found.prototypes], progress)
     net.prototypes.data = found.prototypes.to(net.prototypes)
+    way = seen_by(found.prototypes, net.similarity) - seen_by(old, net.similarity)
     facts: dict[str, Any] = {
-        "moved": float((found.prototypes - old).norm(dim=1).mean()),
+        "moved": float(way.norm(dim=1).mean()),
         "distance": float(found.distance.mean()),
         "images": found.images,
         "duplicates": found.duplicates,
