@@ -1,7 +1,7 @@
 """Every hyper-parameter with its default: the only place where defaults live."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Init = Literal["abs", "nndsvda", "paper"]
 Solver = Literal["mu", "hals"]
@@ -13,7 +13,7 @@ Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
 Similarity = Literal["log", "linear", "cosine"]
 AddOn = Literal["regular", "bottleneck"]
-PrototypeStart = Literal["clusters", "uniform"]
+ProtoPNetStart = Literal["data", "random"]
 RateSchedule = Literal["cosine", "steps"]
 LastLayer = Literal["exact", "passes"]
 Precision = Literal["float32", "bfloat16"]
@@ -114,8 +114,9 @@ class ProtoPNetOptions:
     addon: AddOn = "regular"
     addon_gain: float = 0.3
     """Scale of the add-on convolutions' start: closer patches give the log similarity a slope; the original has 1."""
-    start: PrototypeStart = "clusters"
-    """Prototypes start at the k-means centres of their class's latent patches, or uniform in [0, 1)."""
+    start: ProtoPNetStart = "data"
+    """The add-on layers start from a linear classifier of the features and the prototypes at the k-means centres of
+    their class's latent patches; or as the original: both drawn at random."""
     epochs: int = 30
     """Passes over the training images before the last push; the schedule spans them."""
     warm_epochs: int = 5
@@ -124,9 +125,10 @@ class ProtoPNetOptions:
     """Pushes, evenly spread over the joint epochs; each is followed by the last layer."""
     push_every: int | None = None
     """Push after epochs 10, 20, ... instead (the original: 10)."""
-    backbone_rate: float = 1e-4
-    addon_rate: float = 3e-3
-    prototype_rate: float = 3e-3
+    backbone_rate: float = 2e-5
+    """Learning rates of Adam; the original has 1e-4 here and 3e-3 for add-on layers and prototypes."""
+    addon_rate: float = 1e-3
+    prototype_rate: float = 1e-3
     backbone_decay: float = 1e-3
     """Weight decay (the L2 form of Adam) of the network."""
     addon_decay: float = 1e-2
@@ -169,8 +171,11 @@ PROTOPNET_RECIPES: dict[str, ProtoPNetOptions] = {
     "default": ProtoPNetOptions(),
     "paper": ProtoPNetOptions(
         addon_gain=1.0,
+        backbone_rate=1e-4,
+        addon_rate=3e-3,
+        prototype_rate=3e-3,
         addon_decay=1e-3,
-        start="uniform",
+        start="random",
         epochs=1000,
         push_every=10,
         schedule="steps",
@@ -185,3 +190,15 @@ PROTOPNET_RECIPES: dict[str, ProtoPNetOptions] = {
     ),
 }
 """Whole sets of options; "paper" is the original code: its start, schedule, batch statistics and head passes."""
+
+FROM_SCRATCH: dict[str, Any] = {
+    "similarity": "cosine",
+    "start": "random",
+    "warm_epochs": 0,
+    "backbone_rate": 1e-3,
+    "addon_rate": 3e-3,
+    "prototype_rate": 3e-3,
+    "frozen_norms": False,
+}
+"""Changes to the default for a network without pretrained weights: its features say nothing yet that a start could be
+taken from, and log similarities of far patches have no slope to learn by."""

@@ -1,5 +1,6 @@
 """One training run of a ProtoPNet: begun or gone on with, measured and saved."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from protonmf_cli.files.images import ImageFile
     from protonmf_cli.files.training_images import TrainingData
     from protonmf_cli.files.training_state import TrainingFolder
-    from protonmf_cli.models.backbone import Backbone
+    from protonmf_cli.models.backbone import Backbone, Source
     from protonmf_cli.models.protopnet import ProtoPNet
     from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.readout import Network
     from protonmf_cli.models.training import TrainingState
     from protonmf_cli.pipelines.cluster import Cluster
 
@@ -33,6 +35,9 @@ class Run:
     """Everything a training needs once its words are understood."""
 
     request: "BackboneRequest"
+    network: "Network"
+    """As it was loaded; every training gets its own copy."""
+    source: "Source"
     output: Path
     options: ProtoPNetOptions
     per_class: tuple[int, ...]
@@ -69,14 +74,16 @@ def run_training(run: Run, keep_cycles: Path | None, force: bool) -> "tuple[Prot
     """
     from protonmf_cli.files.store import save_model
     from protonmf_cli.files.training_state import TrainingFolder
+    from protonmf_cli.files.work_folder import digest_of_facts
 
     facts = _facts(run)
+    digest = digest_of_facts(facts)
     if not run.cluster.leads:
         run.cluster.wait()
-        folder = TrainingFolder(run.output, _digest(facts))
+        folder = TrainingFolder(run.output, digest)
         _fit(run, folder, folder.load(), lambda _: None, None)
         return None, {}
-    with TrainingFolder(run.output, _digest(facts)) as folder:
+    with TrainingFolder(run.output, digest) as folder:
         _refuse_other_run(folder, facts, force)
         folder.describe(facts)
         state = folder.load()
@@ -107,10 +114,6 @@ def _facts(run: Run) -> dict[str, Any]:
         "versions": installed_versions(("protonmf", "torch", "timm")),
         **json.loads(json.dumps(asdict(run.options))),
     }
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_other_run(folder: "TrainingFolder", facts: dict[str, Any], force: bool) -> None:
@@ -148,25 +151,29 @@ def _fit(run: Run, folder: "TrainingFolder", state: "TrainingState", keep: Any, 
 
 
 def _go(run: Run, trained: _Net, state: "TrainingState", keep: Any, told: Any) -> None:
-    from protonmf_cli.pipelines.protopnet_training import Trainer, start_prototypes
+    from protonmf_cli.pipelines.protopnet_start import start_from_data
+    from protonmf_cli.pipelines.protopnet_training import Trainer
 
     net, backbone, options, source = trained.net, trained.backbone, trained.options, trained.source
-    if not state.done and options.start == "clusters":
-        run.bars.stage("starting the prototypes", source.counts()[0])
-        start_prototypes(net, backbone, source.push(), options.seed, run.bars)
+    if not state.done:
+        start_from_data(net, backbone, source.push, source.counts()[0], options, run.bars)
     trainer = Trainer(net, backbone, source, options, progress=run.bars, cluster=run.cluster, told=told)
     trainer.run(state, keep)
 
 
 def _new(run: Run, width: int, fit: "Sequence[ImageFile]", apart: "Sequence[ImageFile]") -> _Net:
-    from protonmf_cli.files.backbones import load_features
     from protonmf_cli.files.training_images import TrainingData, TrainingImages
     from protonmf_cli.pipelines.protopnet_setup import new_protopnet
 
     options = replace(run.options, width=width)
-    network, _, source, _ = load_features(run.request)
     net, backbone = new_protopnet(
-        network, run.images.preprocessing, source, run.images.classes, options, run.per_class, run.device
+        copy.deepcopy(run.network),
+        run.images.preprocessing,
+        run.source,
+        run.images.classes,
+        options,
+        run.per_class,
+        run.device,
     )
     images = TrainingImages(
         files=list(fit),

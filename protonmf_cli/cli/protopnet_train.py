@@ -14,7 +14,7 @@ from protonmf_cli.cli.protopnet_data import per_class_counts, read_training_set,
 from protonmf_cli.cli.protopnet_run import Run, run_training
 from protonmf_cli.cli.tables import make_folder
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.options import PROTOPNET_RECIPES, AddOn, Precision, ProtoPNetOptions, Recipe, Similarity
+from protonmf_cli.options import FROM_SCRATCH, PROTOPNET_RECIPES, AddOn, Precision, ProtoPNetOptions, Recipe, Similarity
 
 DEFAULTS = ProtoPNetOptions()
 
@@ -46,7 +46,7 @@ def train(
     figure: Annotated[Path | None, typer.Option("--figure", help="Picture of the curves over the epochs.")] = None,
     keep_cycles: Annotated[Path | None, typer.Option("--keep-cycles", help="Folder for the model after each push.")] = None,
     weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint of the network instead of the pretrained weights.")] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Start from pretrained weights, or train the network from scratch (batch norms then learn their statistics, and no epoch is warm).")] = True,
+    pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Start from pretrained weights, or train the network from scratch: cosine similarity, higher rates, batch norms that learn their statistics, no warm epoch.")] = True,
     model_arg: Annotated[list[str] | None, typer.Option("--model-arg", help="key=value for timm, repeatable.")] = None,
     img_size: Annotated[int | None, typer.Option("--img-size", min=1, help="Image side in pixels, instead of the checkpoint's.")] = None,
     max_skipped: arguments.MaxSkipped = 0.01,
@@ -68,12 +68,11 @@ def train(
         "prototype_rate": rate, "cluster": cluster_cost, "separation": separation, "l1": l1,
         "validation": validation, "batch_size": batch_size, "precision": precision,
     }  # fmt: skip
-    chosen = replace(PROTOPNET_RECIPES[recipe], **{k: v for k, v in single.items() if v is not None})
-    chosen = replace(chosen, patch=_patch(patch), seed=seed)
-    if not pretrained:
-        if weights is not None:
-            raise UsageError("--weights and --no-pretrained exclude each other.")
-        chosen = replace(chosen, frozen_norms=False, warm_epochs=warm_epochs or 0)
+    if weights is not None and not pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other.")
+    from_scratch = FROM_SCRATCH if recipe == "default" and not pretrained else {}
+    given = {name: value for name, value in single.items() if value is not None}
+    chosen = replace(PROTOPNET_RECIPES[recipe], **from_scratch | given, patch=_patch(patch), seed=seed)
     if width is not None:
         chosen = replace(chosen, width=_width(width))
     chosen = replace(chosen, warm_epochs=min(chosen.warm_epochs, max(0, chosen.epochs - 1)))
@@ -99,7 +98,7 @@ def train(
             name=model, weights=weights, model_args=model_arguments(model_arg or []), img_size=img_size, offline=offline,
             pretrained=pretrained, seed=seed,
         )  # fmt: skip
-        _, preprocessing, _, notes = load_features(request)
+        network, preprocessing, source, notes = load_features(request)
         for note in notes:
             shown.note(note)
         squash = boxes is not None or recipe == "paper"
@@ -109,7 +108,7 @@ def train(
             max_skipped=max_skipped, shown=shown, bars=bars,
         )  # fmt: skip
         run = Run(
-            request=request, output=output, options=chosen, images=images, boxes=boxes is not None,
+            request=request, network=network, source=source, output=output, options=chosen, images=images, boxes=boxes is not None,
             per_class=per_class_counts(per_class, images.classes, chosen.prototypes),
             device=place, cluster=cluster, shown=shown, bars=bars,
         )  # fmt: skip

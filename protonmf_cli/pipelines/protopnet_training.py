@@ -7,11 +7,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, Protocol
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -337,31 +335,3 @@ def _optimisers(net: ProtoPNet, options: ProtoPNetOptions) -> dict[str, torch.op
         for group in found[stage].param_groups:
             group["start_rate"] = group["lr"]
     return found
-
-
-def start_prototypes(
-    net: ProtoPNet, backbone: Backbone, batches: Iterator[ImageBatch], seed: int, progress: Progress = SILENT
-) -> None:
-    """Start the prototypes of each class at the centres of a k-means of its latent patches.
-
-    A class with fewer patches than prototypes keeps the rest as they are.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for class_index, of_class in groupby(batches, key=lambda batch: batch.class_index):
-        own = (net.owner == class_index).nonzero()[:, 0]
-        parts = []
-        for batch in of_class:
-            progress.advance(len(batch.sources) + len(batch.skipped))
-            if batch.sources:
-                parts.append(backbone.read(batch.crops).rows.float().flatten(0, 1).cpu())
-        if not parts or not len(own):
-            continue
-        rows = torch.cat(parts)
-        rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_PATCHES]]
-        count = min(len(own), len(rows))
-        centres = KMeans(count, n_init=1, random_state=seed).fit(rows.numpy()).cluster_centers_
-        net.prototypes.data[own[:count]] = torch.from_numpy(centres).to(net.prototypes)
-
-
-MOST_PATCHES = 20_000
-"""Patches of a class that the k-means looks at, drawn with the seed."""

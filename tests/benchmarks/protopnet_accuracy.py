@@ -25,7 +25,8 @@ from protonmf_cli.models.training import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.activations import read_activations
 from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-from protonmf_cli.pipelines.protopnet_training import Trainer, plan, start_prototypes
+from protonmf_cli.pipelines.protopnet_start import start_from_data
+from protonmf_cli.pipelines.protopnet_training import Trainer, plan
 
 
 def read_arguments() -> argparse.Namespace:
@@ -42,6 +43,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--folds", type=int, help="test on folds of train instead of val")
     parser.add_argument("--black-box-rate", type=float, default=1e-4)
     parser.add_argument("--backbone-rate", type=float, default=ProtoPNetOptions().backbone_rate)
+    parser.add_argument("--rate", type=float, default=ProtoPNetOptions().addon_rate)
     parser.add_argument("--only", choices=("black-box", "protopnet"))
     return parser.parse_args()
 
@@ -71,7 +73,7 @@ def protopnet(words, options):
     data, test, reader, (network, preprocessing, source, classes) = images_of(words, options, options.seed)
     counts = [options.prototypes] * len(classes)
     net, backbone = new_protopnet(network, preprocessing, source, classes, options, counts, torch.device("cpu"))
-    start_prototypes(net, backbone, data.push(), options.seed)
+    start_from_data(net, backbone, data.push, data.counts()[0], options)
     state = Trainer(net, backbone, data, options).run(TrainingState(), lambda _: None)
     found = read_activations(net, backbone, reader.batches(test))
     return net.similarities(found.distance) @ net.head.mT, found.labels, state.pushes[-1]
@@ -117,7 +119,7 @@ def main() -> None:
     base = ProtoPNetOptions(
         epochs=words.epochs, warm_epochs=words.warm_epochs, cycles=words.cycles, validation=0.0,
         batch_size=words.batch_size, similarity=words.similarity,
-        backbone_rate=words.backbone_rate,
+        backbone_rate=words.backbone_rate, addon_rate=words.rate, prototype_rate=words.rate,
     )  # fmt: skip
     right: dict[str, list[np.ndarray]] = {"black box": [], "ProtoPNet": []}
     logits = []

@@ -148,6 +148,23 @@ def test_the_analyses(net, toy, tmp_path):
     assert len(list((tmp_path / "all").iterdir())) == 4
 
 
+def test_a_network_from_scratch(toy, tmp_path):
+    words = ("protopnet", "train", "test_resnet", "--no-pretrained", "--img-size", 64, "--data", toy.data, "--json",
+             "--epochs", 2, "--cycles", 1, "--batch-size", 8, "-p", 2, "--width", 16, "--device", "cpu")  # fmt: skip
+    code, out, err = run(*words, "-o", tmp_path / "net.safetensors")
+    assert code == 0, err
+    report = json.loads(out)
+    assert [row["stage"] for row in report["epochs"]] == ["joint", "joint"]
+    chosen = {name: report["options"][name] for name in ("similarity", "start", "frozen_norms", "addon_rate")}
+    assert chosen == {"similarity": "cosine", "start": "random", "frozen_norms": False, "addon_rate": 3e-3}
+    code, out, err = run(*words, "--similarity", "log", "--rate", 1e-2, "-o", tmp_path / "log.safetensors")
+    assert code == 0, err
+    options = json.loads(out)["options"]
+    assert options["similarity"] == "log" and options["addon_rate"] == 1e-2
+    code, _, err = run(*words, "--weights", tmp_path / "net.safetensors", "-o", tmp_path / "x.safetensors")
+    assert code == 2 and "exclude each other" in err
+
+
 def test_classes_of_a_rival_are_its_own(net, toy, tmp_path):
     model, weights = load_model(net)
     last = len(model.bias) - 1

@@ -13,7 +13,8 @@ from protonmf_cli.models.protopnet import start_of_head
 from protonmf_cli.models.training import TrainingState
 from protonmf_cli.options import PROTOPNET_RECIPES, ProtoPNetOptions
 from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-from protonmf_cli.pipelines.protopnet_training import Trainer, plan, start_prototypes
+from protonmf_cli.pipelines.protopnet_start import start_prototypes
+from protonmf_cli.pipelines.protopnet_training import Trainer, plan
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="center", mean=(0.5,) * 3, std=(0.25,) * 3
@@ -80,6 +81,10 @@ def test_the_papers_schedule():
     factors = {n: round(s.factor, 12) for n, s in epochs.items()}
     assert [factors[n] for n in (5, 8, 9, 13, 14, 18, 19)] == [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001]
     assert round(factors[29] * 1e-4, 15) == 1e-9
+    paper = PROTOPNET_RECIPES["paper"]
+    assert (paper.backbone_rate, paper.addon_rate, paper.prototype_rate, paper.head_rate) == (1e-4, 3e-3, 3e-3, 1e-4)
+    assert (paper.cluster, paper.separation, paper.l1) == (0.8, -0.08, 1e-4)
+    assert (paper.backbone_decay, paper.addon_decay, paper.start) == (1e-3, 1e-3, "random")
     pushes = [s.epoch - 1 for s in steps if s.stage == "push"]
     assert pushes == [10, 20, 30, 31]
     place = [s.stage for s in steps].index("push")
