@@ -99,7 +99,8 @@ def evaluate(
     mapping = ClassMapping(file=class_map, by_order=class_order)
 
     def find(wanted: str, of: "PrototypeModel") -> "LabelledImages":
-        return find_boxed_images(data, wanted, of.card.classes, mapping, boxes)
+        cut = bool(of.card.data.get("boxes"))
+        return find_boxed_images(data, wanted, of.card.classes, mapping, boxes, wanted=cut)
 
     images = find(split, loaded.model)
     for note in images.notes:

@@ -171,6 +171,8 @@ def _protopnet_lines(facts: dict[str, Any]) -> dict[str, str]:
         lines["networks"] = ", ".join(member["source"]["name"] for member in card["members"])
     if known:
         lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+    if card["data"].get("boxes"):
+        lines["images"] = "cut to bounding boxes: give --boxes to evaluate, push and prune"
     if push := measured.get("push"):
         lines["sources"] = f"{push['images']} training images, {push['duplicates']} duplicates"
     if (apart := measured.get("distance_from_own_patch")) is not None:

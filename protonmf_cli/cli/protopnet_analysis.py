@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,7 @@ def evaluate(
     l1_path: Annotated[bool, typer.Option("--l1-path", help="Fit the last layer for several weights of the L1 term: how sparse, how right.")] = False,
     batch_size: arguments.BatchSize = 32,
     workers: arguments.Workers = None,
+    max_skipped: arguments.MaxSkipped = 0.01,
     device: arguments.Device = "auto",
     threads: arguments.Threads = None,
     seed: arguments.Seed = 0,
@@ -71,12 +73,18 @@ def evaluate(
     if figures is not None:
         make_folder(figures)
     with shown.progress() as bars:
-        opened = open_protopnet(file, data, None, split, class_map, boxes, batch_size, workers, device, threads, False)
+        opened = open_protopnet(
+            file, data, None, split, class_map, boxes, batch_size, workers, device, threads, False, shown
+        )
+        from protonmf_cli.cli.convert import check_skipped
         from protonmf_cli.pipelines.activations import read_activations
         from protonmf_cli.pipelines.protopnet_quality import quality
 
         bars.stage("reading the images", sum(opened.images.counts.values()))
         found = read_activations(opened.net, opened.loaded.backbone, opened.batches(), progress=bars)
+        for skip in found.skipped[:5]:
+            shown.note(f"skipped {skip.path}: {skip.reason}")
+        check_skipped([asdict(skip) for skip in found.skipped], len(found.images), max_skipped)
         report = {
             "schema": "protonmf.protopnet_evaluation/1",
             "model": str(file),
@@ -213,6 +221,8 @@ def _nearest_json(model: "PrototypeModel", nearest: "Mapping[int, Sequence[Examp
 def _show_local(found: "LocalAnalysis", shown: Shown) -> None:
     from rich.table import Table
 
+    from protonmf_cli.models.results import shortened_path
+
     best = found.predictions[0]
     shown.out.print(f"{best.name} {best.probability:.1%}", style="bold", markup=False)
     blocks: list[tuple[str, tuple[Contribution, ...]]] = [("most similar prototypes", found.similar)]
@@ -223,7 +233,7 @@ def _show_local(found: "LocalAnalysis", shown: Shown) -> None:
         for name in (title, "similarity", "weight", "logit", "its patch is in"):
             table.add_column(name, justify="left" if name in {title, "its patch is in"} else "right", no_wrap=True)
         for c in contributions:
-            source = c.examples[0].path[-36:] if c.examples else ""
+            source = shortened_path(c.examples[0].path, 36) if c.examples else ""
             table.add_row(
                 f"prototype {c.prototype} of {c.owner_name}",
                 f"{c.evidence:.3f}", f"{c.weight:+.3f}", f"{c.contribution:+.2f}", source,

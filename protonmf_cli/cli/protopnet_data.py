@@ -95,9 +95,16 @@ def read_training_set(
         shown.note(f"skipped {skip.path}: {skip.reason}")
     kept = {c: tuple(file for file in files if file in digests) for c, files in images.files.items()}
     if val is not None:
-        _check_overlap(digests, read_all(reader, val.of(val.files))[0])
+        readable, broken = read_all(reader, val.of(val.files))
+        check_skipped([asdict(skip) for skip in broken], len(readable), max_skipped)
+        for skip in broken[:5]:
+            shown.note(f"skipped {skip.path}: {skip.reason}")
+        _check_overlap(digests, readable)
+        val = replace(val, files={c: tuple(f for f in files if f in readable) for c, files in val.files.items()})
     fit, apart = split_held_out(replace(images, files=kept), options.validation, options.seed)
     selected_on = "held-out training images" if apart else "nothing (last cycle)"
+    if options.validation and not apart:
+        shown.note(f"no class has enough images to hold out {options.validation:.0%} of them: the last cycle is kept")
     if on_test and val is not None:
         apart, selected_on = val.of(val.files), "test"
         shown.warn("the best cycle is selected on the test images, as in the original code (--validation 0.1 does not)")
@@ -141,7 +148,10 @@ def per_class_counts(source: Path | None, classes: "tuple[ClassName, ...]", defa
     for name, number in read_pairs(source):
         if not number.isdecimal() or int(number) < 1:
             raise InputError(f"{source}: {number!r} of {name!r} is not a number of prototypes from 1.")
-        counts[find_class(classes, name)] = int(number)
+        try:
+            counts[find_class(classes, name)] = int(number)
+        except InputError as failure:
+            raise InputError(f"--per-class {source}: {failure}") from failure
     return tuple(counts)
 
 

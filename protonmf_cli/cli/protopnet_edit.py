@@ -66,7 +66,7 @@ def push(
     shown = Shown(quiet=quiet)
     with shown.progress() as bars:
         opened = open_protopnet(
-            file, data, output, split, class_map, boxes, batch_size, workers, device, threads, force
+            file, data, output, split, class_map, boxes, batch_size, workers, device, threads, force, shown
         )
         changes: dict[str, Any] = {"l1": l1, "distinct": distinct}
         options = replace(opened.options, **{k: v for k, v in changes.items() if v is not None}, last_layer="exact")
@@ -116,7 +116,7 @@ def prune(
     shown = Shown(quiet=quiet)
     with shown.progress() as bars:
         opened = open_protopnet(
-            file, data, output, split, class_map, boxes, batch_size, workers, device, threads, force
+            file, data, output, split, class_map, boxes, batch_size, workers, device, threads, force, shown
         )
         report: dict[str, Any] = {"schema": "protonmf.protopnet_pruning/1", "model": str(file), "output": str(output)}
         report |= _pruned(opened, output, nearest, least, l1, max_skipped, bars)
@@ -212,7 +212,7 @@ def combine(
 
 def open_protopnet(
     file: Path, data: Path, output: Path | None, split: str, class_map: Path | None, boxes: Path | None,
-    batch_size: int, workers: int | None, device: str, threads: int | None, force: bool,
+    batch_size: int, workers: int | None, device: str, threads: int | None, force: bool, shown: Shown,
 ) -> Opened:  # fmt: skip
     """A trained file with its labelled images."""
     from protonmf_cli.cli.opened import open_model
@@ -228,11 +228,14 @@ def open_protopnet(
         raise ModelFileError(f"{file} combines several networks: give the files it was made of one by one.")
     from protonmf_cli.pipelines.protopnet_model import restored_protopnet
 
+    images = labelled_images(loaded, data, split, class_map, boxes)
+    for note in images.notes:
+        shown.note(note)
     return Opened(
         loaded=loaded,
         net=restored_protopnet(loaded.backbone, loaded.model),
         options=options_of(loaded.model),
-        images=labelled_images(loaded, data, split, class_map, boxes),
+        images=images,
     )
 
 
@@ -243,7 +246,9 @@ def labelled_images(
     from protonmf_cli.files.bounding_boxes import find_boxed_images
     from protonmf_cli.files.datasets import ClassMapping
 
-    return find_boxed_images(data, split, loaded.model.card.classes, ClassMapping(file=class_map), boxes)
+    card = loaded.model.card
+    mapping = ClassMapping(file=class_map)
+    return find_boxed_images(data, split, card.classes, mapping, boxes, wanted=bool(card.data.get("boxes")))
 
 
 def check_protopnet(model: "PrototypeModel", file: Path) -> None:

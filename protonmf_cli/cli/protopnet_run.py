@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.cli.console import Bars, Shown
 from protonmf_cli.cli.protopnet_data import TrainingSet
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ProtonmfError
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.versions import installed_versions
 
@@ -91,7 +91,12 @@ def run_training(run: Run, keep_cycles: Path | None, force: bool) -> "tuple[Prot
         if state.done:
             run.shown.note(f"goes on after epoch {state.log[-1]['epoch']} ({state.log[-1]['stage']})")
 
-        trained = _fit(run, folder, state, folder.save, keep_cycles)
+        try:
+            trained = _fit(run, folder, state, folder.save, keep_cycles)
+        except ProtonmfError:
+            if not state.done:  # nothing to go on with
+                folder.discard()
+            raise
         model, report = _finish(run, trained, state)
         save_model(run.output, model, trained.backbone.weights())
         folder.discard()
@@ -107,7 +112,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "model arguments": dict(run.request.model_args),
         "image size": run.request.img_size,
         "pretrained": run.request.pretrained,
-        "training images": hashlib.sha256(listed.encode()).hexdigest()[:16],
+        "training images": f"{len(run.images.fit)} ({hashlib.sha256(listed.encode()).hexdigest()[:8]})",
         "prototypes per class": list(run.per_class),
         "device": run.device.type,
         "processes": run.cluster.world,

@@ -15,11 +15,25 @@ NEEDED = "images.txt and bounding_boxes.txt"
 
 
 def find_boxed_images(
-    data: Path, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping, boxes: Path | None
+    data: Path,
+    split: str,
+    classes: tuple[ClassName, ...],
+    mapping: ClassMapping,
+    boxes: Path | None,
+    *,
+    wanted: bool = False,
 ) -> LabelledImages:
-    """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given."""
+    """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given.
+
+    With `wanted` (the model was trained on images cut to boxes) a note says so where there is none.
+    """
     found = find_images(data, split, classes, mapping)
-    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+    if boxes is not None:
+        return cut_to_boxes(found, read_boxes(boxes))
+    if wanted:
+        note = "the model was trained on images cut to bounding boxes, and these are not cut: give --boxes."
+        return replace(found, notes=(*found.notes, note))
+    return found
 
 
 def read_boxes(source: Path) -> dict[str, Box]:

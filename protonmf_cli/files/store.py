@@ -101,8 +101,8 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
     """
     if not path.is_file():
         raise ModelFileError(
-            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR -o {path}`, "
-            "or name one with --model."
+            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR -o {path}` "
+            "or `protonmf protopnet train`, or name one with --model."
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:

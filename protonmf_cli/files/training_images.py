@@ -35,6 +35,8 @@ class TrainingImages:
         """One epoch; process `rank` of `world` gets its share of every batch."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self))
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if len(steps) > 1 and len(steps[-1]) == 1:  # batch norms that learn need two
+            steps[-2:] = [np.concatenate(steps[-2:])]
         jobs = [(epoch, int(number)) for step in steps for number in step[rank::world]]
         crops = ahead(self._crop, jobs, workers=self.reader.workers, window=3 * self.batch_size)
         for step in steps:

@@ -24,6 +24,15 @@ def shortened(name: str, length: int) -> str:
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
+def shortened_path(path: str, length: int) -> str:
+    """The end of a path, with an ellipsis where its beginning was cut.
+
+    >>> shortened_path("albatross/0004.jpg", 12)
+    '…ss/0004.jpg'
+    """
+    return path if len(path) <= length else "…" + path[1 - length :]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One of the best classes of an image."""

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded, shortened
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded, shortened, shortened_path
 from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
 
 PATCHES = 4
@@ -49,7 +49,13 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
         verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
     figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
     figure.text(
-        0.985, 1 - 0.18 / figure.get_figheight(), explanation.image[-44:], fontsize=10, color=GREY, va="top", ha="right"
+        0.985,
+        1 - 0.18 / figure.get_figheight(),
+        shortened_path(explanation.image, 44),
+        fontsize=10,
+        color=GREY,
+        va="top",
+        ha="right",
     )
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):

@@ -16,6 +16,8 @@ from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, heat
 
 SIDE = 1.75
 """Inches of one picture."""
+WORDS = 2.1
+"""Inches of the words at the left."""
 HEAD = 0.55
 """Inches above the first strip."""
 
@@ -32,7 +34,7 @@ def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = (
         A PNG file.
     """
     columns = max(len(strip.cells) for strip in strips)
-    width, height = (columns + 1) * SIDE, HEAD + len(strips) * (SIDE + 0.22)
+    width, height = WORDS + columns * SIDE, HEAD + len(strips) * (SIDE + 0.22)
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     figure.text(0.012, 1 - 0.1 / height, shortened(title, int(width * 7)), fontsize=13, weight="bold", va="top")
@@ -40,7 +42,7 @@ def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = (
         top = height - HEAD - row * (SIDE + 0.22)
         _words(figure, strip, top / height, height)
         for column, cell in enumerate(strip.cells):
-            place = ((column + 1) * SIDE / width, (top - SIDE) / height, 0.96 * SIDE / width, 0.96 * SIDE / height)
+            place = ((WORDS + column * SIDE) / width, (top - SIDE) / height, 0.96 * SIDE / width, 0.96 * SIDE / height)
             axes = figure.add_axes(place)
             heading = headings[column] if row == 0 and column < len(headings) else ""
             _cell(axes, cell, colour(strip.number), heading)
@@ -49,7 +51,7 @@ def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = (
 
 def _words(figure: Figure, strip: Strip, top: float, height: float) -> None:
     line = 0.2 / height
-    figure.text(0.012, top - line, shortened(strip.title, 21), fontsize=10, weight="bold", color=colour(strip.number))
+    figure.text(0.012, top - line, shortened(strip.title, 24), fontsize=10, weight="bold", color=colour(strip.number))
     for number, text in enumerate(strip.words, start=2):
         figure.text(0.012, top - number * line, shortened(text, 26), fontsize=8, color=GREY)
 
@@ -75,7 +77,7 @@ def _cell(axes: Axes, cell: Cell, shade: str, caption: str) -> None:
         spine.set_color(shade)
         spine.set_linewidth(2.5)
     if caption:
-        axes.set_title(caption, fontsize=7.5, loc="left", color=GREY, pad=2)
+        axes.set_title(caption, fontsize=7.5, loc="left", color=GREY, pad=4)
 
 
 def _decoded(jpeg: bytes) -> Pixels:

@@ -5,13 +5,18 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from protonmf_cli.pictures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.pictures.overlay import PALETTE
 
 COSTS = (("cross_entropy", "cross entropy"), ("cluster", "cluster cost"), ("separation", "separation cost"))
 
-PUSHED = (("after push", "accuracy_after", PALETTE[4]), ("after last layer", "accuracy_last_layer", PALETTE[3]))
+PUSHED = (
+    ("train, after push", "accuracy_after", "v", PALETTE[4]),
+    ("train, after last layer", "accuracy_last_layer", "^", PALETTE[3]),
+    ("held out, after last layer", "held_out", "D", PALETTE[1]),
+)
 
 
 def training_png(report: Mapping[str, Any]) -> bytes:
@@ -38,16 +43,14 @@ def training_png(report: Mapping[str, Any]) -> bytes:
     held = [(row["epoch"], row["held_out"]) for row in shown if row["held_out"] is not None]
     if held:
         accuracy.plot(*zip(*held, strict=True), color=PALETTE[1], marker="o", markersize=3, label="held out")
-    for name, key, shade in (
-        ("after push", "accuracy_after", PALETTE[4]),
-        ("after last layer", "accuracy_last_layer", PALETTE[3]),
-    ):
-        found = [(row["epoch"], row[key]) for row in pushes if key in row]
+    for name, key, shape, shade in PUSHED:
+        found = [(row["epoch"] + 0.5, row[key]) for row in pushes if row.get(key) is not None]
         if found:
-            accuracy.plot(*zip(*found, strict=True), "D", color=shade, markersize=6, label=f"train, {name}")
+            accuracy.plot(*zip(*found, strict=True), shape, color=shade, markersize=6, label=name)
     for axes, title in ((costs, "costs per image"), (accuracy, "accuracy")):
         for row in pushes:
             axes.axvline(row["epoch"] + 0.5, color=GREY, linestyle="--", linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("epoch (dashed: push)", fontsize=9)
         axes.legend(fontsize=8, frameon=False)

@@ -94,6 +94,14 @@ def check_patches(
             )
         if images == 1:
             single.append(name.shown)
-    if not single:
-        return ()
-    return (f"classes with one training image: {', '.join(single[:5])}. All their prototypes are patches of it.",)
+    warnings = []
+    if single:
+        warnings.append(
+            f"classes with one training image: {', '.join(single[:5])}. All their prototypes are patches of it."
+        )
+    if backbone.readout.places == 1:
+        warnings.append(
+            "the latent map has a single place, so that every patch is a whole image. Give a larger --img-size, or "
+            "--model-arg output_stride=8 or 16."
+        )
+    return tuple(warnings)

@@ -193,6 +193,7 @@ class Trainer:
                 sums += torch.tensor(found, dtype=torch.float64)
                 self.progress.advance(batch.total)
         self._set_mode(None)
+        self._check_network(step, batch)
         return self._row(step, self.cluster.add(sums))
 
     def _costs(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], int]:
@@ -222,13 +223,30 @@ class Trainer:
             loss = loss + len(terms["cluster"]) * self.options.l1 * (self.net.head * self.other).abs().sum()
         return loss
 
+    def _check_network(self, step: Step, batch: TrainingBatch) -> None:
+        """Refuse a network that the last step of an epoch broke: no later loss would tell."""
+        finite = all(bool(p.isfinite().all()) for p in self.net.parameters())
+        if finite and len(batch.labels):
+            with torch.inference_mode():
+                finite = bool(self.net(self.backbone.normalise(batch.crops)).distances.isfinite().all())
+        if not finite:
+            raise InputError(
+                f"the network's features became NaN or infinite in epoch {step.epoch} ({step.stage}). {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        other = "" if self.options.precision == "float32" else ", or --precision float32"
+        return (
+            "The state after the step before it is kept: give the same command with smaller rates (--backbone-rate, "
+            f"--rate) in another output{other}."
+        )
+
     def _check_finite(self, terms: dict[str, Tensor], step: Step, count: int) -> None:
         for name, values in terms.items():
             if not bool(values.isfinite().all()):
                 raise InputError(
                     f"the {name.replace('_', ' ')} became NaN or infinite in batch {count + 1} of epoch {step.epoch} "
-                    f"({step.stage}). The state after the step before it is kept: give the same command with smaller "
-                    "rates (--backbone-rate, --rate) in another output, or --precision float32."
+                    f"({step.stage}). {self._remedy()}"
                 )
 
     def _set_mode(self, step: Step | None) -> None:

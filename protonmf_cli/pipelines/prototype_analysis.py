@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, respond
-from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip
+from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip, shortened_path
 from protonmf_cli.pipelines.explanation import connections, example_views, predictions
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
 
@@ -65,12 +65,13 @@ def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: i
     """This image's patch beside the prototype that it looks like."""
     return [
         Strip(
-            title=f"prototype {c.prototype}" + (f" of {c.owner_name}" if c.owner_index != class_index else ""),
+            title=f"prototype {c.prototype}",
             words=(
+                *([f"of {c.owner_name}"] if c.owner_index != class_index else []),
                 f"similarity {c.evidence:.3f}",
                 f"weight {c.weight:+.3f}",
                 f"= {c.contribution:+.2f}",
-                *([c.network] if c.network else []),
+                *([shortened_path(c.network, 26)] if c.network else []),
             ),
             cells=(
                 Cell(crop=_seen(c, crop), box=c.box, cut=True),
@@ -120,7 +121,7 @@ def global_strips(
 def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleView]) -> tuple[str, ...]:
     owner = int(model.owner[prototype])
     weight = connections(model, owner).get(prototype, 0.0)
-    return (f"weight {weight:+.3f}", *([views[0].path[-26:]] if views else []))
+    return (f"weight {weight:+.3f}", *([shortened_path(views[0].path, 26)] if views else []))
 
 
 def _own_patch(view: ExampleView, additive: bool = False) -> tuple[Cell, Cell]:

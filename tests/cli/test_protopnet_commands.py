@@ -165,6 +165,44 @@ def test_a_network_from_scratch(toy, tmp_path):
     assert code == 2 and "exclude each other" in err
 
 
+def test_a_start_that_failed_can_be_corrected(toy, tmp_path):
+    target = tmp_path / "net.safetensors"
+    code, _, err = train(toy, target, "-p", 5000)
+    assert code != 0 and "smaller -p" in err
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = train(toy, target, "--epochs", 1, "--warm-epochs", 0, "--cycles", 1)
+    assert code == 0, err
+
+
+def test_a_network_that_its_last_step_broke_is_refused(toy, tmp_path):
+    code, _, err = train(toy, tmp_path / "net.safetensors", "--backbone-rate", 1e20, "--batch-size", 64)
+    assert code != 0 and "became NaN or infinite" in err and "smaller rates" in err
+    assert "or --precision float32" not in err
+
+
+def test_broken_validation_images_are_found_before_training(toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy.data, data)
+    for path in (data / "val").rglob("*.png"):
+        path.write_bytes(b"junk")
+    code, _, err = run("protopnet", "train", toy.name, "--data", data, "-o", tmp_path / "net.safetensors", *SHORT)
+    assert code == 5 and "could not be read" in err and "epoch" not in err
+
+
+def test_a_model_of_cut_images_says_so(net, toy, tmp_path):
+    model, weights = load_model(net)
+    cut = replace(model, card=replace(model.card, data={**model.card.data, "boxes": True}))
+    save_model(tmp_path / "cut.safetensors", cut, weights)
+    for words in (
+        ("protopnet", "evaluate", tmp_path / "cut.safetensors", "--data", toy.data),
+        ("evaluate", "--model", tmp_path / "cut.safetensors", "--data", toy.data),
+    ):
+        code, _, err = run(*words)
+        assert code == 0 and "give --boxes" in err
+    code, out, err = run("inspect", tmp_path / "cut.safetensors")
+    assert code == 0 and "cut to bounding boxes" in out + err
+
+
 def test_classes_of_a_rival_are_its_own(net, toy, tmp_path):
     model, weights = load_model(net)
     last = len(model.bias) - 1

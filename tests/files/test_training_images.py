@@ -93,6 +93,12 @@ def test_a_batch_holds_what_its_labels_say(files):
             assert near(crop, as_tensor(noise(label)))
 
 
+def test_no_step_has_a_single_image(files):
+    assert [b.total for b in images(files, batch_size=3).batches(0)] == [3, 4]  # batch norms that learn need two
+    assert [b.total for b in images(files, batch_size=7).batches(0)] == [7]
+    assert sorted(listed(images(files, batch_size=3), 0)[0]) == list(range(7))
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_another_epoch_has_another_order_and_perhaps_new_copies(files, fresh):
     found = images(files, copies=2, fresh=fresh)
