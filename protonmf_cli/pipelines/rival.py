@@ -55,7 +55,9 @@ def check_rival(model: PrototypeModel, name: str) -> None:
 def rival_table(
     rivals: Sequence[Rival], nmf: NmfOptions, *, seed: int, progress: Progress = SILENT
 ) -> tuple[Table, list[list[Panel]]]:
-    """Relative error of each class's latent rows rebuilt from 10 prototypes of either kind, and the areas they cover.
+    """Relative error of each class's latent rows rebuilt from prototypes of either kind, and the areas they cover.
+
+    Of each class as many NMF prototypes are found as the ProtoPNet has, at most 10.
 
     Coefficients are optimal (non-negative) for both kinds. An area is where a prototype has at least half its
     largest map value in the image, similarities counted from their least value.
@@ -127,7 +129,7 @@ def _add_class(
 ) -> None:  # fmt: skip
     placed = rows.clamp_min(0)
     flat = placed.flatten(0, 1)
-    ours = factorise(flat, min(MOST, *flat.shape), options=nmf, seed=seed + class_index).basis
+    ours = factorise(flat, min(len(own), *flat.shape), options=nmf, seed=seed + class_index).basis
     theirs = rival.model.prototypes[own].clamp_min(0).to(flat)
     grid = rival.backbone.readout.grid or (1, 1)
     activation = similarity_maps(rival.model, rows, own)
@@ -155,7 +157,7 @@ def _error(rows: Tensor, basis: Tensor) -> float:
 def _table(rows: list[dict[str, Any]]) -> Table:
     return Table(
         name="rival",
-        title=f"features of a class rebuilt from {MOST} prototypes (squared relative error)",
+        title="features of a class rebuilt from as many prototypes of either kind (squared relative error)",
         columns=(
             Column(key="features", heading="features of", kind="text"),
             Column(key="prototypes", heading="rebuilt from", kind="text"),
