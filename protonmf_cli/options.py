@@ -13,6 +13,8 @@ Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
 Similarity = Literal["log", "linear", "cosine"]
 AddOn = Literal["regular", "bottleneck"]
+WeightNorm = Literal["l1", "l2"]
+Normalisation = Literal["none", "unit", "centred"]
 ProtoPNetStart = Literal["data", "random"]
 RateSchedule = Literal["cosine", "steps"]
 LastLayer = Literal["exact", "passes"]
@@ -202,3 +204,31 @@ FROM_SCRATCH: dict[str, Any] = {
 }
 """Changes to the default for a network without pretrained weights: its features say nothing yet that a start could be
 taken from, and log similarities of far patches have no slope to learn by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotOptions:
+    """Soft prototypes on features of a frozen network; where there are several values, cross-validation takes one."""
+
+    norm: WeightNorm = "l2"
+    """Of the class weights."""
+    normalisation: Normalisation = "unit"
+    """Features as they are, of length one, or of length one after the training mean is taken off."""
+    scales: tuple[float, ...] = (2.5, 5.0, 10.0)
+    """Of the squared distances, in units of the samples' mean squared distance from their mean."""
+    alphas: tuple[float, ...] = (1e-2, 1e-3)
+    """Weight of the norm."""
+    anchors: tuple[float, ...] = (3e-3, 3e-4, 3e-5)
+    """Weight of the prototypes' squared way from where they started, in the same units."""
+    folds: int = 5
+    """Of the cross-validation; fewer where no class has as many images."""
+    grow: bool = True
+    """Whether classes get further prototypes where those lower the held-out loss."""
+    price: float = 1e-3
+    """Nats per sample: a further prototype must lower the held-out loss by more, a prototype whose absence raises the
+    objective by no more is removed."""
+    rounds: int = 3
+    """Most rounds of the alternating estimation before the joint refinement."""
+    steps: int = 100
+    """Most steps of the joint refinement; 0 leaves it out."""
+    seed: int = 0
