@@ -91,7 +91,7 @@ def evaluate(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
     check_fit(names, loaded.model)
-    from protonmf_cli.files.bounding_boxes import find_boxed_images
+    from protonmf_cli.files.bounding_boxes import images_for
     from protonmf_cli.files.datasets import ClassMapping
     from protonmf_cli.models.results import KeptImages
     from protonmf_cli.pipelines.evaluation import evaluate_model
@@ -99,8 +99,7 @@ def evaluate(
     mapping = ClassMapping(file=class_map, by_order=class_order)
 
     def find(wanted: str, of: "PrototypeModel") -> "LabelledImages":
-        cut = bool(of.card.data.get("boxes"))
-        return find_boxed_images(data, wanted, of.card.classes, mapping, boxes, wanted=cut)
+        return images_for(of.card, data, wanted, mapping, boxes)
 
     images = find(split, loaded.model)
     for note in images.notes:

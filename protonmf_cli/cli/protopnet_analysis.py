@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,15 +75,13 @@ def evaluate(
         opened = open_protopnet(
             file, data, None, split, class_map, boxes, batch_size, workers, device, threads, False, shown
         )
-        from protonmf_cli.cli.convert import check_skipped
+        from protonmf_cli.cli.reading import SkipWatch
         from protonmf_cli.pipelines.activations import read_activations
         from protonmf_cli.pipelines.protopnet_quality import quality
 
         bars.stage("reading the images", sum(opened.images.counts.values()))
         found = read_activations(opened.net, opened.loaded.backbone, opened.batches(), progress=bars)
-        for skip in found.skipped[:5]:
-            shown.note(f"skipped {skip.path}: {skip.reason}")
-        check_skipped([asdict(skip) for skip in found.skipped], len(found.images), max_skipped)
+        SkipWatch(list(found.skipped)).check(max_skipped, len(found.images), shown)
         report = {
             "schema": "protonmf.protopnet_evaluation/1",
             "model": str(file),

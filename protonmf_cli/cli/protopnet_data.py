@@ -1,7 +1,7 @@
 """The images of a ProtoPNet's training: classes, what is held out, what is refused."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ def read_training_set(
         InputError: fewer than two classes, a class without images, or images that are in train and in val.
         GateError: too many unreadable images.
     """
-    from protonmf_cli.cli.convert import check_skipped
+    from protonmf_cli.cli.reading import SkipWatch
     from protonmf_cli.files.bounding_boxes import find_boxed_images
     from protonmf_cli.files.datasets import ClassMapping, class_folders
     from protonmf_cli.files.training_images import read_all, split_held_out
@@ -90,15 +90,11 @@ def read_training_set(
     reader = image_reader(preprocessing, batch_size=options.batch_size, workers=workers)
     bars.stage("checking the images", sum(images.counts.values()))
     digests, skipped = read_all(reader, images.of(images.files))
-    check_skipped([asdict(skip) for skip in skipped], len(digests), max_skipped)
-    for skip in skipped[:5]:
-        shown.note(f"skipped {skip.path}: {skip.reason}")
+    SkipWatch(skipped).check(max_skipped, len(digests), shown)
     kept = {c: tuple(file for file in files if file in digests) for c, files in images.files.items()}
     if val is not None:
         readable, broken = read_all(reader, val.of(val.files))
-        check_skipped([asdict(skip) for skip in broken], len(readable), max_skipped)
-        for skip in broken[:5]:
-            shown.note(f"skipped {skip.path}: {skip.reason}")
+        SkipWatch(broken).check(max_skipped, len(readable), shown)
         _check_overlap(digests, readable)
         val = replace(val, files={c: tuple(f for f in files if f in readable) for c, files in val.files.items()})
     fit, apart = split_held_out(replace(images, files=kept), options.validation, options.seed)

@@ -243,12 +243,10 @@ def labelled_images(
     loaded: "Loaded", data: Path, split: str, class_map: Path | None, boxes: Path | None
 ) -> "LabelledImages":
     """Images of the model's classes, cut to boxes where they are given."""
-    from protonmf_cli.files.bounding_boxes import find_boxed_images
+    from protonmf_cli.files.bounding_boxes import images_for
     from protonmf_cli.files.datasets import ClassMapping
 
-    card = loaded.model.card
-    mapping = ClassMapping(file=class_map)
-    return find_boxed_images(data, split, card.classes, mapping, boxes, wanted=bool(card.data.get("boxes")))
+    return images_for(loaded.model.card, data, split, ClassMapping(file=class_map), boxes)
 
 
 def check_protopnet(model: "PrototypeModel", file: Path) -> None:

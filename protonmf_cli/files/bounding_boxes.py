@@ -10,30 +10,26 @@ from protonmf_cli.files.cub_text import numbered_lines
 from protonmf_cli.files.datasets import ClassMapping, LabelledImages, find_images
 from protonmf_cli.files.images import Box
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.models.prototype import Card
 
 NEEDED = "images.txt and bounding_boxes.txt"
 
 
 def find_boxed_images(
-    data: Path,
-    split: str,
-    classes: tuple[ClassName, ...],
-    mapping: ClassMapping,
-    boxes: Path | None,
-    *,
-    wanted: bool = False,
+    data: Path, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping, boxes: Path | None
 ) -> LabelledImages:
-    """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given.
-
-    With `wanted` (the model was trained on images cut to boxes) a note says so where there is none.
-    """
+    """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given."""
     found = find_images(data, split, classes, mapping)
-    if boxes is not None:
-        return cut_to_boxes(found, read_boxes(boxes))
-    if wanted:
-        note = "the model was trained on images cut to bounding boxes, and these are not cut: give --boxes."
-        return replace(found, notes=(*found.notes, note))
-    return found
+    return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
+
+
+def images_for(card: Card, data: Path, split: str, mapping: ClassMapping, boxes: Path | None) -> LabelledImages:
+    """Labelled images of a model's classes, with a note where it was trained on cut images and these are not."""
+    found = find_boxed_images(data, split, card.classes, mapping, boxes)
+    if boxes is not None or not card.data.get("boxes"):
+        return found
+    note = "the model was trained on images cut to bounding boxes, and these are not cut: give --boxes."
+    return replace(found, notes=(*found.notes, note))
 
 
 def read_boxes(source: Path) -> dict[str, Box]:

@@ -64,7 +64,11 @@ def matches(rows: Tensor, prototypes: Tensor, scale: float) -> Tensor:
 
 def objective(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty: Penalty) -> float:
     """C of a model on samples (N, D) with labels (N,)."""
-    loss = functional.cross_entropy(model.logits(rows), labels)
+    return _value(model, matches(rows, model.prototypes, model.scale), labels, penalty)
+
+
+def _value(model: SoftPrototypes, matched: Tensor, labels: Tensor, penalty: Penalty) -> float:
+    loss = functional.cross_entropy(matched @ model.weights.mT, labels)
     size = model.weights.abs().sum() if penalty.norm == "l1" else model.weights.square().sum() / 2
     moved = (model.prototypes - model.anchors).square().sum() / 2
     return float(loss + penalty.alpha * size + penalty.anchor * moved)
@@ -88,7 +92,12 @@ def error_signal(matched: Tensor, weights: Tensor, labels: Tensor) -> tuple[Tens
 
 def gradients(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor]:
     """dC/dp (J, D), and dC/dW (L, J) without the penalty of the weights."""
-    matched = matches(rows, model.prototypes, model.scale)
+    return _slopes(model, matches(rows, model.prototypes, model.scale), rows, labels, penalty)
+
+
+def _slopes(
+    model: SoftPrototypes, matched: Tensor, rows: Tensor, labels: Tensor, penalty: Penalty
+) -> tuple[Tensor, Tensor]:
     signal, errors = error_signal(matched, model.weights, labels)
     pulled = signal.mT @ rows - signal.sum(dim=0)[:, None] * model.prototypes
     of_prototypes = -model.scale / len(rows) * pulled + penalty.anchor * (model.prototypes - model.anchors)
@@ -157,11 +166,12 @@ def prototype_step(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty:
     The weights s g_ij / N are signed; each prototype moves along its gradient divided by the sum of their absolute
     values. Where nothing falls the model comes back as it is.
     """
-    signal, _ = error_signal(matches(rows, model.prototypes, model.scale), model.weights, labels)
-    slope, _ = gradients(model, rows, labels, penalty)
+    matched = matches(rows, model.prototypes, model.scale)
+    signal, _ = error_signal(matched, model.weights, labels)
+    slope, _ = _slopes(model, matched, rows, labels, penalty)
     mass = model.scale / len(rows) * signal.abs().sum(dim=0) + penalty.anchor
     step = -slope / mass.clamp_min(torch.finfo(slope.dtype).tiny)[:, None]
-    now, fall = objective(model, rows, labels, penalty), float((slope * step).sum())
+    now, fall = _value(model, matched, labels, penalty), float((slope * step).sum())
     length = 1.0
     while length > 1e-6:
         tried = replace(model, prototypes=model.prototypes + length * step)
@@ -219,11 +229,12 @@ def refine(
 
     def cost(values: "object") -> tuple[float, "object"]:
         tried = unpack(torch.as_tensor(values))
-        of_prototypes, of_weights = gradients(tried, rows, labels, penalty)
+        matched = matches(rows, tried.prototypes, tried.scale)
+        of_prototypes, of_weights = _slopes(tried, matched, rows, labels, penalty)
         parts = [of_prototypes.flatten()]
         if joint:
             parts.append((of_weights + penalty.alpha * tried.weights).flatten())
-        return objective(tried, rows, labels, penalty), torch.cat(parts).numpy()
+        return _value(tried, matched, labels, penalty), torch.cat(parts).numpy()
 
     start = torch.cat([model.prototypes.flatten(), model.weights.flatten()] if joint else [model.prototypes.flatten()])
     found = minimize(cost, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20})

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from protonmf_cli.files.backbones import BackboneRequest, crop_of, import_timm, load_features
+from protonmf_cli.files.backbones import BackboneRequest, import_timm, load_features
 from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
-from protonmf_cli.files.images import ImageReader
 from protonmf_cli.files.training_images import TrainingData, TrainingImages, folds
+from protonmf_cli.library import image_reader
 from protonmf_cli.maths.metrics import bootstrap_interval
 from protonmf_cli.models.training import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
@@ -59,9 +59,7 @@ def images_of(words, options, seed):
     else:
         val = find_images(words.data, "val", classes, ClassMapping())
         fit, test = train.of(train.files), val.of(val.files)
-    reader = ImageReader(
-        crop=crop_of(preprocessing), channels=3, exif_transpose=False, batch_size=words.batch_size, workers=2
-    )
+    reader = image_reader(preprocessing, batch_size=words.batch_size, workers=2)
     images = TrainingImages(
         files=fit, reader=reader, augmentation=options.augmentation, batch_size=words.batch_size, seed=seed
     )
