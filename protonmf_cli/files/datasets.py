@@ -4,18 +4,22 @@ import csv
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.files.archives import ZipMember, is_archive, members
 from protonmf_cli.files.images import SUFFIXES, ImageFile
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.prototype import find_class, nearest_names
 
 SPLITS = ("train", "val")
+_Grouped = dict[str, list[tuple[Path | ZipMember, str]]]
+"""folder -> files, each with its name relative to the data"""
 LISTED = 8
 """Names shown in a message before "and N more"."""
 
@@ -77,7 +81,8 @@ def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping:
     """List the labelled images of one split.
 
     Args:
-        data: class folders; `train` and `val` above them; or a text or CSV file of `path label` lines.
+        data: class folders; `train` and `val` above them; a zip archive of either; or a text or CSV file of
+            `path label` lines.
         split: which of `train` and `val` to take where they exist.
         classes: of the model.
         mapping: how folders are matched.
@@ -85,9 +90,11 @@ def find_images(data: Path, split: str, classes: tuple[ClassName, ...], mapping:
     Raises:
         InputError: nothing is there, or a folder matches no class.
     """
-    if data.is_file():
+    notes: list[str] = []
+    if is_archive(data):
+        root, grouped = data, _from_archive(data, split)
+    elif data.is_file():
         root, grouped = data.parent, _from_list(data)
-        notes: list[str] = []
     elif data.is_dir():
         root = _split_folder(data, split)
         grouped, notes = _from_folders(root)
@@ -115,7 +122,8 @@ def class_folders(data: Path, split: str) -> tuple[ClassName, ...]:
         InputError: nothing is there, or a folder has no images.
     """
     if data.is_file():
-        return tuple(ClassName(label=name, description=_in_words(name)) for name in sorted(_from_list(data)))
+        grouped = _from_archive(data, split) if is_archive(data) else _from_list(data)
+        return tuple(ClassName(label=name, description=_in_words(name)) for name in sorted(grouped))
     if not data.is_dir():
         raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
     root = _split_folder(data, split)
@@ -145,8 +153,10 @@ def _split_folder(data: Path, split: str) -> Path:
     return data
 
 
-def _from_folders(root: Path) -> tuple[dict[str, list[tuple[Path, str]]], list[str]]:
-    grouped, hidden, empty = {}, [], []
+def _from_folders(root: Path) -> tuple[_Grouped, list[str]]:
+    grouped: _Grouped = {}
+    hidden: list[str] = []
+    empty: list[str] = []
     try:
         folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
     except OSError as failure:
@@ -172,8 +182,41 @@ def _from_folders(root: Path) -> tuple[dict[str, list[tuple[Path, str]]], list[s
     return grouped, notes
 
 
-def _from_list(file: Path) -> dict[str, list[tuple[Path, str]]]:
-    grouped: dict[str, list[tuple[Path, str]]] = {}
+def _from_archive(archive: Path, split: str) -> _Grouped:
+    """CLASS/image.png, SPLIT/CLASS/image.png, or either below folders that hold everything."""
+    images = [m for m in members(archive) if PurePosixPath(m.name).suffix.lower() in SUFFIXES and not _hidden(m)]
+    if not images:
+        raise InputError(f"{archive} holds no images ({', '.join(sorted(SUFFIXES))}).")
+    shared = os.path.commonpath([PurePosixPath(m.name).parent for m in images])
+    below = len(PurePosixPath(shared).parts)
+    while below and any(len(m.parts) < below + 2 for m in images):  # the folder that all share is a class
+        below -= 1
+    if below and images[0].parts[below - 1] in SPLITS:
+        below -= 1
+    tops = {m.parts[below] for m in images}
+    if tops <= set(SPLITS):
+        if split not in tops:
+            raise InputError(f"{archive} has {' and '.join(sorted(tops))} but no {split}.")
+        images = [m for m in images if m.parts[below] == split]
+        below += 1
+    loose = [m.name for m in images if len(m.parts) < below + 2]
+    if loose:
+        raise InputError(
+            f"{archive} has images outside class folders ({listed(loose)}). Expected CLASS/image.jpg, or "
+            "train/CLASS/image.jpg."
+        )
+    grouped: _Grouped = {}
+    for member in images:
+        grouped.setdefault(member.parts[below], []).append((member, "/".join(member.parts[below:])))
+    return grouped
+
+
+def _hidden(member: ZipMember) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in member.parts)
+
+
+def _from_list(file: Path) -> _Grouped:
+    grouped: _Grouped = {}
     for number, (path, label) in enumerate(_pairs(file), start=1):
         if not label:
             raise InputError(f"{file}: line {number} ({path!r}) has no label. Expected `path label` on each line.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.ahead import ahead
+from protonmf_cli.files.archives import ZipMember
 from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -36,7 +37,7 @@ Box = tuple[float, float, float, float]
 class ImageFile:
     """One file of a data set."""
 
-    path: Path
+    path: Path | ZipMember
     name: str
     """Relative to the data folder, with forward slashes."""
     class_index: int
@@ -44,9 +45,9 @@ class ImageFile:
     """The picture is cut to this rectangle first."""
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path | ZipMember) -> tuple[int, int]:
     """Width and height of an image file, without decoding it."""
-    with Image.open(path, formats=FORMATS) as picture:
+    with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
         return picture.size
 
 
@@ -100,7 +101,7 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
 
 
 def read_crop(
-    path: Path,
+    path: Path | ZipMember,
     crop: Crop,
     *,
     channels: int,
@@ -154,6 +155,12 @@ def encode_jpeg(crop: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def crop_of_jpeg(content: bytes, channels: int) -> Tensor:
+    """The uint8 crop (channels, height, width) of a JPEG file of `encode_jpeg`, up to the loss of compression."""
+    pixels = np.asarray(decode(content, channels=channels))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

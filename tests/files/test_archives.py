@@ -1,0 +1,89 @@
+"""Data sets inside zip archives."""
+
+import zipfile
+
+import pytest
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.archives import ZipMember
+from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.images import ImageFile, size_of
+from protonmf_cli.library import image_reader
+from protonmf_cli.models.images import Skipped
+from toys import PREPROCESSING
+
+
+def pack(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def listed(path, split="train"):
+    classes = class_folders(path, split)
+    return [file.name for c, files in find_images(path, split, classes, ClassMapping()).files.items() for file in files]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val"),
+    [
+        (["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"]),
+        (["data/a/1.png", "data/b/2.png", "data/readme.txt"], ["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"]),
+        (["d/train/a/1.png", "d/train/b/2.png", "d/val/a/3.png"], ["a/1.png", "b/2.png"], ["a/3.png"]),
+        (["a/x/1.png", "b/y/2.png"], ["a/x/1.png", "b/y/2.png"], ["a/x/1.png", "b/y/2.png"]),
+        (["a/1.png"], ["a/1.png"], ["a/1.png"]),
+        (["a/1.png", "__MACOSX/a/1.png", "b/.2.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"]),
+    ],
+)
+def test_class_folders_are_found_inside(tmp_path, names, train, val):
+    path = pack(tmp_path / "data.zip", dict.fromkeys(names, b"x"))
+    assert (listed(path, "train"), listed(path, "val")) == (train, val)
+
+
+def test_an_archive_reads_like_its_folder(toy, tmp_path):
+    folder = toy.data / "train"
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*.png"))}
+    path = pack(tmp_path / "toy.zip", files)
+    reader = image_reader(PREPROCESSING, batch_size=4, workers=2)
+    found = []
+    for data in (folder, path):
+        images = find_images(data, "train", class_folders(data, "train"), ClassMapping())
+        found.append(
+            [(b.class_index, b.crops.sum().item(), b.sources) for b in reader.batches(images.of(images.files))]
+        )
+    assert found[0] == found[1] and len(found[0]) > 4
+    one = images.of([0])[0]
+    assert size_of(one.path) == size_of(folder / one.name)
+
+
+def test_a_changed_member_changes_the_fingerprint(tmp_path):
+    prints = []
+    for number, content in enumerate((b"x", b"y")):
+        path = pack(tmp_path / f"{number}.zip", {"a/1.png": content, "b/2.png": b"z"})
+        prints.append(find_images(path, "train", class_folders(path, "train"), ClassMapping()).fingerprint())
+    assert prints[0] != prints[1]
+
+
+def test_damage_is_named(tmp_path, toy):
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK\x03\x04 and nothing")
+    with pytest.raises(InputError, match=r"broken.zip is damaged or not a zip archive"):
+        class_folders(broken, "train")
+    with pytest.raises(InputError, match=r"empty.zip holds no images"):
+        class_folders(pack(tmp_path / "empty.zip", {}), "train")
+    with pytest.raises(InputError, match=r"images outside class folders \(1.png\)"):
+        class_folders(pack(tmp_path / "loose.zip", {"1.png": b"x", "a/2.png": b"x"}), "train")
+    with pytest.raises(InputError, match="has train but no val"):
+        class_folders(pack(tmp_path / "half.zip", {"train/a/1.png": b"x", "train/b/2.png": b"x"}), "val")
+    picture = toy.image().read_bytes()
+    path = pack(tmp_path / "flipped.zip", {"a/1.png": picture, "b/2.png": picture})
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(content)
+    member = ZipMember(path, "a/1.png")
+    with pytest.raises(OSError, match="CRC|decompress"):
+        member.read_bytes()
+    reader = image_reader(PREPROCESSING, batch_size=4, workers=1)
+    found = reader.read(ImageFile(path=member, name="a/1.png", class_index=0))
+    assert isinstance(found, Skipped) and "cannot be read" in found.reason
