@@ -18,6 +18,8 @@ Normalisation = Literal["none", "unit", "centred"]
 ProtoPNetStart = Literal["data", "random"]
 RateSchedule = Literal["cosine", "steps"]
 LastLayer = Literal["exact", "passes"]
+FineTuned = Literal["none", "last", "all"]
+TrainingMode = Literal["batches", "episodes"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -214,21 +216,56 @@ class FewShotOptions:
     """Of the class weights."""
     normalisation: Normalisation = "unit"
     """Features as they are, of length one, or of length one after the training mean is taken off."""
-    scales: tuple[float, ...] = (2.5, 5.0, 10.0)
+    scales: tuple[float, ...] = (5.0, 10.0)
     """Of the squared distances, in units of the samples' mean squared distance from their mean."""
     alphas: tuple[float, ...] = (1e-2, 1e-3)
     """Weight of the norm."""
-    anchors: tuple[float, ...] = (3e-3, 3e-4, 3e-5)
+    sparse_alphas: tuple[float, ...] = (1e-1, 3e-2, 1e-2, 1e-3)
+    """The same for L1; in the end the largest that adds no held-out mistake."""
+    anchors: tuple[float, ...] = (3e-5, 3e-6)
     """Weight of the prototypes' squared way from where they started, in the same units."""
+    dense_anchors: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)
+    """The same where samples outnumber the dimensions that they span, so that clusters are well described; there the
+    largest is taken that costs next to nothing, and prototypes stay within their clusters."""
+    negligible: float = 2e-2
+    """Held-out loss in nats per sample that is next to nothing."""
     folds: int = 5
     """Of the cross-validation; fewer where no class has as many images."""
-    grow: bool = True
-    """Whether classes get further prototypes where those lower the held-out loss."""
-    price: float = 1e-3
-    """Nats per sample: a further prototype must lower the held-out loss by more, a prototype whose absence raises the
-    objective by no more is removed."""
+    prototypes: int | None = None
+    """Per class; None: as many as the clusters of the class ask for, without those that other classes have too."""
+    most: int = 10
+    """Prototypes of a class, where the data decides."""
+    remote: float = 0.5
+    """Share of the held-out squared distance that further prototypes of a class must save, beyond what parts of one
+    cluster save."""
     rounds: int = 3
     """Most rounds of the alternating estimation before the joint refinement."""
     steps: int = 100
     """Most steps of the joint refinement; 0 leaves it out."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneOptions:
+    """Readjusting the network of a few-shot model."""
+
+    stages: FineTuned = "none"
+    """What is trained: nothing, the last stage, or the whole network."""
+    mode: TrainingMode = "batches"
+    """The model's own loss on batches, prototypes and weights trained along; or episodes: part of a batch gives the
+    prototypes of its classes, the rest is told apart by them."""
+    epochs: int = 20
+    """Passes over the images."""
+    rate: float = 1e-4
+    """Learning rate of Adam for the network, with half a cosine."""
+    prototype_rate: float = 1e-3
+    """The same for prototypes and class weights."""
+    pull: float = 0.1
+    """Weight of the term that draws prototypes of one class together and pushes those of different classes apart."""
+    ways: int = 5
+    """Classes of an episode."""
+    per_class: int = 4
+    """Images of a class in an episode; half of them give its prototype."""
+    batch_size: int = 32
+    augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     seed: int = 0

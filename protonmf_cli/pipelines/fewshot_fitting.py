@@ -1,9 +1,8 @@
 """The few-shot prototype model on features: what cross-validation chooses, and the fit with it.
 
-Classes begin with one prototype, at their mean. A class gets another one (Ward's method then splits its samples, and
-the prototypes start at the means of the parts) where that lowers the held-out loss by more than the price. In the end a
-prototype goes if the objective without it, weights fitted anew, rises by no more than the price: a cluster that two
-classes share ends with one prototype for both.
+A class begins with one prototype at its mean, or, where its samples lie in remote clusters, with one at the mean of
+each part (Ward's method): held-out samples say whether they do. Of two parts of different classes that lie no further
+apart than the noise of their means, one goes: a cluster that two classes share has one prototype for both.
 
 Reference: "Using prototypes to improve convolutional networks interpretability" (2017).
 """
@@ -16,20 +15,21 @@ from itertools import product
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.normalisation import Normaliser, normaliser_of
 from protonmf_cli.maths.soft_prototypes import (
     Penalty,
     SoftPrototypes,
     estimate,
-    fit_weights,
-    matches,
     objective,
     refine,
 )
 from protonmf_cli.options import FewShotOptions
+from protonmf_cli.pipelines.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +39,6 @@ class Choice:
     scale: float
     alpha: float
     anchor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normaliser:
-    """What is done to features (N, D) before they are matched."""
-
-    kind: str
-    mean: Tensor | None
-    """(D,) taken off before the length is made one"""
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        if self.kind == "none":
-            return rows
-        return functional.normalize(rows if self.mean is None else rows - self.mean, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +54,7 @@ class FewShotFit:
     held_out: dict[Choice, tuple[float, float]]
     """Accuracy and loss over the folds of every set tried; empty where nothing could be held out."""
     counts: tuple[int, ...]
-    """Prototypes of each class before any was removed."""
+    """Parts of each class, before shared ones were joined."""
     folds: int
     """0 where nothing could be held out"""
 
@@ -77,12 +63,16 @@ class FewShotFit:
         return self.model.logits(self.normaliser(rows.double()))
 
 
-def normaliser_of(rows: Tensor, kind: str) -> Normaliser:
-    """The normalisation that training features (N, D) decide."""
-    return Normaliser(kind=kind, mean=rows.mean(dim=0) if kind == "centred" else None)
-
-
-def fit_fewshot(rows: Tensor, labels: Tensor, classes: int, options: FewShotOptions) -> FewShotFit:
+@threadpool_limits.wrap(limits=1)  # the problems are small: two threads made them twenty times slower
+def fit_fewshot(
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    options: FewShotOptions,
+    *,
+    blocks: tuple[int, ...] | None = None,
+    progress: Progress = SILENT,
+) -> FewShotFit:
     """Choose hyper-parameters and numbers of prototypes inside the given samples, then fit to all of them.
 
     Args:
@@ -90,41 +80,40 @@ def fit_fewshot(rows: Tensor, labels: Tensor, classes: int, options: FewShotOpti
         labels: (N,) classes 0..L-1, each with at least one sample.
         classes: L >= 2.
         options: what may be chosen.
+        blocks: widths of joined layers, each normalised by itself; one of width D if None.
+        progress: told of every set of hyper-parameters that was tried.
 
     Raises:
-        InputError: one class, a class without samples, features that are not finite or do not differ.
+        InputError: one class, a class without samples or with fewer samples than prototypes, features that are not
+            finite or do not differ.
     """
-    _check(rows, labels, classes)
+    _check(rows, labels, classes, options)
     order = _canonical_order(rows, labels)
     rows, labels = rows.double()[order], labels[order]
-    counts = (1,) * classes
-    choices = [
-        Choice(scale=s, alpha=a, anchor=m) for s, a, m in product(options.scales, options.alphas, options.anchors)
-    ]
-    parts = _folds(rows, labels, options)
+    search = _Search.of(rows, labels, classes, options, blocks, progress)
+    counts = search.numbers() if options.prototypes is None else (options.prototypes,) * classes
     held_out: dict[Choice, tuple[float, float]] = {}
-    choice = choices[len(choices) // 2]
-    if parts and len(choices) > 1:
-        choice, held_out = _choose(parts, classes, counts, choices, options)
-    if parts and options.grow:
-        grown = _grow(parts, labels, classes, choice, options)
-        if grown != counts and len(choices) > 1:
-            choice, held_out = _choose(parts, classes, grown, choices, options)
-        counts = grown
-    normaliser = normaliser_of(rows, options.normalisation)
+    choice = _middle(search.choices)
+    if search.folds and len(search.choices) > 1:
+        choice, held_out = search.choose(counts)
+    normaliser = normaliser_of(rows, options.normalisation, blocks)
     task = _Task.of(normaliser(rows), labels, classes)
     model, owner = task.fit(counts, choice, options)
-    model, kept = task.without_idle(model, choice, options)
     return FewShotFit(
         model=task.whole(model),
-        owner=owner[kept],
+        owner=owner,
         normaliser=normaliser,
         choice=choice,
         objective=objective(model, task.rows, task.labels, _penalty(choice, options)),
         held_out=held_out,
         counts=counts,
-        folds=len(parts),
+        folds=len(search.folds),
     )
+
+
+def _middle(choices: Sequence[Choice]) -> Choice:
+    """What is taken where nothing can be held out."""
+    return choices[len(choices) // 2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +131,7 @@ class _Task:
 
     @classmethod
     def of(cls, rows: Tensor, labels: Tensor, classes: int) -> "_Task":
-        _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-        axes = axes[sizes > 1e-10 * sizes[0]]
+        axes = _axes(rows)
         unit = math.sqrt(float((rows - rows.mean(dim=0)).square().sum(dim=1).mean())) or 1.0
         return cls(rows=rows @ axes.mT / unit, labels=labels, classes=classes, axes=axes, unit=unit)
 
@@ -160,14 +148,24 @@ class _Task:
             scale=model.scale / self.unit**2,
         )
 
+    def starts(self, counts: Sequence[int], *, shared: bool) -> tuple[Tensor, Tensor]:
+        """(J, r) where prototypes start, and their classes (J,).
+
+        Args:
+            counts: parts of each class.
+            shared: whether a class whose samples have several parts gives one up where another class has its mean too.
+        """
+        parts = [split_in_parts(self.rows[self.labels == c], counts[c]) for c in range(self.classes)]
+        means = torch.cat([torch.stack([part.mean(dim=0) for part in own]) for own in parts])
+        owner = torch.tensor([c for c, own in enumerate(parts) for _ in own])
+        if not shared or len(owner) == self.classes:
+            return means, owner
+        sizes = torch.tensor([len(part) for own in parts for part in own], dtype=means.dtype)
+        return _without_shared(means, owner, sizes, _scatter(parts))
+
     def fit(self, counts: Sequence[int], choice: Choice, options: FewShotOptions) -> tuple[SoftPrototypes, Tensor]:
-        """The model with a number of prototypes for each class, and their classes."""
-        starts, owner = [], []
-        for c in range(self.classes):
-            found = part_means(self.rows[self.labels == c], counts[c])
-            starts.append(found)
-            owner += [c] * len(found)
-        start = torch.cat(starts)
+        """The model with a number of parts for each class, and the classes of its prototypes."""
+        start, owner = self.starts(counts, shared=options.prototypes is None)
         model = SoftPrototypes(
             prototypes=start,
             anchors=start,
@@ -178,43 +176,63 @@ class _Task:
         model, _ = estimate(model, self.rows, self.labels, penalty, rounds=options.rounds)
         if options.steps:
             model = refine(model, self.rows, self.labels, penalty, steps=options.steps)
-        return model, torch.tensor(owner)
+        return model, owner
 
-    def without_idle(
-        self, model: SoftPrototypes, choice: Choice, options: FewShotOptions
-    ) -> tuple[SoftPrototypes, Tensor]:
-        """Remove prototypes one by one as long as the objective rises by no more than the price."""
-        penalty = _penalty(choice, options)
-        kept = torch.arange(len(model.prototypes))
-        value = objective(model, self.rows, self.labels, penalty)
-        while len(kept) > self.classes:
-            tried = []
-            for j in range(len(kept)):
-                rest = torch.cat([torch.arange(j), torch.arange(j + 1, len(kept))])
-                less = replace(model, prototypes=model.prototypes[rest], anchors=model.anchors[rest])
-                matched = matches(self.rows, less.prototypes, less.scale)
-                weights, _ = fit_weights(matched, self.labels, self.classes, penalty)
-                less = replace(less, weights=weights)
-                tried.append((objective(less, self.rows, self.labels, penalty), j, less, rest))
-            least, _, less, rest = min(tried, key=lambda one: one[:2])
-            if least > value + options.price:
-                break
-            model, kept, value = less, kept[rest], min(value, least)
-        return model, kept
+
+def _scatter(parts: Sequence[Sequence[Tensor]]) -> float:
+    """Pooled variance of the samples around the means of their parts, summed over the dimensions."""
+    every = [part for own in parts for part in own]
+    freedom = sum(len(part) - 1 for part in every)
+    return sum(float((part - part.mean(dim=0)).square().sum()) for part in every) / max(1, freedom)
+
+
+def _without_shared(means: Tensor, owner: Tensor, sizes: Tensor, scatter: float) -> tuple[Tensor, Tensor]:
+    """One start for every two that the noise of their means cannot tell apart, while their class has another one.
+
+    Two means of n and m samples of one cluster lie scatter (1 / n + 1 / m) apart (squared), give or take its deviation
+    in d dimensions, a share sqrt(2 / d).
+    """
+    limit = 1 + 3 * math.sqrt(2 / means.shape[1])
+    while True:
+        noise = scatter * (1 / sizes[:, None] + 1 / sizes)
+        ratio = torch.cdist(means, means).square() / noise.clamp_min(torch.finfo(means.dtype).tiny)
+        counts = owner.bincount()
+        free = counts[owner] > 1
+        allowed = (owner[:, None] != owner) & free[None, :]  # the second of a pair goes
+        ratio = torch.where(allowed, ratio, torch.inf)
+        kept, gone = divmod(int(ratio.argmin()), len(means))
+        if not float(ratio[kept, gone]) <= limit:
+            return means, owner
+        total = sizes[kept] + sizes[gone]
+        means[kept] = (sizes[kept] * means[kept] + sizes[gone] * means[gone]) / total
+        sizes[kept] = total
+        rest = torch.arange(len(means)) != gone
+        means, owner, sizes = means[rest], owner[rest], sizes[rest]
+
+
+def _axes(rows: Tensor) -> Tensor:
+    """(r, D) orthonormal axes of what rows (N, D) span."""
+    _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
+    return axes[sizes > 1e-10 * sizes[0]]
 
 
 def _penalty(choice: Choice, options: FewShotOptions) -> Penalty:
     return Penalty(norm=options.norm, alpha=choice.alpha, anchor=choice.anchor)
 
 
-def part_means(rows: Tensor, count: int) -> Tensor:
-    """(k, D) means of the parts of samples (n, D) by Ward's method, k = min(count, n); one part is the mean."""
+def split_in_parts(rows: Tensor, count: int) -> list[Tensor]:
+    """The parts of samples (n, D) by Ward's method, min(count, n) of them in the order of their means."""
     count = min(count, len(rows))
     if count == 1:
-        return rows.mean(dim=0, keepdim=True)
-    parts = torch.from_numpy(AgglomerativeClustering(count).fit(rows.numpy()).labels_)
-    means = torch.stack([rows[parts == k].mean(dim=0) for k in range(count)])
-    return means[np.lexsort(means.numpy().T[::-1])]
+        return [rows]
+    labels = torch.from_numpy(AgglomerativeClustering(count).fit(rows.numpy()).labels_)
+    parts = [rows[labels == k] for k in range(count)]
+    return sorted(parts, key=lambda part: part.mean(dim=0).tolist())
+
+
+def part_means(rows: Tensor, count: int) -> Tensor:
+    """(k, D) means of the parts of samples (n, D), see `split_in_parts`."""
+    return torch.stack([part.mean(dim=0) for part in split_in_parts(rows, count)])
 
 
 # -- cross-validation ------------------------------------------------------------------------------------------
@@ -226,19 +244,6 @@ class _Fold:
     rows: Tensor
     """Held out, in the task's coordinates."""
     labels: Tensor
-
-
-def _folds(rows: Tensor, labels: Tensor, options: FewShotOptions) -> list[_Fold]:
-    """Samples of every class in turn; a class of one sample is never held out."""
-    numbers = fold_numbers(labels, options.folds, options.seed)
-    classes = int(labels.max()) + 1
-    found = []
-    for k in range(int(numbers.max()) + 1):
-        apart = numbers == k
-        normaliser = normaliser_of(rows[~apart], options.normalisation)
-        task = _Task.of(normaliser(rows[~apart]), labels[~apart], classes)
-        found.append(_Fold(task=task, rows=task.seen(normaliser(rows[apart])), labels=labels[apart]))
-    return found
 
 
 def fold_numbers(labels: Tensor, folds: int, seed: int) -> Tensor:
@@ -256,54 +261,127 @@ def fold_numbers(labels: Tensor, folds: int, seed: int) -> Tensor:
     return numbers
 
 
-def _held_out(
-    parts: Sequence[_Fold], classes: int, counts: Sequence[int], choice: Choice, options: FewShotOptions
-) -> tuple[float, Tensor]:
-    """Accuracy, and the sum of the losses of each class's held-out samples (L,)."""
-    right, count, losses = 0, 0, torch.zeros(classes, dtype=torch.float64)
-    for part in parts:
-        model, _ = part.task.fit(counts, choice, options)
-        logits = model.logits(part.rows)
-        right += int((logits.argmax(dim=1) == part.labels).sum())
-        count += len(part.labels)
-        losses.index_add_(0, part.labels, functional.cross_entropy(logits, part.labels, reduction="none"))
-    return right / count, losses
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """The folds of a cross-validation, and what may be chosen by it."""
+
+    folds: Sequence[_Fold]
+    choices: Sequence[Choice]
+    sizes: Sequence[int]
+    """Samples of each class."""
+    dense: bool
+    """Whether samples outnumber the dimensions that they span."""
+    options: FewShotOptions
+    progress: Progress
+
+    @classmethod
+    def of(
+        cls,
+        rows: Tensor,
+        labels: Tensor,
+        classes: int,
+        options: FewShotOptions,
+        blocks: tuple[int, ...] | None,
+        progress: Progress,
+    ) -> "_Search":
+        """Samples of every class in turn are held out; a class of one sample never is."""
+        numbers = fold_numbers(labels, options.folds, options.seed)
+        folds = []
+        for k in range(int(numbers.max()) + 1):
+            apart = numbers == k
+            normaliser = normaliser_of(rows[~apart], options.normalisation, blocks)
+            task = _Task.of(normaliser(rows[~apart]), labels[~apart], classes)
+            folds.append(_Fold(task=task, rows=task.seen(normaliser(rows[apart])), labels=labels[apart]))
+        dense = len(_axes(normaliser_of(rows, options.normalisation, blocks)(rows))) < len(rows) - 1
+        alphas = options.sparse_alphas if options.norm == "l1" else options.alphas
+        sets = product(options.scales, alphas, options.dense_anchors if dense else options.anchors)
+        return cls(
+            folds=folds,
+            choices=[Choice(scale=s, alpha=a, anchor=m) for s, a, m in sets],
+            sizes=labels.bincount(minlength=classes).tolist(),
+            dense=dense,
+            options=options,
+            progress=progress,
+        )
+
+    def held_out(self, counts: Sequence[int], choice: Choice) -> tuple[float, Tensor]:
+        """Accuracy, and the loss of every held-out sample, fold after fold."""
+        right, losses = 0, []
+        for fold in self.folds:
+            model, _ = fold.task.fit(counts, choice, self.options)
+            logits = model.logits(fold.rows)
+            right += int((logits.argmax(dim=1) == fold.labels).sum())
+            losses.append(functional.cross_entropy(logits, fold.labels, reduction="none"))
+        found = torch.cat(losses)
+        self.progress.advance()
+        return right / len(found), found
+
+    def choose(self, counts: Sequence[int]) -> tuple[Choice, dict[Choice, tuple[float, float]]]:
+        """The choice with the least held-out loss, and accuracy and loss of each.
+
+        Where samples outnumber dimensions, the one with the strongest anchor of those whose loss is above the least by
+        no more than its standard error or `negligible`. For L1 then the sparsest that adds no mistake (the paper's
+        rule).
+        """
+        self.progress.stage("choosing scale and weights", len(self.choices))
+        found, losses = {}, {}
+        for choice in self.choices:
+            accuracy, losses[choice] = self.held_out(counts, choice)
+            found[choice] = (accuracy, float(losses[choice].mean()))
+        chosen = min(self.choices, key=lambda one: found[one][1])
+        if self.dense:
+            near = [c for c in self.choices if self._costs_nothing(losses[c] - losses[chosen])]
+            chosen = max(near, key=lambda one: (one.anchor, -found[one][1]))
+        if self.options.norm == "l1":
+            alike = [c for c in self.choices if (c.scale, c.anchor) == (chosen.scale, chosen.anchor)]
+            chosen = max((c for c in alike if found[c][0] >= found[chosen][0]), key=lambda one: one.alpha)
+        return chosen, found
+
+    def _costs_nothing(self, over: Tensor) -> bool:
+        """Whether the mean of differences of losses (N,) is within its standard error or `negligible`."""
+        error = float(over.std()) / math.sqrt(len(over)) if len(over) > 1 else 0.0
+        return float(over.mean()) <= max(error, self.options.negligible)
+
+    def numbers(self) -> tuple[int, ...]:
+        """How many prototypes each class begins with, see `number_of_parts`."""
+        return tuple(self._number(c, size) for c, size in enumerate(self.sizes))
+
+    def _number(self, c: int, size: int) -> int:
+        seen = [(fold.task.rows[fold.task.labels == c], fold.rows[fold.labels == c]) for fold in self.folds]
+        held = [pair for pair in seen if len(pair[1])]
+        most = min([self.options.most, *(len(train) - 1 for train, _ in held)]) if held else 1
+        if size < 4 or most < 2:
+            return 1
+        distances = [
+            torch.cat([torch.cdist(apart, part_means(train, n)).amin(dim=1).square() for train, apart in held])
+            for n in range(1, most + 1)
+        ]
+        means = [float(one.mean()) for one in distances]
+        return number_of_parts(means, held[0][0].shape[1], self.options.remote)
 
 
-def _choose(
-    parts: Sequence[_Fold], classes: int, counts: Sequence[int], choices: Sequence[Choice], options: FewShotOptions
-) -> tuple[Choice, dict[Choice, tuple[float, float]]]:
-    """The choice with the highest held-out accuracy; of equals the one with the least loss."""
-    size = sum(len(part.labels) for part in parts)
-    found = {}
-    for choice in choices:
-        accuracy, losses = _held_out(parts, classes, counts, choice, options)
-        found[choice] = (accuracy, float(losses.sum()) / size)
-    return max(choices, key=lambda one: (found[one][0], -found[one][1])), found
+def number_of_parts(distances: Sequence[float], dimensions: int, remote: float) -> int:
+    """How many prototypes the samples of one class ask for.
 
+    Parts of one cluster also come closer to their means, by (n / m)^(-2 / d) for m and n parts in d dimensions (the
+    rate of quantisation); n parts instead of m must save the share `remote` beyond that.
 
-def _grow(
-    parts: Sequence[_Fold], labels: Tensor, classes: int, choice: Choice, options: FewShotOptions
-) -> tuple[int, ...]:
-    """Give classes further prototypes, the worst explained first, as long as the held-out loss falls by the price."""
-    counts = [1] * classes
-    sizes = labels.bincount(minlength=classes).tolist()
-    size = sum(len(part.labels) for part in parts)
-    _, losses = _held_out(parts, classes, counts, choice, options)
-    closed = {c for c in range(classes) if sizes[c] < 3}
-    while len(closed) < classes:
-        c = max(set(range(classes)) - closed, key=lambda k: float(losses[k]))
-        if float(losses[c]) / size <= options.price:
-            break
-        tried = [n + (k == c) for k, n in enumerate(counts)]
-        _, after = _held_out(parts, classes, tried, choice, options)
-        if float(losses.sum() - after.sum()) / size > options.price:
-            counts, losses = tried, after
-            if counts[c] + 1 >= sizes[c]:
-                closed.add(c)
-        else:
-            closed.add(c)
-    return tuple(counts)
+    Args:
+        distances: mean squared distance of held-out samples to the nearest mean of 1, 2, ... parts.
+        dimensions: d, that the samples span.
+        remote: in [0, 1].
+
+    >>> number_of_parts([9.0, 1.0, 0.9, 0.8], dimensions=10, remote=0.5)
+    2
+    >>> number_of_parts([9.0, 5.0, 3.5, 2.6], dimensions=2, remote=0.5)
+    1
+    """
+    chosen = 1
+    for n in range(2, len(distances) + 1):
+        expected = (n / chosen) ** (-2 / dimensions) * distances[chosen - 1]
+        if distances[n - 1] < (1 - remote) * expected:
+            chosen = n
+    return chosen
 
 
 # -- samples ---------------------------------------------------------------------------------------------------
@@ -315,12 +393,18 @@ def _canonical_order(rows: Tensor, labels: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort(keys))
 
 
-def _check(rows: Tensor, labels: Tensor, classes: int) -> None:
+def _check(rows: Tensor, labels: Tensor, classes: int, options: FewShotOptions) -> None:
     if classes < 2:
         raise InputError("a few-shot model needs at least two classes.")
     empty = classes - len(labels.unique())
     if empty:
         raise InputError(f"{empty} of {classes} classes have no images.")
+    fewest = int(labels.bincount(minlength=classes).min())
+    if options.prototypes is not None and options.prototypes > fewest:
+        raise InputError(
+            f"{options.prototypes} prototypes per class need as many images, but a class has {fewest}. Give fewer "
+            "prototypes, or none to let the data decide."
+        )
     if not bool(rows.isfinite().all()):
         raise InputError("features of some images are not finite; another --dtype or network may help.")
     if bool((rows == rows[0]).all()):

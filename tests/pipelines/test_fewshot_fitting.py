@@ -7,21 +7,11 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.soft_prototypes import Penalty, matches, objective
 from protonmf_cli.options import FewShotOptions
 from protonmf_cli.pipelines.fewshot_fitting import fit_fewshot, fold_numbers, part_means
+from twisted import CENTRES, twisted
 
 QUICK = FewShotOptions(
     normalisation="none", scales=(2.5, 10.0), alphas=(1e-2,), anchors=(3e-3,), folds=4, rounds=3, steps=50
 )
-
-
-def twisted(seed, count=8):
-    """Two classes in two remote clusters each, crosswise, and one cluster that they share."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = [(0, (-3, -3)), (0, (3, 3)), (1, (-3, 3)), (1, (3, -3)), (0, (0, 8)), (1, (0, 8))]
-    rows = [
-        torch.tensor(place, dtype=torch.float64) + 0.4 * torch.randn(count, 2, generator=generator, dtype=torch.float64)
-        for _, place in parts
-    ]
-    return torch.cat(rows), torch.tensor([c for c, _ in parts]).repeat_interleave(count)
 
 
 def blobs(classes=4, count=5, width=30, seed=0):
@@ -33,26 +23,36 @@ def blobs(classes=4, count=5, width=30, seed=0):
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_twisted_classes_get_the_prototypes_they_need(norm):
+def test_twisted_classes_get_a_prototype_for_each_cluster(norm):
+    """Two for each class alone and one for the cluster that both share, each within its cluster."""
     rows, labels = twisted(0)
-    found = fit_fewshot(rows, labels, 2, FewShotOptions(**vars(QUICK) | {"norm": norm}))
+    found = fit_fewshot(rows, labels, 2, FewShotOptions(norm=norm, normalisation="none"))
+    assert found.counts == (3, 3) and len(found.model.prototypes) == 5
+    centres = torch.tensor(CENTRES).double()
+    assert sorted(torch.cdist(found.model.prototypes, centres).argmin(dim=1).tolist()) == [0, 1, 2, 3, 4]
+    assert float(torch.cdist(found.model.prototypes, centres).amin(dim=1).max()) < 1
     more, truth = twisted(1)
     pure = slice(0, 32)
     assert (found.logits(more)[pure].argmax(dim=1) == truth[pure]).all()
-    assert 4 <= len(found.model.prototypes) <= 7
-    single = fit_fewshot(rows, labels, 2, FewShotOptions(**vars(QUICK) | {"norm": norm, "grow": False}))
+    sure = found.logits(more).softmax(dim=1).amax(dim=1)
+    assert float(sure[pure].min()) > 0.7 and float(sure[32:].max()) < 0.6  # the shared cluster is ambiguous
+    single = fit_fewshot(rows, labels, 2, FewShotOptions(norm=norm, normalisation="none", prototypes=1))
     assert len(single.model.prototypes) == 2
     assert float((single.logits(more)[pure].argmax(dim=1) == truth[pure]).double().mean()) < 0.8
-    sure = found.logits(more).softmax(dim=1).amax(dim=1)
-    assert float(sure[32:].mean()) < float(sure[pure].mean()) - 0.1  # the shared cluster is ambiguous
 
 
-def test_a_prototype_that_says_nothing_new_is_removed():
-    """Classes that one prototype each explains keep one, however many they start with."""
+def test_a_class_of_one_cluster_keeps_one_prototype():
+    rows, labels = blobs(classes=3, count=8)
+    found = fit_fewshot(rows, labels, 3, QUICK)
+    assert found.counts == (1, 1, 1) and found.owner.tolist() == [0, 1, 2]
+
+
+def test_a_fixed_number_of_prototypes_is_kept():
     rows, labels = blobs(classes=2, count=8)
-    found = fit_fewshot(rows, labels, 2, QUICK)
-    assert len(found.model.prototypes) == 2 and found.owner.tolist() == [0, 1]
-    assert len(found.model.weights[0]) == 2
+    found = fit_fewshot(rows, labels, 2, FewShotOptions(**vars(QUICK) | {"prototypes": 3}))
+    assert len(found.model.prototypes) == 6 and found.owner.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(InputError, match="9 prototypes per class need as many images, but a class has 8"):
+        fit_fewshot(rows, labels, 2, FewShotOptions(**vars(QUICK) | {"prototypes": 9}))
 
 
 def test_the_order_of_the_images_does_not_matter():
@@ -86,7 +86,7 @@ def test_normalised_features_have_length_one(normalisation):
     rows, labels = blobs()
     found = fit_fewshot(rows + 5, labels, 4, FewShotOptions(**vars(QUICK) | {"normalisation": normalisation}))
     assert torch.allclose(found.normaliser(rows + 5).norm(dim=1), torch.ones(20).double())
-    assert (found.normaliser.mean is not None) == (normalisation == "centred")
+    assert bool(found.normaliser.mean.any()) == (normalisation == "centred")
     assert torch.allclose(found.logits(rows + 5), found.model.logits(found.normaliser(rows + 5)))
 
 
