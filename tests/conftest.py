@@ -17,6 +17,16 @@ def _own_state_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("PROTONMF_MODEL", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def _own_threads():
+    """A command's --threads does not outlive its test."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of trained networks and real images."""

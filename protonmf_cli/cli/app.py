@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from protonmf_cli import __version__
-from protonmf_cli.cli import protopnet
+from protonmf_cli.cli import fewshot, protopnet
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
@@ -47,7 +47,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
             print(
-                "interrupted; `convert` and `protopnet train` go on where they stopped when they are given again",
+                "interrupted; `convert`, `protopnet train` and `fewshot fit --finetune` go on where they stopped when they are given again",
                 file=sys.stderr,
             )
             raise SystemExit(INTERRUPTED) from None
@@ -86,9 +86,10 @@ for _command in (convert, explain, intervene, evaluate, inspect, export, demo, d
     app.command()(_guarded(_command))
 
 
-for _subcommand in protopnet.COMMANDS:
-    protopnet.app.command()(_guarded(_subcommand))
-app.add_typer(protopnet.app)
+for _group in (protopnet, fewshot):
+    for _subcommand in _group.COMMANDS:
+        _group.app.command()(_guarded(_subcommand))
+    app.add_typer(_group.app)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,9 +43,7 @@ def explain(
     from protonmf_cli.cli.ledger import explanation_json, show_explanation
 
     shown = Shown(quiet=quiet)
-    paths = [line for word in images for line in (_from_stdin() if word == "-" else [word])]
-    if not paths:
-        raise UsageError("no image was given on standard input.")
+    paths = paths_of(images)
     targets = _png_targets(png, paths, force)
     loaded = open_for(model, device, dtype, threads, offline)
     from protonmf_cli.pipelines.explanation import chosen_form
@@ -119,8 +117,17 @@ def _remember(model: Path, image: str, class_index: int) -> None:
     remember(model, LastExplanation(image=str(Path(image).resolve()), class_index=class_index))
 
 
-def _from_stdin() -> list[str]:
-    return [line for line in (line.rstrip("\r\n") for line in sys.stdin) if line.strip()]
+def paths_of(words: Sequence[str]) -> list[str]:
+    """Images as they were given, "-" replaced by the lines of standard input.
+
+    Raises:
+        UsageError: none.
+    """
+    given = (line.rstrip("\r\n") for line in sys.stdin) if "-" in words else ()
+    paths = [line for word in words for line in (given if word == "-" else [word]) if line.strip()]
+    if not paths:
+        raise UsageError("no image was given on standard input.")
+    return paths
 
 
 def _png_targets(png: Path | None, paths: Sequence[str], force: bool) -> list[Path | None]:

@@ -41,7 +41,7 @@ def inspect(
     if as_json:
         shown.json(facts)
     else:
-        _show(facts, shown)
+        _show(facts, found, shown)
 
 
 def _draw_prototypes(model: "PrototypeModel", class_index: int, png: Path, force: bool, shown: Shown) -> None:
@@ -180,7 +180,33 @@ def _protopnet_lines(facts: dict[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _show(facts: dict[str, Any], shown: Shown) -> None:
+def _fewshot_lines(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
+    """How a few-shot model was chosen, and what is remarkable about its prototypes."""
+    from protonmf_cli.cli.fewshot_report import chosen_words, interpretation_lines
+
+    measured, readout = facts["card"]["measured"], facts["card"]["readout"]
+    known = {name: value for name, value in measured["accuracy"].items() if value is not None}
+    layers = ", ".join(map(str, readout["layers"]))
+    lines = {
+        "features": f"mean over the places of layers {layers}, normalisation {readout['normalisation']}",
+        "chosen": chosen_words(measured["chosen"], measured["held_out"], measured["folds"]),
+        "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in known.items()),
+        **interpretation_lines(model),
+    }
+    if tuned := measured.get("finetuning"):
+        lines["fine-tuned"] = (
+            f"{tuned['options']['stages']}, {len(tuned['epochs'])} epochs of {tuned['options']['mode']}"
+        )
+    return lines
+
+
+def _lines_of_method(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
+    if model.matching is not None:
+        return _fewshot_lines(facts, model)
+    return _conversion_lines(facts) if facts["card"]["method"] == "protonmf" else _protopnet_lines(facts)
+
+
+def _show(facts: dict[str, Any], model: "PrototypeModel", shown: Shown) -> None:
     card = facts["card"]
     readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
@@ -192,7 +218,7 @@ def _show(facts: dict[str, Any], shown: Shown) -> None:
         "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} rows of width {readout['width']}",
         "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
         "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
-        **(_conversion_lines(facts) if card["method"] == "protonmf" else _protopnet_lines(facts)),
+        **_lines_of_method(facts, model),
         "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
     }
     if card["edits"]:

@@ -121,8 +121,14 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
     if explanation.form == "augmented":
         shown.out.print("augmented prototypes: each carries its share of the residual", style="dim")
     said = "not defined" if share is None else rounded(share)
-    parts = [f"residual share {said}"] if explanation.additive else ["evidence: similarity of the most similar patch"]
-    shown.out.print(f"{parts[0]}   ledger error {explanation.ledger_error:.1e}", style="dim", markup=False)
+    what = {
+        "sum": f"residual share {said}",
+        "max": "evidence: similarity of the most similar patch",
+        "soft": "evidence: how much the image matches the prototype (all matches add up to 1)",
+    }
+    shown.out.print(
+        f"{what[explanation.pooling]}   ledger error {explanation.ledger_error:.1e}", style="dim", markup=False
+    )
 
 
 def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:

@@ -313,7 +313,6 @@ def write(
     from protonmf_cli.cli.protopnet_finish import finished_model
     from protonmf_cli.files.store import save_model
     from protonmf_cli.pipelines.activations import accuracy
-    from protonmf_cli.pipelines.protopnet_model import with_measured
 
     files = opened.images.of(opened.images.files)
     old = opened.model.card.data
@@ -322,7 +321,7 @@ def write(
     )
     skipped: list[Mapping[str, str]] = [{"path": skip.path, "reason": skip.reason} for skip in activations.skipped]
     check_skipped(skipped, len(activations.images), max_skipped)
-    model = with_measured(model, accuracy={"train": accuracy(net, activations)}, **measured)
+    model = model.measured_as(accuracy={"train": accuracy(net, activations)}, **measured)
     model = replace(model, card=replace(model.card, data={**model.card.data, "skipped": skipped}))
     save_model(output, model, opened.loaded.backbone.weights())
     return model

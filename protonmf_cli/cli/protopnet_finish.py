@@ -29,12 +29,11 @@ def finished_model(
     from protonmf_cli.files.atomic import digest_of_tensors
     from protonmf_cli.files.images import encode_jpeg
     from protonmf_cli.pipelines.activations import read_activations
+    from protonmf_cli.pipelines.cards import data_facts
     from protonmf_cli.pipelines.protopnet_model import (
         as_prototype_model,
-        data_facts,
         nearest_examples,
         protopnet_card,
-        with_measured,
     )
 
     backbone = replace(backbone, source=replace(backbone.source, digest=digest_of_tensors(backbone.weights())))
@@ -55,9 +54,9 @@ def finished_model(
             f"a prototype is {apart:.1e} (squared) away from the patch it was projected onto: batch statistics moved "
             "after the push, as they do with --recipe paper."
         )
-    card = protopnet_card(net, backbone, options, data={**data_facts(activations), **data})
+    card = protopnet_card(net, backbone, options, data={**data_facts(activations.labels, activations.images), **data})
     model = as_prototype_model(net, card, examples)
-    return with_measured(model, distance_from_own_patch=apart), activations
+    return model.measured_as(distance_from_own_patch=apart), activations
 
 
 NOT_A_PATCH = 1e-3

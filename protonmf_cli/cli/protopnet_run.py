@@ -231,7 +231,6 @@ def _finish(run: Run, trained: _Net, state: "TrainingState") -> "tuple[Prototype
     """Measure the trained network, find its patches, and make the model file's content."""
     from protonmf_cli.cli.protopnet_finish import finished_model
     from protonmf_cli.pipelines.activations import accuracy, read_activations
-    from protonmf_cli.pipelines.protopnet_model import with_measured
 
     net, images, best = trained.net, run.images, state.best or {}
     skipped = [asdict(skip) for skip in images.skipped]
@@ -245,7 +244,7 @@ def _finish(run: Run, trained: _Net, state: "TrainingState") -> "tuple[Prototype
         batches = images.reader.batches(images.val.of(images.val.files))
         figures["test"] = accuracy(net, read_activations(net, trained.backbone, batches, progress=run.bars))
     push = state.pushes[max(0, best.get("cycle", len(state.pushes)) - 1)]
-    model = with_measured(model, accuracy=figures, push={**push, "cycle": best.get("cycle")})
+    model = model.measured_as(accuracy=figures, push={**push, "cycle": best.get("cycle")})
     report = {
         "schema": "protonmf.protopnet_training/1",
         "model": run.request.name,

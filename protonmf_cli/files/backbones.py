@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, ClassName, Preprocessing, Source, probe_readout
 from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
+from protonmf_cli.models.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
 from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
 from protonmf_cli.models.readout import Network
@@ -150,15 +151,10 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         return combined_backbone(parts, card)
     if card.readout["kind"] == LATENT_PATCHES:
         return _restore_latent(card, weights or {})
+    if card.readout["kind"] == POOLED_FEATURES:
+        return _restore_features(model, weights, offline)
     if weights is None:
-        request = BackboneRequest(
-            name=card.source.name,
-            model_args={k: v for k, v in card.source.model_args.items() if k != "num_classes"},
-            rows=rows,
-            exif_transpose=card.preprocessing.exif_transpose,
-            offline=offline,
-        )
-        loaded, _ = load_backbone(request)
+        loaded, _ = load_backbone(_request_of(card, offline))
         backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows)
     else:
         network = _network_of(card)
@@ -169,6 +165,57 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
     return backbone
 
 
+def _request_of(card: Card, offline: bool) -> BackboneRequest:
+    """What to ask for where the weights are not inside the model file."""
+    return BackboneRequest(
+        name=card.source.name,
+        model_args={k: v for k, v in card.source.model_args.items() if k != "num_classes"},
+        rows=card.readout["rows"],
+        exif_transpose=card.preprocessing.exif_transpose,
+        offline=offline,
+    )
+
+
+def _restore_features(model: PrototypeModel, weights: Mapping[str, Tensor] | None, offline: bool) -> Backbone:
+    """The network of a few-shot model."""
+    card = model.card
+    if weights is None:
+        network, _, source, _ = load_features(_request_of(card, offline))
+    else:
+        network, source = _features_of(card, weights), card.source
+    backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout["layers"])
+    check_backbone(model, backbone)
+    return backbone
+
+
+def features_backbone(
+    network: Network,
+    preprocessing: Preprocessing,
+    classes: tuple[ClassName, ...],
+    source: Source,
+    layers: Sequence[int],
+) -> Backbone:
+    """A network of `load_features` as the Backbone of a few-shot model."""
+    return Backbone(
+        network=network,
+        readout=pooled_features(network, layers, preprocessing.input_size),
+        rows_option="auto",
+        preprocessing=preprocessing,
+        classes=classes,
+        source=source,
+        formula_difference=0.0,
+    )
+
+
+def _features_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
+    """The network of a file without pool and classifier, in evaluation mode."""
+    network = _network_of(card)
+    network.eval()
+    drop_unused(network, card.preprocessing.input_size)
+    _load_into(network, _part(weights, BACKBONE), card)
+    return network
+
+
 def _network_of(card: Card) -> Network:
     """The network of a model file without its weights."""
     return import_timm().create_model(card.source.architecture, pretrained=False, **_tuples(card.source.model_args))
@@ -176,10 +223,7 @@ def _network_of(card: Card) -> Network:
 
 def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
     """Network and add-on layers of a ProtoPNet; both are always inside its file."""
-    network = _network_of(card)
-    network.eval()
-    drop_unused(network, card.preprocessing.input_size)
-    _load_into(network, _part(weights, BACKBONE), card)
+    network = _features_of(card, weights)
     layers = add_on_layers(
         card.readout["addon"],
         card.readout["features"],

@@ -1,18 +1,28 @@
-"""What the network gave for each class, on disk: another number of prototypes needs no second pass over the images."""
+"""What the network gave for each class, on disk: fitting something else to it needs no second pass over the images."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.class_files import ClassFiles
 from protonmf_cli.models.images import ImageSource, Skipped
 from protonmf_cli.models.part import ClassReading
+from protonmf_cli.models.soft_matching import Samples
 
 TENSORS = ("rows", "pooled", "predicted", "crops")
+
+
+def _folder(folder: Path, name: str) -> Path:
+    try:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise InputError(f"the folder {folder} of --cache-features cannot be made: {failure.strerror}.") from failure
+    return folder / name
 
 
 class CachedFeatures(ClassFiles[ClassReading]):
@@ -21,13 +31,7 @@ class CachedFeatures(ClassFiles[ClassReading]):
     key = "features"
 
     def __init__(self, folder: Path, digest: str) -> None:
-        self.folder = folder / f"features-{digest[:16]}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as failure:
-            raise InputError(
-                f"the folder {folder} of --cache-features cannot be made: {failure.strerror}."
-            ) from failure
+        self.folder = _folder(folder, f"features-{digest[:16]}")
 
     def pack(self, item: ClassReading) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = {
@@ -45,3 +49,28 @@ class CachedFeatures(ClassFiles[ClassReading]):
             skipped=tuple(Skipped(**skip) for skip in facts["skipped"]),
             figures=facts["figures"],
         )
+
+
+class CachedSamples(ClassFiles[tuple[Samples, tuple[Skipped, ...]]]):
+    """class -> pooled features of its images and what could not be read, in a folder named like `CachedFeatures`'."""
+
+    key = "samples"
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = _folder(folder, f"samples-{digest[:16]}")
+
+    def pack(self, item: tuple[Samples, tuple[Skipped, ...]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        samples, skipped = item
+        facts = {"images": [asdict(s) for s in samples.sources], "skipped": [asdict(s) for s in skipped]}
+        return {"features": samples.features, "labels": samples.labels}, facts
+
+    def unpack(
+        self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> tuple[Samples, tuple[Skipped, ...]]:
+        sources = tuple(ImageSource(**source) for source in facts["images"])
+        return Samples(**tensors, sources=sources), tuple(Skipped(**skip) for skip in facts["skipped"])
+
+
+def default_folder() -> Path:
+    """Where features are kept unless the user names a folder."""
+    return platformdirs.user_cache_path("protonmf", appauthor=False)

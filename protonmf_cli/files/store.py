@@ -16,6 +16,7 @@ from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+from protonmf_cli.models.soft_matching import Samples, SoftMatching
 
 FORMAT = 1
 KEY = "protonmf"
@@ -39,10 +40,16 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "example_crop": (torch.int64, ("M", "2")),
     "example_jpeg": (torch.uint8, ("bytes",)),
     "member": (torch.int64, ("P",)),
+    "scale": (torch.float64, ("1",)),
+    "normalisation.mean": (torch.float32, ("D",)),
+    "sample_features": (torch.float32, ("N", "D")),
+    "sample_labels": (torch.int64, ("N",)),
 }
 """Tensors of format 1: dtype and named sizes; equal names are equal sizes."""
-OPTIONAL = frozenset({"member"})
-"""Of combined models only."""
+OF_MATCHING = frozenset({"scale", "normalisation.mean", "sample_features", "sample_labels"})
+"""Of few-shot models only."""
+OPTIONAL = OF_MATCHING | {"member"}
+"""`member` is of combined models only."""
 
 
 def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] | None) -> int:
@@ -62,6 +69,8 @@ def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] 
     tensors = dict(_tensors(model)) | dict(weights or {})
     tensors = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
+    if model.matching is not None:
+        header["samples"] = [asdict(s) for s in model.matching.samples.sources]
     header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
     metadata = {KEY: _canonical(header)}
 
@@ -131,7 +140,15 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
 
 
 def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
-    return {
+    own = {} if model.member is None else {"member": model.member}
+    if model.matching is not None:
+        own |= {
+            "scale": torch.tensor([model.matching.scale], dtype=torch.float64),
+            "normalisation.mean": model.matching.normaliser.mean.float(),
+            "sample_features": model.matching.samples.features,
+            "sample_labels": model.matching.samples.labels,
+        }
+    return own | {
         "prototypes": model.prototypes,
         "owner": model.owner,
         "weight_class": model.weights.class_index,
@@ -147,7 +164,7 @@ def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
         "example_map": model.examples.map,
         "example_crop": model.examples.crop,
         "example_jpeg": model.examples.jpeg,
-    } | ({} if model.member is None else {"member": model.member})
+    }
 
 
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> PrototypeModel:
@@ -174,6 +191,23 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
         ),
         card=Card.from_json(header["card"]),
         member=tensors.get("member"),
+        matching=_matching(tensors, header) if "scale" in tensors else None,
+    )
+
+
+def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> SoftMatching:
+    readout = header["card"]["readout"]
+    samples = Samples(
+        features=tensors["sample_features"],
+        labels=tensors["sample_labels"],
+        sources=tuple(ImageSource(**source) for source in header["samples"]),
+    )
+    return SoftMatching.restored(
+        scale=float(tensors["scale"]),
+        kind=readout["normalisation"],
+        mean=tensors["normalisation.mean"],
+        blocks=tuple(readout["blocks"]),
+        samples=samples,
     )
 
 
@@ -189,7 +223,10 @@ def _check_layout(tensors: Mapping[str, Tensor]) -> None:
     missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
-    sizes: dict[str, int] = {"4": 4, "2": 2}
+    some = OF_MATCHING & tensors.keys()
+    if some and some != OF_MATCHING:
+        raise ValueError(f"tensors missing: {sorted(OF_MATCHING - some)}")
+    sizes: dict[str, int] = {"4": 4, "2": 2, "1": 1}
     for name, (dtype, shape) in LAYOUT.items():
         if name not in tensors:
             continue
@@ -216,6 +253,10 @@ def _check_ranges(model: PrototypeModel) -> None:
         raise ValueError("the card and the tensors do not agree on the number of networks")
     if model.member is not None:
         bounds["member"] = (model.member, 0, len(model.card.members))
+    if (model.matching is None) != (model.card.pooling != "soft"):
+        raise ValueError("the card and the tensors do not agree on how images are matched")
+    if model.matching is not None:
+        bounds["sample_labels"] = (model.matching.samples.labels, 0, classes)
     for name, (tensor, low, high) in bounds.items():
         if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
             raise ValueError(f"{name} is outside {low}..{high - 1}")

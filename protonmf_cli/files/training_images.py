@@ -31,12 +31,23 @@ class TrainingImages:
         """Images of one epoch."""
         return len(self.files) * self.augmentation.copies
 
+    @property
+    def labels(self) -> list[int]:
+        """Class of every image."""
+        return [file.class_index for file in self.files]
+
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> Iterator[TrainingBatch]:
         """One epoch; process `rank` of `world` gets its share of every batch."""
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self))
         steps = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         if len(steps) > 1 and len(steps[-1]) == 1:  # batch norms that learn need two
             steps[-2:] = [np.concatenate(steps[-2:])]
+        return self.of_steps(epoch, steps, rank, world)
+
+    def of_steps(
+        self, epoch: int, steps: Sequence[Sequence[int] | np.ndarray], rank: int = 0, world: int = 1
+    ) -> Iterator[TrainingBatch]:
+        """Batches of the given images, augmented as in that epoch."""
         jobs = [(epoch, int(number)) for step in steps for number in step[rank::world]]
         crops = ahead(self._crop, jobs, workers=self.reader.workers, window=3 * self.batch_size)
         for step in steps:

@@ -1,4 +1,4 @@
-"""Cluster, separation and sparsity terms of ProtoPNet's loss (Chen et al. 2019, section 2.2)."""
+"""Where prototypes should lie, as terms of a loss: ProtoPNet (Chen et al. 2019, section 2.2) and few-shot models."""
 
 import torch
 from torch import Tensor
@@ -51,3 +51,28 @@ def separation_cost(distances: Tensor, labels: Tensor, owner: Tensor, most: floa
 def other_class_mask(owner: Tensor, classes: int) -> Tensor:
     """(C, P) True where a weight joins a class with a prototype of another class."""
     return owner != torch.arange(classes, device=owner.device)[:, None]
+
+
+def label_attraction(prototypes: Tensor, owner: Tensor, margin: float) -> Tensor:
+    """Prototypes of equal label should lie together, those of different labels apart.
+
+    The mean of |p_j - p_k|^2 over pairs of equal label, and the mean of max(0, margin - |p_j - p_k|)^2 over the others.
+
+    Args:
+        prototypes: (J, D)
+        owner: (J,) labels.
+        margin: distance beyond which different labels are far enough.
+
+    >>> p = torch.tensor([[0.0], [1.0], [1.5]])
+    >>> label_attraction(p, torch.tensor([0, 0, 1]), 2.0).item()  # 1 + (0.5^2 + 1.5^2) / 2
+    2.25
+    """
+    first, second = torch.triu_indices(len(prototypes), len(prototypes), offset=1, device=prototypes.device)
+    squared = (prototypes[first] - prototypes[second]).square().sum(dim=1)
+    same = owner[first] == owner[second]
+    total = prototypes.sum() * 0
+    if same.any():
+        total = total + squared[same].mean()
+    if not same.all():
+        total = total + (margin - squared[~same].clamp_min(1e-12).sqrt()).clamp_min(0).square().mean()
+    return total

@@ -75,7 +75,15 @@ def feature_map(network: Network, pixels: Tensor) -> Tensor:
     Raises:
         InputError: the features have no grid.
     """
-    found = network.forward_features(pixels)
+    return map_of(network, network.forward_features(pixels))
+
+
+def map_of(network: Network, found: object) -> Tensor:
+    """The output of `forward_features` as a map (B, D, h, w).
+
+    Raises:
+        InputError: the features have no grid.
+    """
     if isinstance(found, Tensor) and found.ndim == 4:
         return found if found.shape[1] == network.num_features else found.permute(0, 3, 1, 2)
     if isinstance(found, Tensor) and found.ndim == 3:

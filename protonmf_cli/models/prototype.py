@@ -14,6 +14,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import SIMILARITIES, distances
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
 from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.soft_matching import SoftMatching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +123,16 @@ class RowSpace:
 class PrototypeModel:
     """logit_c = sum_j a_cj s_j + rho_c + (b_c + delta_c).
 
-    Additive models: s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c. Others (ProtoPNet): s_j = max_n
-    similarity(r_n, b_j) over the rows of the prototype's network, without residual and bias.
+    Additive models: s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c. Others have no residual and no bias.
+    ProtoPNet: s_j = max_n similarity(r_n, b_j) over the rows of the prototype's network. Few-shot: s_j is the soft
+    match of the mean row, see `SoftMatching`.
     Flat, so that the number of prototypes may differ from class to class. P prototypes, C classes, D row width.
     """
 
     prototypes: Tensor
     """(P, D) float32; unit norm in additive models."""
     owner: Tensor
-    """(P,) int64, the class each prototype was found in; -1: none. Owners come in rising order."""
+    """(P,) int64, the class each prototype was found in, or (few-shot) speaks for most; in rising order."""
     weights: SparseWeights
     residual: Tensor
     """(C, D) float32"""
@@ -142,6 +144,12 @@ class PrototypeModel:
     card: Card
     member: Tensor | None = None
     """(P,) int64, which of `card.members` a prototype belongs to; None where there is one network."""
+    matching: SoftMatching | None = None
+    """Of few-shot models only."""
+
+    def measured_as(self, **figures: Any) -> "PrototypeModel":
+        """The same model with figures added to its card."""
+        return replace(self, card=replace(self.card, measured={**self.card.measured, **figures}))
 
     @property
     def is_additive(self) -> bool:
@@ -264,6 +272,42 @@ class PrototypeModel:
         return find_class(self.card.classes, words)
 
 
+def model_of_head(
+    prototypes: Tensor,
+    owner: Tensor,
+    head: Tensor,
+    kept: Tensor,
+    *,
+    examples: Examples,
+    card: Card,
+    matching: SoftMatching | None = None,
+) -> PrototypeModel:
+    """A model without residual and bias from its last layer.
+
+    Args:
+        prototypes: (P, D)
+        owner: (P,) in rising order.
+        head: (C, P) weights.
+        kept: (C, P) which of them are connections.
+        examples, card, matching: as in `PrototypeModel`.
+    """
+    class_index, prototype = kept.nonzero().unbind(dim=1)
+    value = head[class_index, prototype].float()
+    return PrototypeModel(
+        prototypes=prototypes.float(),
+        owner=owner,
+        weights=SparseWeights(
+            class_index=class_index, prototype=prototype, value=value, residual_share=torch.zeros_like(value)
+        ),
+        residual=torch.zeros(len(head), prototypes.shape[1]),
+        bias=torch.zeros(len(head)),
+        intercept=torch.zeros(len(head)),
+        examples=examples,
+        card=card,
+        matching=matching,
+    )
+
+
 def augmented_basis(basis: Tensor, weights: Tensor, shares: Tensor, residual: Tensor) -> Tensor:
     """(s, D) b_j + (beta_j / a_j) R; a prototype of weight zero stays as it is (ProtoNMF, eq. 8)."""
     ratio = torch.where(weights != 0, shares.to(basis) / torch.where(weights != 0, weights, 1.0), 0.0)
@@ -335,9 +379,10 @@ class Response:
     """What the model answers to rows (B, T, D)."""
 
     maps: Tensor
-    """(B, T, P) r_n . b_j, or similarities; zero where row and prototype belong to different networks."""
+    """(B, T, P) r_n . b_j, similarities (zero where row and prototype belong to different networks), or what places add
+    to the logarithm of the match."""
     evidence: Tensor
-    """(B, P) s_j, the maps summed over rows, or their maximum."""
+    """(B, P) s_j, the maps summed over rows, their maximum, or the match."""
     logits: Tensor
     """(B, C)"""
 
@@ -393,6 +438,9 @@ def respond(model: PrototypeModel, rows: Tensor) -> Response:
             evidence=rows.sum(dim=1) @ model.prototypes.mT,
             logits=logit_parts(model, rows.sum(dim=1)).logits,
         )
+    if model.matching is not None:
+        evidence, maps = model.matching.of_rows(rows, model.prototypes)
+        return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
     maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
     evidence = rows.new_zeros(len(rows), len(model.prototypes))
     for space, chosen, found in _similarities(model, rows):
@@ -402,7 +450,9 @@ def respond(model: PrototypeModel, rows: Tensor) -> Response:
 
 
 def evidence_of(model: PrototypeModel, rows: Tensor) -> Tensor:
-    """(B, P) similarity of the most similar row, without the maps, for models that are not additive."""
+    """(B, P) similarity of the most similar row, or match, without the maps, for models that are not additive."""
+    if model.matching is not None:
+        return model.matching.of_features(rows.mean(dim=1), model.prototypes)
     evidence = rows.new_zeros(len(rows), len(model.prototypes))
     for _, chosen, found in _similarities(model, rows):
         evidence[:, chosen] = found.amax(dim=1)

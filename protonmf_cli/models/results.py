@@ -118,12 +118,18 @@ class Explanation:
     map_kind: str
     form: str
     """"plain", or "augmented": the prototypes carry the residual."""
-    additive: bool
-    """Whether evidence is a sum over places, with residual and bias; else (ProtoPNet) that of the best place alone."""
+    pooling: str
+    """How evidence is made of places: "sum", with residual and bias; "max" (ProtoPNet), that of the best place alone;
+    "soft" (few-shot), the match of the whole image."""
     without_prototypes: bool
     """The class has no prototypes: all of its logit is residual."""
     best_with_prototypes: Prediction | None
     """The best class that has prototypes, when the predicted one has none."""
+
+    @property
+    def additive(self) -> bool:
+        """Whether evidence is a sum over places, so that there are residual and bias."""
+        return self.pooling == "sum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,3 +283,25 @@ class KeptImages:
     """What the decision reads, batch by batch: (B, D) float32 pooled rows of additive models, else (B, P) evidence."""
     target: list[Any] = field(default_factory=list)
     """(B,) int64 classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Training images and prototypes on two axes."""
+
+    samples: np.ndarray
+    """(N, 2)"""
+    labels: np.ndarray
+    """(N,) classes"""
+    prototypes: np.ndarray
+    """(P, 2)"""
+    means: np.ndarray
+    """(P, 2) of the training images that match each prototype most."""
+    winners: tuple[int, ...]
+    """Class of each prototype."""
+    names: tuple[str, ...]
+    """Of all classes."""
+    shares: tuple[float, float]
+    """Of the variance along each axis."""
+    flagged: tuple[int, ...]
+    """Prototypes that are not pure."""

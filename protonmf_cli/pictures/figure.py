@@ -89,7 +89,7 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     all_in_one = figure.add_subplot(grid[0, 1])
     residual = figure.add_subplot(grid[0, 2])
     if placed:
-        maps = [drawn(c.maps["presence"], explanation.additive) for c in placed]
+        maps = [drawn(c.maps["presence"], explanation.pooling) for c in placed]
         colours = [shade_of(explanation, c) for c in placed]
         _picture(all_in_one, composite(crop, maps, colours), "its own prototypes")
     else:
@@ -144,7 +144,7 @@ def _prototype_row(
     kind = explanation.map_kind
     if contribution.maps:
         signed = kind == "contribution"
-        shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.additive)
+        shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.pooling)
         _picture(here, heat(crop, shown, signed=signed), "")
         _box(here, contribution.box, shade)
     else:
@@ -168,22 +168,26 @@ def _prototype_row(
     for place in range(PATCHES):
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
-            _patch(axes, contribution.examples[place], shade, explanation.additive)
+            _patch(axes, contribution.examples[place], shade, explanation.pooling)
             if row == 1 and place == 0:
-                said = "looks like these training images" if explanation.additive else "looks like that (its patch)"
+                said = (
+                    "looks like that (its patch)"
+                    if explanation.pooling == "max"
+                    else "looks like these training images"
+                )
                 axes.set_title(said, fontsize=9, loc="left", color=GREY)
-            elif row == 1 and place == 1 and not explanation.additive:
+            elif row == 1 and place == 1 and explanation.pooling == "max":
                 axes.set_title("and the training patches nearest to it", fontsize=9, loc="left", color=GREY)
         else:
             axes.axis("off")
     if row == 1:
-        named = "activation map" if kind == "presence" and not explanation.additive else f"{kind} map"
+        named = "activation map" if kind == "presence" and explanation.pooling == "max" else f"{kind} map"
         here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
 
 
-def drawn(grid: np.ndarray, additive: bool) -> np.ndarray:
+def drawn(grid: np.ndarray, pooling: str) -> np.ndarray:
     """A map as it is drawn: similarities, which have no zero of their own, begin at their least value."""
-    return grid if additive else grid - grid.min()
+    return grid - grid.min() if pooling == "max" else grid
 
 
 def _owner_words(contribution: Contribution) -> str:
@@ -193,9 +197,9 @@ def _owner_words(contribution: Contribution) -> str:
     return f"of {shortened(contribution.owner_name, 24)}"
 
 
-def _patch(axes: Axes, example: ExampleView, shade: str, additive: bool) -> None:
+def _patch(axes: Axes, example: ExampleView, shade: str, pooling: str) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
-    grid = None if example.map is None else drawn(example.map, additive)
+    grid = None if example.map is None else drawn(example.map, pooling)
     _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45), "")
     if example.map is not None:
         _box(axes, example.box, shade)

@@ -1,22 +1,25 @@
 """What the cards of all methods have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
+from torch import Tensor
+
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.prototype import Card
-from protonmf_cli.options import ConversionOptions, ProtoPNetOptions
+from protonmf_cli.options import ConversionOptions, FewShotOptions, ProtoPNetOptions
 from protonmf_cli.versions import installed_versions
 
 
 def bare_card(
     backbone: Backbone,
-    options: ConversionOptions | ProtoPNetOptions,
+    options: ConversionOptions | ProtoPNetOptions | FewShotOptions,
     *,
     method: str,
     similarity: str,
-    pooling: Literal["sum", "max"],
+    pooling: Literal["sum", "max", "soft"],
     readout: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Card:
@@ -57,3 +60,13 @@ def bare_card(
         data=data,
         measured={},
     )
+
+
+def data_facts(labels: Tensor, images: Sequence[ImageSource]) -> dict[str, Any]:
+    """What a card says of labelled images: number, digest, and images of each class."""
+    found, counts = labels.unique(return_counts=True)
+    return {
+        "images": len(images),
+        "digest": digest_of_images(images),
+        "images_per_class": dict(zip(map(str, found.tolist()), counts.tolist(), strict=True)),
+    }

@@ -95,7 +95,7 @@ def explain_image(
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
         form=form,
-        additive=model.is_additive,
+        pooling=model.card.pooling,
         without_prototypes=not entries,
         best_with_prototypes=None if entries else _best_with_prototypes(model, logits),
     )

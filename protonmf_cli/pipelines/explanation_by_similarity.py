@@ -1,4 +1,7 @@
-"""Why a class, for models whose evidence is the most similar patch: ProtoPNet and combinations of them."""
+"""Why a class, for models whose evidence is no sum over places.
+
+ProtoPNet and combinations of them: the most similar patch. Few-shot models: the soft match of the whole image.
+"""
 
 from collections.abc import Mapping
 
@@ -6,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.scoring import percentile_box
+from protonmf_cli.maths.scoring import peak_box, percentile_box
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, Response
 from protonmf_cli.models.results import Contribution, ExampleView
@@ -22,9 +25,11 @@ def similarity_contributions(
 ) -> tuple[Contribution, ...]:
     """One contribution per prototype.
 
-    The "presence" map is the activation map, the similarity of every patch; the "contribution" map holds weight x
-    similarity at the most similar patch, which alone counts. The box is ProtoPNet's: 95th percentile of the
+    ProtoPNet: the "presence" map is the activation map, the similarity of every patch; the "contribution" map holds
+    weight x similarity at the most similar patch, which alone counts. The box is ProtoPNet's: 95th percentile of the
     up-sampled activation map.
+    Few-shot: the "presence" map is what each place adds to the logarithm of the match, where it adds anything; the
+    "contribution" map shares weight x match out in proportion.
 
     Args:
         backbone, model: the network and its prototypes, float64.
@@ -52,10 +57,17 @@ def _contribution(
     number = 0 if model.member is None else int(model.member[prototype])
     space, picture = model.spaces[number], pictures[number]
     activation = response.maps[0, space.start : space.stop, prototype]
-    grid = activation.reshape(space.grid or (1, -1))
     evidence = float(response.evidence[0, prototype])
-    counted = torch.zeros_like(activation)
-    counted[int(activation.argmax())] = weight * evidence
+    size = (picture.shape[1], picture.shape[2])
+    if model.matching is None:
+        grid = activation.reshape(space.grid or (1, -1))
+        box = percentile_box(grid, size)
+        counted = torch.zeros_like(grid)
+        counted.view(-1)[int(activation.argmax())] = weight * evidence
+    else:
+        grid = presence(activation, space.grid)
+        box = peak_box(grid, size)
+        counted = weight * evidence * _shares(grid)
     name = model.card.classes[owner]
     return Contribution(
         prototype=model.number(prototype),
@@ -69,12 +81,23 @@ def _contribution(
         contribution=weight * evidence,
         localised=weight * evidence,
         unlocalised=0.0,
-        maps={"contribution": _array(counted.reshape(grid.shape)), "presence": _array(grid)},
-        box=percentile_box(grid, (picture.shape[1], picture.shape[2])),
+        maps={"contribution": _array(counted), "presence": _array(grid)},
+        box=box,
         examples=examples,
         network=model.card.members[number].source.name if model.card.members else "",
         crop=_array(picture.permute(1, 2, 0)) if model.card.members else None,
     )
+
+
+def presence(added: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """(h, w) what places add to a soft match, out of (T,); zero where they speak against it."""
+    return added.clamp_min(0).reshape(grid or (1, -1))
+
+
+def _shares(grid: Tensor) -> Tensor:
+    """Each place's share of a map; all the same where it is zero everywhere."""
+    total = grid.sum()
+    return grid / total if total > 0 else torch.full_like(grid, 1 / grid.numel())
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -1,7 +1,6 @@
 """From a trained ProtoPNet to a prototype model: the last layer as connections, and patches for every prototype."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,12 +10,13 @@ from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.scoring import percentile_box
 from protonmf_cli.maths.similarity import seen_by
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.images import ImageBatch, ImageSource, digest_of_images
+from protonmf_cli.models.images import ImageBatch, ImageSource
 from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, model_of_head
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.activations import Activations
 from protonmf_cli.pipelines.cards import bare_card
+from protonmf_cli.pipelines.examples import FoundExamples, gathered_examples, wanted_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 METHOD = "protopnet"
@@ -54,34 +54,13 @@ def as_prototype_model(
     """
     head, owner = net.head.detach().cpu().float(), net.owner.cpu()
     kept = ~other_class_mask(owner, len(head)) | (head != 0)
-    class_index, prototype = kept.nonzero().unbind(dim=1)
-    value = head[class_index, prototype].clone()
-    prototypes = net.prototypes.detach().cpu().float().clone()
-    return PrototypeModel(
-        prototypes=prototypes,
-        owner=owner.clone(),
-        weights=SparseWeights(
-            class_index=class_index, prototype=prototype, value=value, residual_share=torch.zeros_like(value)
-        ),
-        residual=torch.zeros(len(head), prototypes.shape[1]),
-        bias=torch.zeros(len(head)),
-        intercept=torch.zeros(len(head)),
-        examples=examples,
-        card=card,
-    )
+    prototypes = net.prototypes.detach().cpu().clone()
+    return model_of_head(prototypes, owner.clone(), head, kept, examples=examples, card=card)
 
 
 def head_of(model: PrototypeModel) -> Tensor:
     """(C, P) last layer of a prototype model."""
     return model.dense_weights.mT.clone()
-
-
-@dataclass
-class _Wanted:
-    """Examples to be drawn from one image: (place among the prototype's examples, prototype)."""
-
-    image: ImageSource
-    of: list[tuple[int, int]] = field(default_factory=list)
 
 
 def nearest_examples(
@@ -110,11 +89,8 @@ def nearest_examples(
         network sees it now; None where no row is known.
     """
     chosen = [_ranking(activations, j, sources[j], count) for j in range(activations.distance.shape[1])]
-    wanted: dict[ImageSource, _Wanted] = {}
-    for j, images in enumerate(chosen):
-        for rank, image in enumerate(images):
-            wanted.setdefault(image, _Wanted(image)).of.append((rank, j))
-    found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]] = {}
+    wanted = wanted_of(chosen)
+    found: FoundExamples = {}
     crops: list[bytes] = []
     apart: list[float] = []
     order = [image for image in activations.images if image in wanted]
@@ -124,10 +100,10 @@ def nearest_examples(
             continue
         rows = backbone.read(batch.crops).rows.float()
         for place, image in enumerate(batch.sources):
-            _add_examples(net, backbone, rows[place], wanted[image].of, len(crops), found)
-            apart += _apart(net, rows[place], wanted[image].of, sources)
+            _add_examples(net, backbone, rows[place], wanted[image], len(crops), found)
+            apart += _apart(net, rows[place], wanted[image], sources)
             crops.append(encode(batch.crops[place]))
-    return _gathered(found, crops, order), max(apart, default=None)
+    return gathered_examples(found, crops, order), max(apart, default=None)
 
 
 def _apart(
@@ -160,7 +136,7 @@ def _add_examples(
     rows: Tensor,
     of: Sequence[tuple[int, int]],
     crop: int,
-    found: dict[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]],
+    found: FoundExamples,
 ) -> None:
     numbers = [j for _, j in of]
     size = (backbone.preprocessing.input_size[1], backbone.preprocessing.input_size[2])
@@ -171,26 +147,6 @@ def _add_examples(
         found[j, rank] = (float(values.max()), percentile_box(grid, size), grid, crop)
 
 
-def _gathered(
-    found: Mapping[tuple[int, int], tuple[float, tuple[int, ...], Tensor, int]],
-    crops: Sequence[bytes],
-    images: Sequence[ImageSource],
-) -> Examples:
-    blob = bytearray(b"".join(crops))
-    ends = torch.tensor([0, *(len(c) for c in crops)]).cumsum(dim=0)
-    keys = sorted(found)
-    numbers = [found[key][3] for key in keys]
-    return Examples(
-        prototype=torch.tensor([j for j, _ in keys], dtype=torch.int64),
-        score=torch.tensor([found[key][0] for key in keys], dtype=torch.float32),
-        box=torch.tensor([found[key][1] for key in keys], dtype=torch.int64).reshape(-1, 4),
-        map=torch.stack([found[key][2] for key in keys]) if keys else torch.empty(0, 0, 0),
-        crop=torch.stack([ends[:-1][numbers], ends[1:][numbers]], dim=1),
-        jpeg=torch.frombuffer(blob, dtype=torch.uint8) if blob else torch.empty(0, dtype=torch.uint8),
-        sources=tuple(images[n] for n in numbers),
-    )
-
-
 def restored_protopnet(backbone: Backbone, model: PrototypeModel) -> ProtoPNet:
     """The trainable network of a model file, in evaluation mode."""
     readout = backbone.readout
@@ -198,18 +154,3 @@ def restored_protopnet(backbone: Backbone, model: PrototypeModel) -> ProtoPNet:
     net = ProtoPNet(backbone.network, readout, model.prototypes, model.owner, len(model.bias), model.card.similarity)
     net.head.data = head_of(model)
     return net.to(backbone.device).requires_grad_(False).eval()
-
-
-def with_measured(model: PrototypeModel, **figures: Any) -> PrototypeModel:
-    """The same model with figures added to its card."""
-    return replace(model, card=replace(model.card, measured={**model.card.measured, **figures}))
-
-
-def data_facts(activations: Activations) -> dict[str, Any]:
-    """What a card says of the images: number, digest, and images of each class."""
-    labels, counts = activations.labels.unique(return_counts=True)
-    return {
-        "images": len(activations.images),
-        "digest": digest_of_images(activations.images),
-        "images_per_class": dict(zip(map(str, labels.tolist()), counts.tolist(), strict=True)),
-    }

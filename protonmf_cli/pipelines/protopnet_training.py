@@ -18,7 +18,7 @@ from protonmf_cli.maths.losses import cluster_cost, other_class_mask, separation
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, TrainingBatch
 from protonmf_cli.models.protopnet import Answer, ProtoPNet, start_of_head
-from protonmf_cli.models.training import TrainingState
+from protonmf_cli.models.training import TrainingState, restore_tensors, tensors_of
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.activations import accuracy, read_activations
 from protonmf_cli.pipelines.cluster import ALONE, Cluster
@@ -305,24 +305,10 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------------------
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {f"net.{name}": tensor.detach().cpu().clone() for name, tensor in self.net.state_dict().items()}
-        for name, optimiser in self.optimisers.items():
-            for number, moments in optimiser.state_dict()["state"].items():
-                for key, value in moments.items():
-                    found[f"{name}.{number}.{key}"] = value.detach().cpu().clone()
-        return found
+        return tensors_of(self.net, self.optimisers)
 
     def _restore(self, state: TrainingState) -> None:
-        net = {k.removeprefix("net."): v for k, v in state.tensors.items() if k.startswith("net.")}
-        self.net.load_state_dict(net)
-        for name, optimiser in self.optimisers.items():
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in state.tensors.items():
-                if key.startswith(f"{name}."):
-                    _, number, what = key.split(".")
-                    moments.setdefault(int(number), {})[what] = value.clone()
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        restore_tensors(state.tensors, self.net, self.optimisers)
 
     def _take_best(self, state: TrainingState) -> None:
         found = {k.removeprefix("best."): v for k, v in state.tensors.items() if k.startswith("best.")}

@@ -104,13 +104,13 @@ def global_strips(
     for j in model.own(class_index):
         views = example_views(model, j)
         most = max(most, len(views))
-        near = [_whole(view, model.is_additive) for view in views[1:]]
-        far = [_whole(view, model.is_additive) for view in (others or {}).get(j, ())]
+        near = [_whole(view, model.card.pooling) for view in views[1:]]
+        far = [_whole(view, model.card.pooling) for view in (others or {}).get(j, ())]
         strips.append(
             Strip(
                 title=f"prototype {model.number(j)}",
                 words=_strip_words(model, j, views),
-                cells=(*(_own_patch(views[0], model.is_additive) if views else ()), *near, *far),
+                cells=(*(_own_patch(views[0], model.card.pooling) if views else ()), *near, *far),
                 number=model.number(j),
             )
         )
@@ -124,12 +124,12 @@ def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleV
     return (f"weight {weight:+.3f}", *([shortened_path(views[0].path, 26)] if views else []))
 
 
-def _own_patch(view: ExampleView, additive: bool = False) -> tuple[Cell, Cell]:
-    return Cell(crop=view.jpeg, box=view.box, cut=True), _whole(view, additive)
+def _own_patch(view: ExampleView, pooling: str = "max") -> tuple[Cell, Cell]:
+    return Cell(crop=view.jpeg, box=view.box, cut=True), _whole(view, pooling)
 
 
-def _whole(view: ExampleView, additive: bool) -> Cell:
-    grid = view.map if additive or view.map is None else from_least(view.map)
+def _whole(view: ExampleView, pooling: str) -> Cell:
+    grid = view.map if pooling != "max" or view.map is None else from_least(view.map)
     return Cell(crop=view.jpeg, map=grid, box=view.box)
 
 

@@ -1,0 +1,120 @@
+"""From a few-shot fit to a prototype model, and the training images that stand for its prototypes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageBatch, ImageSource
+from protonmf_cli.models.pooled_features import PooledFeatures
+from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
+from protonmf_cli.models.soft_matching import Samples, SoftMatching
+from protonmf_cli.options import FewShotOptions
+from protonmf_cli.pipelines.cards import bare_card, data_facts
+from protonmf_cli.pipelines.examples import FoundExamples, gathered_examples, wanted_of
+from protonmf_cli.pipelines.explanation_by_similarity import presence
+from protonmf_cli.pipelines.fewshot_fitting import FewShotFit
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+METHOD = "fewshot"
+
+
+def fewshot_model(
+    fit: FewShotFit, backbone: Backbone, samples: Samples, options: FewShotOptions, data: Mapping[str, Any]
+) -> PrototypeModel:
+    """The fitted model as the noun that every command takes, still without pictures.
+
+    Prototypes are sorted by the class they speak for most, then as they were fitted. With L1 only weights that are not
+    zero are connections.
+    """
+    readout = backbone.readout
+    assert isinstance(readout, PooledFeatures)
+    winner = fit.model.weights.argmax(dim=0)
+    order = winner.argsort(stable=True)
+    head = fit.model.weights[:, order].float()
+    card = bare_card(
+        backbone,
+        options,
+        method=METHOD,
+        similarity="soft",
+        pooling="soft",
+        readout={
+            "layers": list(readout.joined),
+            "blocks": list(readout.blocks),
+            "normalisation": fit.normaliser.kind,
+        },
+        data={
+            **data_facts(samples.labels, samples.sources),
+            **data,
+        },
+    )
+    measured = {
+        "chosen": asdict(fit.choice),
+        "folds": fit.folds,
+        "held_out": None
+        if not fit.held_out
+        else dict(zip(("accuracy", "loss"), fit.held_out[fit.choice], strict=True)),
+        "objective": fit.objective,
+        "grown": list(fit.counts),
+        "accuracy": {"train": float((fit.logits(samples.features).argmax(dim=1) == samples.labels).double().mean())},
+    }
+    model = model_of_head(
+        fit.model.prototypes[order],
+        winner[order],
+        head,
+        head != 0,
+        examples=no_examples(),
+        card=card,
+        matching=SoftMatching(scale=fit.model.scale, normaliser=fit.normaliser, samples=samples),
+    )
+    return model.measured_as(**measured)
+
+
+def no_examples() -> Examples:
+    """What a model holds before its pictures are gathered."""
+    return gathered_examples({}, [], [])
+
+
+def matching_examples(
+    backbone: Backbone,
+    model: PrototypeModel,
+    read: Callable[[Sequence[ImageSource]], Iterable[ImageBatch]],
+    encode: Callable[[Tensor], bytes],
+    *,
+    count: int,
+    progress: Progress = SILENT,
+) -> Examples:
+    """The training images that match each prototype most, with what each place adds to the match.
+
+    Args:
+        backbone: the network that the samples were read with.
+        model: of `fewshot_model`.
+        read: batches of the given images, in that order.
+        encode: crop -> JPEG file.
+        count: examples per prototype.
+    """
+    matching = model.matching
+    assert matching is not None
+    matched = matching.of_features(matching.samples.features.double(), model.prototypes.double())
+    ranked = matched.argsort(dim=0, descending=True, stable=True)[:count]
+    sources = matching.samples.sources
+    wanted = wanted_of([[sources[n] for n in column] for column in ranked.T.tolist()])
+    order = [image for image in dict.fromkeys(sources) if image in wanted]
+    size = (backbone.preprocessing.input_size[1], backbone.preprocessing.input_size[2])
+    found: FoundExamples = {}
+    crops: list[bytes] = []
+    for batch in read(order):
+        progress.advance(len(batch.sources))
+        if not batch.sources:
+            continue
+        rows = backbone.read(batch.crops).rows.cpu().double()
+        answers, maps = matching.of_rows(rows, model.prototypes.double())
+        for place, image in enumerate(batch.sources):
+            for rank, j in wanted[image]:
+                grid = presence(maps[place, :, j], backbone.readout.grid).float()
+                found[j, rank] = (float(answers[place, j]), peak_box(grid, size), grid, len(crops))
+            crops.append(encode(batch.crops[place]))
+    return gathered_examples(found, crops, order)
