@@ -13,6 +13,8 @@ from protonmf_cli.cli.tables import make_folder
 from protonmf_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from protonmf_cli.library import Loaded
     from protonmf_cli.models.prototype import PrototypeModel
 
@@ -81,7 +83,13 @@ def _virtual(loaded: "Loaded", target: Path, steps: int, seed: int, shown: Shown
 
     model = loaded.model
     found = virtual_examples(
-        loaded.backbone, model, range(len(model.prototypes)), steps=steps, seed=seed, progress=bars
+        loaded.backbone,
+        model,
+        range(len(model.prototypes)),
+        list(_pictures(loaded).values()),
+        steps=steps,
+        seed=seed,
+        progress=bars,
     )
     write_atomically(target, gallery_png("virtual examples", virtual_strips(model, found), VIRTUAL_HEADINGS))
     shown.note(f"wrote {target}")
@@ -91,15 +99,21 @@ def _virtual(loaded: "Loaded", target: Path, steps: int, seed: int, shown: Shown
     ]
 
 
-def _fgsm(loaded: "Loaded", bars: Bars) -> dict[str, Any]:
+def _pictures(loaded: "Loaded") -> "dict[str, Tensor]":
+    """The training images inside the file, by name."""
     from protonmf_cli.files.images import crop_of_jpeg
+
+    examples = loaded.model.examples
+    first = {source.path: number for number, source in reversed(list(enumerate(examples.sources)))}
+    return {name: crop_of_jpeg(examples.picture(first[name]), loaded.reader.channels) for name in sorted(first)}
+
+
+def _fgsm(loaded: "Loaded", bars: Bars) -> dict[str, Any]:
     from protonmf_cli.pipelines.adversarial import CHANGES, adversarial_check
 
-    examples, classes = loaded.model.examples, loaded.model.card.classes
-    first = {source.path: number for number, source in reversed(list(enumerate(examples.sources)))}
-    names = sorted(first)
-    crops = [crop_of_jpeg(examples.picture(first[name]), loaded.reader.channels) for name in names]
-    found = adversarial_check(loaded.backbone, loaded.model, crops, progress=bars)
+    classes, pictures = loaded.model.card.classes, _pictures(loaded)
+    names = list(pictures)
+    found = adversarial_check(loaded.backbone, loaded.model, list(pictures.values()), progress=bars)
     return {
         "images": [
             {

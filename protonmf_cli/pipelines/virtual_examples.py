@@ -1,7 +1,8 @@
 """Pictures that a prototype would like best: activation maximisation through the network.
 
 The picture is a sum of grids at several resolutions (a Laplacian pyramid), so that coarse structure is found as fast as
-fine detail, down to a quarter of the pixels' own: finer patterns please a network without looking like anything. It is
+fine detail, but finer patterns, which please a network without looking like anything, are left out. Its colours vary as
+those of the training images do: a model of grey images gets grey pictures. It is
 shifted by a few pixels in every step for the same reason (Olah, Mordvintsev, Schubert 2017, "Feature visualization").
 """
 
@@ -26,8 +27,36 @@ JITTER = 8
 SMOOTH = 1.5
 """Weight of the total variation."""
 RATE = 0.05
-PARTS = (32, 16, 8, 4)
-"""Pixels of the picture to one of each grid."""
+GRIDS = (7, 14, 28, 56)
+"""Cells along the shorter side of a picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colours:
+    """How the colours of images vary: their mean, and the root of their covariance."""
+
+    centre: Tensor
+    """(channels,) logit of the mean."""
+    mixing: Tensor
+    """(channels, channels) of largest column norm 1."""
+
+    @classmethod
+    def of(cls, crops: Sequence[Tensor]) -> "Colours":
+        """Of uint8 images (channels, height, width)."""
+        pixels = torch.cat([crop.flatten(1) for crop in crops], dim=1).double() / 255
+        mean = pixels.mean(dim=1)
+        variances, axes = torch.linalg.eigh(torch.cov(pixels).reshape(len(pixels), -1))
+        mixing = axes * variances.clamp_min(0).sqrt()
+        return cls(
+            centre=mean.clamp(0.05, 0.95).logit().float(),
+            mixing=(mixing / mixing.norm(dim=0).max().clamp_min(1e-9)).float(),
+        )
+
+    def picture(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """(B, channels, height, width) in [0, 1] from grids (B, channels, h, w)."""
+        grown = [functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels]
+        mixed = torch.einsum("ij,bjhw->bihw", self.mixing.to(levels[0].device), torch.stack(grown).sum(dim=0))
+        return (mixed + self.centre.to(levels[0].device)[:, None, None]).sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +78,7 @@ def virtual_examples(
     backbone: Backbone,
     model: PrototypeModel,
     prototypes: Sequence[int],
+    crops: Sequence[Tensor],
     *,
     steps: int = 96,
     seed: int = 0,
@@ -63,6 +93,7 @@ def virtual_examples(
         backbone: network of the model.
         model: a few-shot model.
         prototypes: rows of the model.
+        crops: training images, uint8 (channels, height, width); they decide how colours vary.
         steps: of Adam.
         seed: of the start and the shifts.
 
@@ -70,14 +101,21 @@ def virtual_examples(
         InputError: it is a model of another method.
     """
     found: list[VirtualExample] = []
+    colours = Colours.of(crops)
     progress.stage("virtual examples", steps * -(-len(prototypes) // BATCH))
     for start in range(0, len(prototypes), BATCH):
-        found += _batch(backbone, model, prototypes[start : start + BATCH], steps, seed, progress)
+        found += _batch(backbone, model, prototypes[start : start + BATCH], colours, steps, seed, progress)
     return found
 
 
 def _batch(
-    backbone: Backbone, model: PrototypeModel, prototypes: Sequence[int], steps: int, seed: int, progress: Progress
+    backbone: Backbone,
+    model: PrototypeModel,
+    prototypes: Sequence[int],
+    colours: Colours,
+    steps: int,
+    seed: int,
+    progress: Progress,
 ) -> list[VirtualExample]:
     matching = matching_of(model)
     basis = model.prototypes.to(backbone.device)
@@ -88,7 +126,7 @@ def _batch(
     levels = [level.to(backbone.device).requires_grad_() for level in levels]
     optimiser = torch.optim.Adam(levels, lr=RATE)
     for _ in range(steps):
-        pixels = _picture(levels, size)
+        pixels = colours.picture(levels, size)
         down, right = (int(torch.randint(-JITTER, JITTER + 1, (1,), generator=generator)) for _ in range(2))
         features = _features(backbone, model, torch.roll(pixels, (down, right), dims=(2, 3)))
         gain = (features * directions).sum(dim=1)
@@ -99,7 +137,7 @@ def _batch(
         optimiser.step()
         progress.advance()
     with torch.no_grad():
-        crops = (_picture(levels, size) * 255).round()
+        crops = (colours.picture(levels, size) * 255).round()
         features = _features(backbone, model, crops / 255)
     matched = _matches(model, features.cpu())
     samples = matching.normaliser(matching.samples.features)
@@ -117,18 +155,14 @@ def _batch(
 
 
 def _levels(count: int, size: tuple[int, int, int], generator: torch.Generator) -> list[Tensor]:
-    """Noise at the resolutions `PARTS` of pictures of a size (channels, height, width)."""
+    """Noise on `GRIDS`, for pictures of a size (channels, height, width)."""
     channels, height, width = size
+    shorter = min(height, width)
     return [
-        0.01 * torch.randn(count, channels, max(1, height // part), max(1, width // part), generator=generator)
-        for part in PARTS
+        0.01 * torch.randn(count, channels, cells * height // shorter, cells * width // shorter, generator=generator)
+        for cells in GRIDS
+        if cells <= shorter
     ]
-
-
-def _picture(levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """(B, channels, height, width) in [0, 1]."""
-    total = sum(functional.interpolate(level, size=size, mode="bilinear", align_corners=False) for level in levels)
-    return torch.as_tensor(total).sigmoid()
 
 
 def _features(backbone: Backbone, model: PrototypeModel, pixels: Tensor) -> Tensor:

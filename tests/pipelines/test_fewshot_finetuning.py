@@ -111,10 +111,11 @@ def test_prototypes_of_one_class_are_drawn_together():
 
 
 def test_virtual_examples_are_found(given):
-    backbone, _, samples, fit = given
+    backbone, training, samples, fit = given
     model = fewshot_model(fit, backbone, samples, OPTIONS, {"skipped": []})
-    start = {one.prototype: one for one in virtual_examples(backbone, model, [0, 2], steps=1)}
-    found = virtual_examples(backbone, model, [0, 2], steps=60)
+    crops = [training.reader.read(file)[0] for file in training.files]
+    start = {one.prototype: one for one in virtual_examples(backbone, model, [0, 2], crops, steps=1)}
+    found = virtual_examples(backbone, model, [0, 2], crops, steps=60)
     assert [one.prototype for one in found] == [0, 2]
     for one in found:
         assert one.picture.shape == (64, 64, 3) and one.picture.dtype.name == "uint8"
@@ -122,8 +123,11 @@ def test_virtual_examples_are_found(given):
         crop = torch.from_numpy(one.picture.copy()).permute(2, 0, 1)
         read = model.matching.of_features(backbone.read(crop[None]).rows.mean(dim=1), model.prototypes)
         assert float(read[0, one.prototype]) == pytest.approx(one.match, abs=1e-3)
-    again = virtual_examples(backbone, model, [0], steps=5, seed=1)
-    assert (again[0].picture == virtual_examples(backbone, model, [0], steps=5, seed=1)[0].picture).all()
+    grey = [crop.float().mean(dim=0, keepdim=True).expand(3, -1, -1).byte() for crop in crops]
+    picture = virtual_examples(backbone, model, [0], grey, steps=20)[0].picture.astype(int)
+    assert abs(picture - picture.mean(axis=2, keepdims=True)).max() <= 1 < picture.std()
+    again = virtual_examples(backbone, model, [0], crops, steps=5, seed=1)
+    assert (again[0].picture == virtual_examples(backbone, model, [0], crops, steps=5, seed=1)[0].picture).all()
 
 
 def test_small_changes_of_the_pixels_flip_what_lies_between_classes(given, monkeypatch):
