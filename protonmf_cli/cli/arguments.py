@@ -13,7 +13,11 @@ Model = Annotated[
     Path, typer.Option("--model", "-m", envvar="PROTONMF_MODEL", help="Prototype model file.", show_default=True)
 ]
 Data = Annotated[
-    Path, typer.Option("--data", help="Class folders, train/ and val/ above them, or a list of `path label` lines.")
+    Path,
+    typer.Option(
+        "--data",
+        help="Class folders, train/ and val/ above them, a zip archive of either, or a list of `path label` lines.",
+    ),
 ]
 Split = Annotated[str, typer.Option("--split", help="Which of train and val to read where both exist.")]
 ClassMapFile = Annotated[
@@ -33,6 +37,15 @@ FormOption = Annotated[
 ]
 MaxSkipped = Annotated[
     float, typer.Option("--max-skipped", min=0, max=1, help="Share of unreadable images above which to give up.")
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="Checkpoint of the network instead of the pretrained weights.")
+]
+ModelArg = Annotated[
+    list[str] | None, typer.Option("--model-arg", help="key=value for timm, e.g. pad_type=same. Repeatable.")
+]
+ImgSize = Annotated[
+    int | None, typer.Option("--img-size", min=1, help="Image side in pixels, instead of the checkpoint's.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
