@@ -66,6 +66,7 @@ def test_the_file_answers_as_it_was_fitted(few, toy, tmp_path):
     assert model.card.method == "fewshot" and model.card.pooling == "soft"
     matching = model.matching
     assert torch.allclose(matching.normaliser(matching.samples.features).norm(dim=1), torch.ones(20))
+    assert model.owner.tolist() == sorted(model.owner.tolist()) == model.dense_weights.argmax(dim=1).tolist()
     for source, features, label in zip(
         matching.samples.sources, matching.samples.features, matching.samples.labels, strict=True
     ):

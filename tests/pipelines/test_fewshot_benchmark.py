@@ -75,6 +75,10 @@ def test_baselines_are_what_they_are_called(kind, monkeypatch):
         "softmax-l2": LogisticRegression(C=3.0, max_iter=5000, tol=1e-8).fit(train, y).predict(seen),
         "knn": KNeighborsClassifier(3, weights="distance").fit(train, y).predict(seen),
     }
+    inside = [torch.from_numpy(x) for x in fewshot_baselines._in_span(torch.from_numpy(train), torch.from_numpy(seen))]
+    assert torch.allclose(
+        torch.cdist(inside[1], inside[0]), torch.cdist(torch.from_numpy(seen), torch.from_numpy(train))
+    )
     assert known.keys() == BASELINES.keys()
     for name, answer in BASELINES.items():
         assert (answer(rows, labels, others, options, None).numpy() == known[name]).all(), name

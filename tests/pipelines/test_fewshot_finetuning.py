@@ -139,7 +139,7 @@ def test_small_changes_of_the_pixels_flip_what_lies_between_classes(given, monke
     margins = [one.margin for _, one in found.images]
     assert margins == sorted(margins) and sorted(n for n, _ in found.images) == list(range(len(crops)))
     shares = [found.flipped(change) for change in adversarial.CHANGES]
-    assert shares == sorted(shares) and shares[-1] > 0
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] > 0.2  # along the other sign: 0.03
     logits = fit.logits(samples.features)
     for n, one in found.images:
         assert one.class_index == int(logits[n].argmax())
