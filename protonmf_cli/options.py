@@ -239,7 +239,7 @@ class FewShotOptions:
     """Share of the held-out squared distance that further prototypes of a class must save, beyond what parts of one
     cluster save."""
     rounds: int = 3
-    """Most rounds of the alternating estimation before the joint refinement."""
+    """Most rounds of the alternating estimation; one before the refinement of prototypes and L2 weights together."""
     steps: int = 100
     """Most steps of the joint refinement; 0 leaves it out."""
     seed: int = 0

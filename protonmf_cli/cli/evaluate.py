@@ -191,7 +191,7 @@ def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:
     if partial:
         shown.out.print(f'accuracy is among all {everything} classes; "of {present}" only among the classes present')
     bare = everything - len(model.active_classes)
-    if bare:
+    if bare and model.is_additive:
         shown.note(
             f"{bare} classes have no prototypes: with the prototypes alone they answer with their bias, and with the "
             f"residual alone they have their whole logit. Compare those two rows among the {present} classes."

@@ -148,6 +148,7 @@ def _read(
     from protonmf_cli.files.work_folder import digest_of_facts
     from protonmf_cli.library import image_reader
     from protonmf_cli.pipelines.fewshot_features import read_samples
+    from protonmf_cli.versions import installed_versions
 
     folder = cache or default_folder()
     facts = {
@@ -156,7 +157,8 @@ def _read(
         "layers": list(backbone.readout.joined),  # type: ignore[attr-defined]
         "images": images.fingerprint(),
         "root": str(images.root.resolve()),
-        "dtype": str(backbone.dtype),
+        "number": [str(backbone.dtype), backbone.device.type],
+        "versions": installed_versions(("protonmf", "torch", "timm")),
     }
     kept = CachedSamples(folder, digest_of_facts(facts))
     shown.note(f"features are kept in {kept.folder}")

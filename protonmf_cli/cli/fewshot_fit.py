@@ -106,16 +106,17 @@ def fit(
     with shown.progress() as bars:
         bars.stage("loading the network")
         classes, images = find_labelled(data, "train", shown)
+        val = _find_val(data, classes)
         images = images if shots is None else _drawn(images, classes, shots, seed)
         words = NetworkWords(
             name=model, weights=weights, model_args=model_arg or [], img_size=img_size, layers=layers, offline=offline
         )
         backbone = open_features(words, classes, place, shown)
         job = _Job(
-            backbone=backbone, images=images, options=options, tuning=tuning, output=output, force=force,
+            backbone=backbone, images=images, val=val, options=options, tuning=tuning, output=output, force=force,
             max_skipped=max_skipped, batch_size=batch_size, workers=machine.worker_count(workers), shown=shown, bars=bars,
         )  # fmt: skip
-        found, report = job.run(data)
+        found, report = job.run()
         from protonmf_cli.files.store import save_model
 
         save_model(output, found, job.backbone.weights() if embed else None)
@@ -129,6 +130,15 @@ def fit(
         from protonmf_cli.cli.fewshot_report import show_fit
 
         show_fit(report, found, output, shown)
+
+
+def _find_val(data: Path, classes: "tuple[ClassName, ...]") -> "LabelledImages | None":
+    """The test images, where the data has them beside train; their classes must be those of train."""
+    from protonmf_cli.files.datasets import ClassMapping, find_images, splits_of
+
+    if splits_of(data) != ["train", "val"]:
+        return None
+    return find_images(data, "val", classes, ClassMapping())
 
 
 def _drawn(images: "LabelledImages", classes: "tuple[ClassName, ...]", shots: int, seed: int) -> "LabelledImages":
@@ -154,6 +164,8 @@ class _Job:
 
     backbone: "Backbone"
     images: "LabelledImages"
+    val: "LabelledImages | None"
+    """The test, where the data has it beside train."""
     options: FewShotOptions
     tuning: FineTuneOptions
     output: Path
@@ -163,6 +175,7 @@ class _Job:
     workers: int
     shown: Shown
     bars: Bars
+    test: "Samples | None" = None
     folder: "TrainingFolder | None" = None
     """Of the fine-tuning, until the result is safe."""
 
@@ -178,19 +191,20 @@ class _Job:
 
         return image_reader(self.backbone.preprocessing, batch_size=self.batch_size, workers=self.workers)
 
-    def run(self, data: Path) -> "tuple[PrototypeModel, dict[str, Any]]":
+    def run(self) -> "tuple[PrototypeModel, dict[str, Any]]":
         """The model with its pictures, and what there is to say of it."""
         from protonmf_cli.files.images import encode_jpeg
         from protonmf_cli.pipelines.fewshot_model import fewshot_model, matching_examples
 
         samples, fit, skipped = self._fit()
+        for note in notes_on(samples.labels.bincount().tolist(), self.backbone.classes):
+            self.shown.note(note)
         tuned: dict[str, Any] | None = None
         if self.tuning.stages != "none":
-            before = fit
             history = self._finetune(fit, samples)
             samples, fit, _ = self._fit()
             history = [{key: value for key, value in row.items() if key != "seconds"} for row in history]
-            tuned = {"epochs": history, "objective_before": before.objective, "options": asdict(self.tuning)}
+            tuned = {"epochs": history, "options": asdict(self.tuning)}
         of_name = {file.name: file for file in self.files}
         model = fewshot_model(
             fit, self.backbone, samples, self.options, {"split": "train", "skipped": [asdict(s) for s in skipped]}
@@ -207,23 +221,32 @@ class _Job:
         model = replace(model, examples=examples)
         if tuned is not None:
             model = model.measured_as(finetuning=tuned)
-        accuracy = model.card.measured["accuracy"] | {"test": self._test(model, data)}
+        accuracy = model.card.measured["accuracy"] | {"test": self._test(fit)}
         return model.measured_as(accuracy=accuracy), self._report(model, samples, accuracy)
 
-    def _fit(self) -> "tuple[Samples, FewShotFit, Sequence[Skipped]]":
+    def _read(self, stage: str, images: "LabelledImages") -> "tuple[Samples, Sequence[Skipped]]":
+        """Features of labelled images as the network is now."""
         from protonmf_cli.cli.reading import SkipWatch
         from protonmf_cli.pipelines.fewshot_features import read_samples
+
+        files = images.of(images.files)
+        self.bars.stage(stage, len(files))
+        samples, skipped = read_samples(self.backbone, self.reader.batches(files), self.bars)
+        SkipWatch(list(skipped)).check(self.max_skipped, len(samples), self.shown)
+        return samples, skipped
+
+    def _fit(self) -> "tuple[Samples, FewShotFit, Sequence[Skipped]]":
+        from protonmf_cli.cli.reading import check_overlap
         from protonmf_cli.pipelines.fewshot_fitting import fit_fewshot
 
-        self.bars.stage("features", len(self.files))
-        samples, skipped = read_samples(self.backbone, self.reader.batches(self.files), self.bars)
-        SkipWatch(list(skipped)).check(self.max_skipped, len(samples), self.shown)
+        samples, skipped = self._read("features", self.images)
         missing = sorted(set(self.images.files) - set(samples.labels.tolist()))
         if missing:
             names = ", ".join(self.backbone.classes[c].label for c in missing[:5])
             raise InputError(f"no image of {names} could be read. Repair the images or remove the class.")
-        for note in notes_on(samples.labels.bincount().tolist(), self.backbone.classes):
-            self.shown.note(note)
+        if self.val is not None:
+            self.test, _ = self._read("test images", self.val)
+            check_overlap(*({s.sha256: s.path for s in part.sources} for part in (samples, self.test)))
         blocks = self.backbone.readout.blocks  # type: ignore[attr-defined]
         fit = fit_fewshot(
             samples.features,
@@ -256,7 +279,10 @@ class _Job:
         facts = {
             "network": self.backbone.source.digest,
             "size": list(self.backbone.preprocessing.input_size),
+            "layers": list(self.backbone.readout.joined),  # type: ignore[attr-defined]
             "images": digest_of_images(samples.sources),
+            "classes": [name.label for name in self.backbone.classes],
+            "labels": samples.labels.tolist(),
             "device": self.backbone.device.type,
             "versions": installed_versions(("protonmf", "torch", "timm")),
             "fit": json.loads(json.dumps(asdict(self.options))),
@@ -288,17 +314,11 @@ class _Job:
         if self.folder is not None:
             self.folder.discard()
 
-    def _test(self, model: "PrototypeModel", data: Path) -> float | None:
-        """Accuracy on val, where the data has it beside train."""
-        if not (data.is_dir() and (data / "train").is_dir() and (data / "val").is_dir()):
+    def _test(self, fit: "FewShotFit") -> float | None:
+        """Accuracy on the test images, where there are any."""
+        if self.test is None or not len(self.test):
             return None
-        from protonmf_cli.files.datasets import ClassMapping, find_images
-        from protonmf_cli.pipelines.evaluation import evaluate_model
-
-        images = find_images(data, "val", model.card.classes, ClassMapping())
-        self.bars.stage("test images", sum(images.counts.values()))
-        batches = self.reader.batches(images.of(images.files))
-        return evaluate_model(self.backbone, model, batches, images.files, self.bars).accuracy["prototype_model"]
+        return float((fit.logits(self.test.features).argmax(dim=1) == self.test.labels).double().mean())
 
     def _report(self, model: "PrototypeModel", samples: "Samples", accuracy: dict[str, Any]) -> dict[str, Any]:
         from protonmf_cli.cli.fewshot_report import interpretation_json

@@ -118,7 +118,7 @@ def _fgsm(loaded: "Loaded", bars: Bars) -> dict[str, Any]:
         "images": [
             {
                 "source": names[n],
-                "label": classes[one.class_index].label,
+                "answer": classes[one.class_index].label,
                 "margin": one.margin,
                 "change": one.change,
                 "becomes": None if one.other is None else classes[one.other].label,

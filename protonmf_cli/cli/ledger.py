@@ -113,9 +113,8 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
             if nearest
             else ""
         )
-        shown.out.print(
-            f"{explanation.name} has no prototypes in this model: its logit is all residual.{hint}", markup=False
-        )
+        logit = "its logit is all residual" if explanation.additive else "its logit is always zero"
+        shown.out.print(f"{explanation.name} has no prototypes in this model: {logit}.{hint}", markup=False)
     shown.out.print(_ledger_table(explanation, top, wide=shown.out.width >= WIDE))
     share = explanation.residual_share
     if explanation.form == "augmented":

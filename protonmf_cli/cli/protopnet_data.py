@@ -69,7 +69,7 @@ def read_training_set(
         InputError: fewer than two classes, a class without images, or images that are in train and in val.
         GateError: too many unreadable images.
     """
-    from protonmf_cli.cli.reading import SkipWatch
+    from protonmf_cli.cli.reading import SkipWatch, check_overlap
     from protonmf_cli.files.bounding_boxes import find_boxed_images
     from protonmf_cli.files.datasets import ClassMapping, class_folders
     from protonmf_cli.files.training_images import read_all, split_held_out
@@ -95,7 +95,10 @@ def read_training_set(
     if val is not None:
         readable, broken = read_all(reader, val.of(val.files))
         SkipWatch(broken).check(max_skipped, len(readable), shown)
-        _check_overlap(digests, readable)
+        check_overlap(
+            {digest: str(file.path) for file, digest in digests.items()},
+            {digest: str(file.path) for file, digest in readable.items()},
+        )
         val = replace(val, files={c: tuple(f for f in files if f in readable) for c, files in val.files.items()})
     fit, apart = split_held_out(replace(images, files=kept), options.validation, options.seed)
     selected_on = "held-out training images" if apart else "nothing (last cycle)"
@@ -115,18 +118,6 @@ def read_training_set(
         preprocessing=preprocessing,
         selected_on=selected_on,
     )
-
-
-def _check_overlap(train: "Mapping[ImageFile, str]", val: "Mapping[ImageFile, str]") -> None:
-    """Refuse test images that are also training images."""
-    of_digest = {digest: file for file, digest in train.items()}
-    both = [(of_digest[digest], file) for file, digest in val.items() if digest in of_digest]
-    if both:
-        pairs = "; ".join(f"{a.path} = {b.path}" for a, b in both[:3])
-        raise InputError(
-            f"{len(both)} images of val are also in train ({pairs}): accuracy on val would mean nothing. Remove them "
-            "from one of the two."
-        )
 
 
 def per_class_counts(source: Path | None, classes: "tuple[ClassName, ...]", default: int) -> tuple[int, ...]:

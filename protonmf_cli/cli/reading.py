@@ -1,10 +1,11 @@
 """Counting images that could not be read while a command runs over a data set."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.errors import InputError
 
 if TYPE_CHECKING:
     from protonmf_cli.models.images import ImageBatch, Skipped
@@ -33,3 +34,20 @@ class SkipWatch:
         for skip in self.skipped[:5]:
             shown.note(f"skipped {skip.path}: {skip.reason}")
         check_skipped([asdict(skip) for skip in self.skipped], read, most)
+
+
+def check_overlap(train: Mapping[str, str], val: Mapping[str, str]) -> None:
+    """Refuse test images that are also training images.
+
+    Args:
+        train, val: sha256 -> path of every image.
+
+    Raises:
+        InputError: naming some of them.
+    """
+    both = [f"{train[digest]} = {path}" for digest, path in val.items() if digest in train]
+    if both:
+        raise InputError(
+            f"{len(both)} images of val are also in train ({'; '.join(both[:3])}): accuracy on val would mean nothing. "
+            "Remove them from one of the two."
+        )

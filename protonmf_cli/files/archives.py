@@ -1,6 +1,7 @@
 """Images inside a zip archive, read without unpacking it."""
 
 import functools
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class ZipMember:
     @property
     def parts(self) -> tuple[str, ...]:
         """Folders and file name inside the archive."""
-        return PurePosixPath(self.name).parts
+        return PurePosixPath(self.name.lstrip("/")).parts
 
     def exists(self) -> bool:
         """Always: members are listed before they are read."""
@@ -46,7 +47,7 @@ class ZipMember:
 
     def stat(self) -> State:
         """Size and checksum."""
-        info = _opened(self.archive).getinfo(self.name)
+        info = opened(self.archive).getinfo(self.name)
         return State(st_size=info.file_size, st_mtime_ns=info.CRC)
 
     def read_bytes(self) -> bytes:
@@ -55,12 +56,12 @@ class ZipMember:
         Raises:
             OSError: the member is damaged, encrypted or too large.
         """
-        archive = _opened(self.archive)
+        archive = opened(self.archive)
         if archive.getinfo(self.name).file_size > MOST_BYTES:
             raise OSError(f"it unpacks to more than {MOST_BYTES >> 20} MiB")
         try:
             return archive.read(self.name)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as failure:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError) as failure:
             raise OSError(str(failure)) from failure
 
 
@@ -75,13 +76,26 @@ def members(path: Path) -> list[ZipMember]:
     Raises:
         InputError: the archive is damaged or no zip archive.
     """
-    return [ZipMember(path, info.filename) for info in sorted(_opened(path).infolist(), key=lambda i: i.filename)
+    return [ZipMember(path, info.filename) for info in sorted(opened(path).infolist(), key=lambda i: i.filename)
             if not info.is_dir()]  # fmt: skip
 
 
-@functools.cache
-def _opened(path: Path) -> zipfile.ZipFile:
-    """Kept open: reading an archive's table of contents takes longer than reading an image."""
+def opened(path: Path) -> zipfile.ZipFile:
+    """An archive, kept open until another file stands in its place.
+
+    Raises:
+        InputError: it is damaged or no zip archive.
+    """
+    try:
+        state = path.stat()
+    except OSError as failure:
+        raise InputError(f"{path} cannot be read: {failure.strerror}.") from failure
+    return _opened(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, _size: int, _changed: int) -> zipfile.ZipFile:
+    """Reading an archive's table of contents takes longer than reading an image."""
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError) as failure:

@@ -143,7 +143,7 @@ def _in_words(name: str) -> str:
 
 
 def _split_folder(data: Path, split: str) -> Path:
-    present = [name for name in SPLITS if (data / name).is_dir()]
+    present = splits_of(data)
     if split in present:
         return data / split
     if (data / split).is_dir():
@@ -184,21 +184,18 @@ def _from_folders(root: Path) -> tuple[_Grouped, list[str]]:
 
 def _from_archive(archive: Path, split: str) -> _Grouped:
     """CLASS/image.png, SPLIT/CLASS/image.png, or either below folders that hold everything."""
-    images = [m for m in members(archive) if PurePosixPath(m.name).suffix.lower() in SUFFIXES and not _hidden(m)]
+    images = _images_in(archive)
     if not images:
         raise InputError(f"{archive} holds no images ({', '.join(sorted(SUFFIXES))}).")
-    shared = os.path.commonpath([PurePosixPath(m.name).parent for m in images])
-    below = len(PurePosixPath(shared).parts)
-    while below and any(len(m.parts) < below + 2 for m in images):  # the folder that all share is a class
-        below -= 1
-    if below and images[0].parts[below - 1] in SPLITS:
-        below -= 1
-    tops = {m.parts[below] for m in images}
-    if tops <= set(SPLITS):
-        if split not in tops:
-            raise InputError(f"{archive} has {' and '.join(sorted(tops))} but no {split}.")
+    below = _depth_of_classes(images)
+    present = _splits_at(images, below)
+    if present or split in {m.parts[below] for m in images}:
         images = [m for m in images if m.parts[below] == split]
         below += 1
+        if not images:
+            raise InputError(
+                f"{archive} has {' and '.join(present)} but no {split}. Give --split {present[0]} to use it."
+            )
     loose = [m.name for m in images if len(m.parts) < below + 2]
     if loose:
         raise InputError(
@@ -209,6 +206,31 @@ def _from_archive(archive: Path, split: str) -> _Grouped:
     for member in images:
         grouped.setdefault(member.parts[below], []).append((member, "/".join(member.parts[below:])))
     return grouped
+
+
+def _depth_of_classes(images: Sequence[ZipMember]) -> int:
+    """How many folders hold everything: what follows is a split or a class."""
+    shared = os.path.commonpath(["/".join(m.parts[:-1]) for m in images])
+    below = len(PurePosixPath(shared).parts)
+    while below and any(len(m.parts) < below + 2 for m in images):  # the folder that all share is a class
+        below -= 1
+    return below - 1 if below and images[0].parts[below - 1] in SPLITS else below
+
+
+def _splits_at(images: Sequence[ZipMember], below: int) -> list[str]:
+    return sorted({m.parts[below] for m in images if len(m.parts) > below + 1} & set(SPLITS))
+
+
+def _images_in(archive: Path) -> list[ZipMember]:
+    return [m for m in members(archive) if PurePosixPath(m.name).suffix.lower() in SUFFIXES and not _hidden(m)]
+
+
+def splits_of(data: Path) -> list[str]:
+    """Which of train and val a folder or an archive has."""
+    if is_archive(data):
+        images = _images_in(data)
+        return _splits_at(images, _depth_of_classes(images)) if images else []
+    return [name for name in SPLITS if (data / name).is_dir()]
 
 
 def _hidden(member: ZipMember) -> bool:

@@ -48,7 +48,8 @@ class Normaliser:
     def _factors(self, centred: Tensor) -> Tensor:
         """(N, D) one over each block's length, times the root of the number of blocks."""
         lengths = torch.cat([block.norm(dim=1, keepdim=True).expand_as(block) for block in self._split(centred)], dim=1)
-        return torch.where(lengths > 0, 1 / (lengths * len(self.blocks) ** 0.5), 0.0)
+        safe = torch.where(lengths > 0, lengths, 1.0)  # a branch that is not taken has a gradient too
+        return torch.where(lengths > 0, 1 / (safe * len(self.blocks) ** 0.5), 0.0)
 
     def _split(self, features: Tensor) -> Iterator[Tensor]:
         yield from features.split(self.blocks, dim=1)

@@ -208,7 +208,7 @@ def estimate(
             history.append(value)
         model = prototype_step(model, rows, labels, penalty)
         history.append(objective(model, rows, labels, penalty))
-        if begun - history[-1] <= tolerance * abs(begun):
+        if math.isfinite(begun) and begun - history[-1] <= tolerance * abs(begun):
             break
     return model, history[1:]
 

@@ -460,7 +460,9 @@ def evidence_of(model: PrototypeModel, rows: Tensor) -> Tensor:
 
 
 def similarity_maps(model: PrototypeModel, rows: Tensor, prototypes: list[int]) -> Tensor:
-    """(B, T, p) similarity of every row to some prototypes, of a model with one network that is not additive."""
+    """(B, T, p) similarity of every row to some prototypes, or what it adds to their match; for one network."""
+    if model.matching is not None:
+        return model.matching.of_rows(rows, model.prototypes)[1][:, :, prototypes]
     (space,) = model.spaces
     return SIMILARITIES[space.similarity](distances(rows, model.prototypes[prototypes], space.similarity))
 

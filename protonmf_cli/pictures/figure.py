@@ -93,12 +93,18 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
         colours = [shade_of(explanation, c) for c in placed]
         _picture(all_in_one, composite(crop, maps, colours), "its own prototypes")
     else:
-        _words(all_in_one, "this class has no prototypes:\nno images were given for it" if not shown else NOT_SPATIAL)
+        _words(all_in_one, _why_no_map(explanation, shown))
     if explanation.residual_codes is not None:
         _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
+
+
+def _why_no_map(explanation: Explanation, shown: Sequence[Contribution]) -> str:
+    if explanation.additive:
+        return NOT_SPATIAL if shown else "this class has no prototypes:\nno images were given for it"
+    return "this class has no\nprototypes of its own"
 
 
 def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:

@@ -91,7 +91,7 @@ def explain_image(
         residual_map=residual_maps[0],
         intercept=0.0 if augmented else float(exact.intercept[chosen]),
         residual_codes=residual_maps[1],
-        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0,
+        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0 if model.is_additive else None,
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
         form=form,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from protonmf_cli.maths.normalisation import normaliser_of
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot_fitting import fold_numbers
+from protonmf_cli.pipelines.fewshot_fitting import canonical_order, fold_numbers, span_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 """Values of C of the linear softmax that cross-validation chooses among."""
@@ -70,6 +70,8 @@ def _chosen(
     blocks: tuple[int, ...] | None,
 ) -> Tensor:
     """Answers with the value of the highest held-out accuracy, of equals the one with the least loss."""
+    order = canonical_order(rows, labels)
+    rows, labels = rows[order], labels[order]
     numbers = fold_numbers(labels, options.folds, options.seed)
     truth = labels.numpy()
     scores = []
@@ -99,8 +101,7 @@ def _in_span(rows: Tensor, others: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
     Distances and the solution of the linear softmax stay as they are, with far fewer columns.
     """
-    _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-    axes = axes[sizes > 1e-10 * sizes[0]]
+    axes = span_of(rows)
     inside = others @ axes.mT
     outside = (others - inside @ axes).norm(dim=1, keepdim=True)
     padded = torch.nn.functional.pad(rows @ axes.mT, (0, 1))

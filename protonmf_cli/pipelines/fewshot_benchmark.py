@@ -50,9 +50,7 @@ class Score:
     """method -> share of the prototype-to-class weights that are zero"""
 
 
-def draw_tasks(
-    counts: Mapping[int, int], ways: Sequence[int], shots: int, subsets: int, seed: int, test: int | None = None
-) -> list[Task]:
+def draw_tasks(counts: Mapping[int, int], ways: Sequence[int], shots: int, subsets: int, seed: int) -> list[Task]:
     """Two tasks for each subset of classes, all decided by the seed.
 
     Args:
@@ -61,7 +59,6 @@ def draw_tasks(
         shots: images per class K.
         subsets: of classes, for each N.
         seed: of classes and images.
-        test: most test images of a class; all of the other fold if None.
 
     Raises:
         InputError: too few classes have enough images.
@@ -86,7 +83,7 @@ def draw_tasks(
                         ways=n,
                         subset=subset,
                         shots={c: halves[c][fold][:shots] for c in chosen},
-                        test={c: halves[c][1 - fold][:test] for c in chosen},
+                        test={c: halves[c][1 - fold] for c in chosen},
                     )
                 )
     return tasks
@@ -163,7 +160,8 @@ def _accuracy(answers: Tensor, truth: Tensor) -> float:
 def summary(scores: Sequence[Score], shots: int) -> list[dict]:
     """Rows of `protonmf.fewshot_benchmark/1`: mean and deviation over the subsets, and tests of the model's gain.
 
-    The paired tests are two-sided; p is 1 where nothing differs and None with fewer than two subsets.
+    The paired tests are two-sided; p is 1 where nothing differs, and None with fewer than two subsets or where all
+    subsets differ by the same.
     """
     rows = []
     for ways in dict.fromkeys(score.ways for score in scores):
@@ -212,5 +210,8 @@ def _tests(
     found: dict[str, float | None] = {}
     for other in BASELINES:
         gain = of_subset[method] - of_subset[other]
-        found[other] = None if len(gain) < 2 else 1.0 if not gain.any() else float(test(gain, np.zeros_like(gain)))
+        if len(gain) < 2 or (gain.any() and np.ptp(gain) < 1e-12):  # no spread to compare with
+            found[other] = None
+        else:
+            found[other] = float(test(gain, np.zeros_like(gain))) if gain.any() else 1.0
     return found

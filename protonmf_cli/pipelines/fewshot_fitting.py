@@ -88,7 +88,7 @@ def fit_fewshot(
             finite or do not differ.
     """
     _check(rows, labels, classes, options)
-    order = _canonical_order(rows, labels)
+    order = canonical_order(rows, labels)
     rows, labels = rows.double()[order], labels[order]
     search = _Search.of(rows, labels, classes, options, blocks, progress)
     counts = search.numbers() if options.prototypes is None else (options.prototypes,) * classes
@@ -131,7 +131,7 @@ class _Task:
 
     @classmethod
     def of(cls, rows: Tensor, labels: Tensor, classes: int) -> "_Task":
-        axes = _axes(rows)
+        axes = span_of(rows)
         unit = math.sqrt(float((rows - rows.mean(dim=0)).square().sum(dim=1).mean())) or 1.0
         return cls(rows=rows @ axes.mT / unit, labels=labels, classes=classes, axes=axes, unit=unit)
 
@@ -173,7 +173,8 @@ class _Task:
             scale=choice.scale,
         )
         penalty = _penalty(choice, options)
-        model, _ = estimate(model, self.rows, self.labels, penalty, rounds=options.rounds)
+        joint = options.steps > 0 and options.norm == "l2"
+        model, _ = estimate(model, self.rows, self.labels, penalty, rounds=1 if joint else options.rounds)
         if options.steps:
             model = refine(model, self.rows, self.labels, penalty, steps=options.steps)
         return model, owner
@@ -210,7 +211,7 @@ def _without_shared(means: Tensor, owner: Tensor, sizes: Tensor, scatter: float)
         means, owner, sizes = means[rest], owner[rest], sizes[rest]
 
 
-def _axes(rows: Tensor) -> Tensor:
+def span_of(rows: Tensor) -> Tensor:
     """(r, D) orthonormal axes of what rows (N, D) span."""
     _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
     return axes[sizes > 1e-10 * sizes[0]]
@@ -292,7 +293,7 @@ class _Search:
             normaliser = normaliser_of(rows[~apart], options.normalisation, blocks)
             task = _Task.of(normaliser(rows[~apart]), labels[~apart], classes)
             folds.append(_Fold(task=task, rows=task.seen(normaliser(rows[apart])), labels=labels[apart]))
-        dense = len(_axes(normaliser_of(rows, options.normalisation, blocks)(rows))) < len(rows) - 1
+        dense = len(span_of(normaliser_of(rows, options.normalisation, blocks)(rows))) < len(rows) - 1
         alphas = options.sparse_alphas if options.norm == "l1" else options.alphas
         sets = product(options.scales, alphas, options.dense_anchors if dense else options.anchors)
         return cls(
@@ -387,7 +388,7 @@ def number_of_parts(distances: Sequence[float], dimensions: int, remote: float) 
 # -- samples ---------------------------------------------------------------------------------------------------
 
 
-def _canonical_order(rows: Tensor, labels: Tensor) -> Tensor:
+def canonical_order(rows: Tensor, labels: Tensor) -> Tensor:
     """By class, then by the features' values: what follows sees the samples in one order whatever was given."""
     keys = np.concatenate([rows.double().numpy().T[::-1], labels.numpy()[None]])
     return torch.from_numpy(np.lexsort(keys))

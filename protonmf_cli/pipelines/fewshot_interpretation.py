@@ -61,7 +61,9 @@ class PrototypeFacts:
         return len(self.members) == 1
 
     def classes(self) -> list[int]:
-        """Classes it speaks for: those with at least half the probability of the first, best first."""
+        """Classes it speaks for: those with at least half the probability of the first, best first; none if unused."""
+        if self.kind == "unused":
+            return []
         order = sorted(range(len(self.probabilities)), key=lambda c: -self.probabilities[c])
         return [c for c in order if self.probabilities[c] >= CLOSE * self.probabilities[order[0]]]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from protonmf_cli.maths.scoring import peak_box
@@ -27,12 +28,13 @@ def fewshot_model(
 ) -> PrototypeModel:
     """The fitted model as the noun that every command takes, still without pictures.
 
-    Prototypes are sorted by the class they speak for most, then as they were fitted. With L1 only weights that are not
-    zero are connections.
+    Prototypes are sorted by the class they speak for most (where they started, if they speak for none), then as they
+    were fitted. Weights that are zero are no connections.
     """
     readout = backbone.readout
     assert isinstance(readout, PooledFeatures)
-    winner = fit.model.weights.argmax(dim=0)
+    most = fit.model.weights.max(dim=0)
+    winner = torch.where(most.values > 0, most.indices, fit.owner)
     order = winner.argsort(stable=True)
     head = fit.model.weights[:, order].float()
     card = bare_card(
@@ -56,9 +58,9 @@ def fewshot_model(
         "folds": fit.folds,
         "held_out": None
         if not fit.held_out
-        else dict(zip(("accuracy", "loss"), fit.held_out[fit.choice], strict=True)),
-        "objective": fit.objective,
-        "grown": list(fit.counts),
+        else dict(zip(("accuracy", "loss"), map(_said, fit.held_out[fit.choice]), strict=True)),
+        "objective": _said(fit.objective),
+        "parts": list(fit.counts),
         "accuracy": {"train": float((fit.logits(samples.features).argmax(dim=1) == samples.labels).double().mean())},
     }
     model = model_of_head(
@@ -71,6 +73,11 @@ def fewshot_model(
         matching=SoftMatching(scale=fit.model.scale, normaliser=fit.normaliser, samples=samples),
     )
     return model.measured_as(**measured)
+
+
+def _said(figure: float) -> float:
+    """Nine digits: the last ones of a sum depend on where its numbers lie in memory, which equal files must not."""
+    return float(f"{figure:.9g}")
 
 
 def no_examples() -> Examples:

@@ -29,7 +29,8 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     own, owner_name = model.own(owner), model.card.classes[owner].shown
     if not model.entries(class_index):
         raise InputError(
-            f"class {name} has no prototypes in this model (no images were given for it), so there is nothing to edit."
+            f"class {name} has no prototypes in this model"
+            f"{' (no images were given for it)' if model.is_additive else ''}, so there is nothing to edit."
         )
     if not 1 <= number <= len(own):
         numbers = f"1 to {len(own)}" if own else "none"

@@ -153,7 +153,7 @@ def _add_regions(
         codes = nonnegative_codes(placed.clamp_min(0), model.prototypes[own])
     else:
         found = _evidence(backbone, model, own, rows)
-        codes = found - found.amin(dim=0)
+        codes = found - found.amin(dim=0) if model.matching is None else found.clamp_min(0)
     masks = codes >= codes.amax(dim=0).clamp_min(1e-12) / 2
     pairs = [(a, b) for a in range(len(own)) for b in range(a)]
     if pairs:

@@ -86,8 +86,8 @@ def virtual_examples(
 ) -> list[VirtualExample]:
     """Find a picture for each of some prototypes.
 
-    What is maximised is s x . (p_j - mean p), the logarithm of the match against the average prototype, which has no
-    end where the match itself is 1.
+    What is maximised is x . d_j with d_j the direction from the mean prototype to p_j, less the total variation. It
+    is the logarithm of the match against the average prototype, but for its scale, and goes on where the match is 1.
 
     Args:
         backbone: network of the model.
@@ -132,8 +132,8 @@ def _batch(
         gain = (features * directions).sum(dim=1)
         variation = pixels.diff(dim=2).abs().mean(dim=(1, 2, 3)) + pixels.diff(dim=3).abs().mean(dim=(1, 2, 3))
         loss = (SMOOTH * variation - gain).sum()
-        optimiser.zero_grad()
-        loss.backward()
+        for level, slope in zip(levels, torch.autograd.grad(loss, levels), strict=True):
+            level.grad = slope
         optimiser.step()
         progress.advance()
     with torch.no_grad():

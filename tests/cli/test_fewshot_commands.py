@@ -268,6 +268,68 @@ def some(toy, folder, counts):
     return folder
 
 
+def test_another_choice_of_layers_does_not_go_on(toy, tmp_path):
+    output = tmp_path / "few.safetensors"
+    words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)
+    command = [sys.executable, "-m", "protonmf_cli", "fewshot", "fit", toy.name, "--data", toy.data, "-o", output]
+    command = [str(word) for word in (*command, "--device", "cpu", *words, "--layers", "-1,-2")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    next(line for line in process.stderr if line.startswith("epoch   1"))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, _, err = fit(toy, output, *words[:2], "--epochs", 1, "--layers", "-2,-1")
+    assert code == 0 and "goes on" not in err
+
+
+def test_tables_that_do_not_need_a_black_box(few, toy):
+    code, out, err = run(
+        "evaluate", "--data", toy.data, "--model", few, "--json", "--table", "oracle", "--table", "part-quality"
+    )
+    assert code == 0, err
+    assert set(json.loads(out)["tables"]) == {"oracle", "part_quality"}
+
+
+def test_classes_and_prototypes_without_weights(toy, tmp_path):
+    """Strong L1 leaves prototypes that say nothing: they stay with the class they started in."""
+    output = tmp_path / "sparse.safetensors"
+    code, _, err = fit(toy, output, "--norm", "l1", "-p", 3, "-q")
+    assert code == 0, err
+    model = load(output).model
+    silent = (model.dense_weights <= 0).all(dim=1)
+    for j in silent.nonzero()[:, 0].tolist():
+        first = model.examples.sources[model.examples.of(j)[0]].path
+        assert first.split("/")[0] == model.card.classes[int(model.owner[j])].label
+    code, out, err = run("fewshot", "interpret", output, "--json")
+    assert code == 0, err
+    for row in json.loads(out)["prototypes"]:
+        assert bool(row["classes"]) == (row["kind"] != "unused")
+    for label in ("red things", "grey things"):
+        assert (
+            run("explain", toy.image(), "--model", output, "--class", label, "--png", tmp_path / f"{label}.png")[0] == 0
+        )
+
+
+def test_validation_images_are_checked_before_the_fit(toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy.data, data)
+    extra = data / "val" / "red things" / "copy.png"
+    shutil.copy(next((data / "train" / "red things").iterdir()), extra)
+    output = tmp_path / "out.safetensors"
+    code, _, err = run("fewshot", "fit", toy.name, "--data", data, "-o", output)
+    assert code == 3 and "1 images of val are also in train" in err and not output.exists()
+    extra.unlink()
+    shutil.copytree(data / "val" / "red things", data / "val" / "purple things")
+    code, _, err = run("fewshot", "fit", toy.name, "--data", data, "-o", output)
+    assert code == 3 and "match no class of the model" in err
+    shutil.rmtree(data / "val" / "purple things")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as packed:
+        for path in sorted(data.rglob("*.png")):
+            packed.write(path, path.relative_to(data))
+    code, out, err = run("fewshot", "fit", toy.name, "--data", tmp_path / "data.zip", "-o", output, "--json")
+    assert code == 0, err
+    assert json.loads(out)["accuracy"]["test"] > 0.5
+
+
 def test_few_and_unequal_images(toy, tmp_path):
     data = some(toy, tmp_path / "unequal", [6, 1, 2])
     code, out, err = run("fewshot", "fit", toy.name, "--data", data, "-o", tmp_path / "a.safetensors")

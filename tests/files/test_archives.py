@@ -33,6 +33,8 @@ def listed(path, split="train"):
         (["d/train/a/1.png", "d/train/b/2.png", "d/val/a/3.png"], ["a/1.png", "b/2.png"], ["a/3.png"]),
         (["a/x/1.png", "b/y/2.png"], ["a/x/1.png", "b/y/2.png"], ["a/x/1.png", "b/y/2.png"]),
         (["a/1.png"], ["a/1.png"], ["a/1.png"]),
+        (["train/a/1.png", "val/a/2.png", "test/b/3.png"], ["a/1.png"], ["a/2.png"]),
+        (["/a/1.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"]),
         (["a/1.png", "__MACOSX/a/1.png", "b/.2.png", "b/2.png"], ["a/1.png", "b/2.png"], ["a/1.png", "b/2.png"]),
     ],
 )
@@ -55,6 +57,13 @@ def test_an_archive_reads_like_its_folder(toy, tmp_path):
     assert found[0] == found[1] and len(found[0]) > 4
     one = images.of([0])[0]
     assert size_of(one.path) == size_of(folder / one.name)
+
+
+def test_another_archive_of_the_same_name_is_read_anew(tmp_path):
+    path = pack(tmp_path / "data.zip", {"a/1.png": b"x", "b/2.png": b"y"})
+    assert listed(path) == ["a/1.png", "b/2.png"]
+    pack(path, {"a/1.png": b"x", "b/2.png": b"y", "c/3.png": b"z"})
+    assert listed(path) == ["a/1.png", "b/2.png", "c/3.png"]
 
 
 def test_a_changed_member_changes_the_fingerprint(tmp_path):

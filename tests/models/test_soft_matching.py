@@ -34,6 +34,9 @@ def test_a_feature_of_zeros_stays_finite():
     rows[0, :, 2:] = 1.0
     assert normaliser(rows.mean(dim=1))[0, :2].tolist() == [0, 0]
     assert normaliser.parts(rows).isfinite().all()
+    rows.requires_grad_()
+    (slope,) = torch.autograd.grad(normaliser(rows.mean(dim=1)).sum(), rows)
+    assert slope.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["none", "unit", "centred"])
