@@ -49,7 +49,7 @@ ImgSize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of every random choice.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of every random choice.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: what torch chooses.")]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 8.")

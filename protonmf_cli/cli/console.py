@@ -16,12 +16,19 @@ PLAIN_EVERY = 30.0
 """Seconds between lines of progress when stderr is not a terminal."""
 
 
+class _Out(Console):
+    """Rich's console leaves with exit code 1 when whoever read it has gone; our commands end quietly."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Shown:
     """stdout and stderr of one command."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
-        self.out = Console(highlight=False, width=width)
+        self.out = _Out(highlight=False, width=width)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
         self.quiet = quiet
         self.verbose = verbose

@@ -77,6 +77,10 @@ def benchmark(
     with shown.progress() as bars:
         bars.stage("loading the network")
         classes, found = find_labelled(data, "train", shown)
+        if images < 2 * shots:
+            raise UsageError(
+                f"--images {images} leaves less than --shots {shots} for each of two folds; give {2 * shots} or more."
+            )
         draw = _Draw(ways=chosen, shots=shots, subsets=subsets, seed=seed)
         draw.tasks(found.limited(images, seed).counts)  # refused before anything is read
         words = NetworkWords(

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from protonmf_cli.models.backbone import Backbone, ClassName
 
 
+DEFAULT_MODEL = Path("fewshot.safetensors")
+"""What `fit` writes and the other commands read, unless they are told otherwise."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkWords:
     """What the user said of the network."""

@@ -12,8 +12,8 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Bars, Shown
-from protonmf_cli.cli.fewshot_data import NetworkWords, find_labelled, open_features
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.cli.fewshot_data import DEFAULT_MODEL, NetworkWords, find_labelled, open_features
+from protonmf_cli.errors import InputError, ProtonmfError, UsageError
 from protonmf_cli.options import FewShotOptions, FineTuned, FineTuneOptions, Normalisation, TrainingMode, WeightNorm
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULTS = FewShotOptions()
 TUNING = FineTuneOptions()
+MOST = 1e6
+"""Of a weight or a rate that still means something."""
 EXAMPLES = 5
 """Training images kept with each prototype."""
 
@@ -50,7 +52,7 @@ NormalisationOption = Annotated[
 def fit(
     model: ModelName,
     data: arguments.Data,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Prototype model to write.")] = Path("fewshot.safetensors"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Prototype model to write.")] = DEFAULT_MODEL,
     shots: Annotated[int | None, typer.Option("--shots", min=1, show_default="all", help="Images per class, drawn with the seed.")] = None,
     norm: Annotated[WeightNorm, typer.Option("--norm", help="Of the class weights; l1 leaves few of them.")] = DEFAULTS.norm,
     prototypes: Annotated[int | None, typer.Option("--prototypes", "-p", min=1, show_default="by the data", help="Per class.")] = None,
@@ -92,6 +94,9 @@ def fit(
     if anchor is not None:
         options = replace(options, anchors=(anchor,), dense_anchors=(anchor,))
     tuning = FineTuneOptions(stages=finetune, mode=mode, epochs=epochs, rate=rate, pull=pull, seed=seed)
+    for name, value in (("--anchor", anchor), ("--rate", rate), ("--pull", pull)):
+        if value is not None and not 0 <= value < MOST:
+            raise UsageError(f"{name} {value:g} is not a number from 0 to {MOST:g}.")
     if finetune != "none" and not embed:
         raise UsageError("--finetune changes the network, so that its weights must be inside the file.")
     from protonmf_cli.cli import machine
@@ -296,7 +301,12 @@ class _Job:
             if state.done:
                 self.shown.note(f"goes on after epoch {state.done} of the fine-tuning")
             tuner = FineTuner(self.backbone, fit, images, self.options, self.tuning, progress=self.bars)
-            tuner.run(state, lambda now: self._after_epoch(now, folder))
+            try:
+                tuner.run(state, lambda now: self._after_epoch(now, folder))
+            except ProtonmfError:
+                if not state.done:  # nothing to go on with
+                    folder.discard()
+                raise
         digest = digest_of_tensors(self.backbone.weights())
         self.backbone = replace(self.backbone, source=replace(self.backbone.source, digest=digest))
         return state.log

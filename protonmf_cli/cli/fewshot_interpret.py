@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Bars, Shown
+from protonmf_cli.cli.fewshot_data import DEFAULT_MODEL
 from protonmf_cli.cli.fewshot_report import interpretation_json, interpretation_lines
 from protonmf_cli.cli.tables import make_folder
 from protonmf_cli.errors import UsageError
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 def interpret(
     file: Annotated[Path | None, typer.Argument(help="Few-shot model file. Default: as --model.")] = None,
-    model: arguments.Model = arguments.DEFAULT_MODEL,
+    model: arguments.Model = DEFAULT_MODEL,
     figures: Annotated[Path | None, typer.Option("--figures", help="Folder for a card of every prototype and the plane of samples and prototypes.")] = None,
     virtual: Annotated[bool, typer.Option("--virtual", help="Also a picture that each prototype would like best, found through the network.")] = False,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of the search for it.")] = 96,
@@ -39,8 +41,10 @@ def interpret(
     if virtual and figures is None:
         raise UsageError("--virtual makes pictures: give a folder with --figures.")
     if figures is not None:
+        from protonmf_cli.cli.opened import check_there
         from protonmf_cli.files.atomic import check_writable
 
+        check_there(file or model)
         make_folder(figures)
         for name in ("cards.png", "plane.png", *(["virtual.png"] if virtual else [])):
             check_writable(figures / name, force)
@@ -136,23 +140,24 @@ def _show(model: "PrototypeModel", report: dict[str, Any], shown: Shown) -> None
         table.add_column(name, no_wrap=True, justify="right" if name in {"images", "variance", "entropy"} else "left")
     names = {c.label: c.shown for c in model.card.classes}
     for row in report["prototypes"]:
-        table.add_row(
+        cells = (
             f"{names[row['owner_label']]} {row['prototype']}",
             row["kind"],
-            " or ".join(names[label] for label in row["classes"][:3]),
+            " or ".join(names[label] for label in row["classes"][:3]) or "-",
             str(len(row["members"])),
             f"{row['variance']:.3f}",
             f"{row['entropy']:.2f}",
             row["members"][0]["source"] if row["members"] else "-",
         )
+        table.add_row(*map(Text, cells))  # names are no markup
     shown.out.print(table)
     shown.lines(interpretation_lines(model))
-    for row in report.get("virtual", []):
-        if row["agreement"] < row["best_training_image"]:
-            shown.note(
-                f"the virtual example of prototype {row['prototype_id']} lies less in its direction than a training image "
-                "does: more --steps may help"
-            )
+    behind = [row for row in report.get("virtual", []) if row["agreement"] < row["best_training_image"]]
+    if behind:
+        shown.note(
+            f"{len(behind)} of {len(report['virtual'])} virtual examples lie less in the direction of their prototype than "
+            "a training image does: more --steps may help"
+        )
     if found := report.get("adversarial"):
         said = ", ".join(f"{share:.0%} by {change}/255" for change, share in found["flipped"].items())
         rank = "" if found["correlation"] is None else f"; rank correlation with the margin {found['correlation']:.2f}"

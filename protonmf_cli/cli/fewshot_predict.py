@@ -9,6 +9,7 @@ from rich.text import Text
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.explain import PARTIAL, paths_of
+from protonmf_cli.cli.fewshot_data import DEFAULT_MODEL
 from protonmf_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def predict(
     images: Annotated[list[str], typer.Argument(help="Image files; - reads their paths from standard input.")],
-    model: arguments.Model = arguments.DEFAULT_MODEL,
+    model: arguments.Model = DEFAULT_MODEL,
     top: Annotated[int, typer.Option("--top", min=1, help="Classes, prototypes and neighbours shown.")] = 3,
     as_json: arguments.Json = False,
     json_lines: Annotated[bool, typer.Option("--jsonl", help="One JSON object per image and line.")] = False,
@@ -85,6 +86,7 @@ def prediction_json(loaded: "Loaded", image: str, position: "Position") -> dict[
                 "prototype_id": j,
                 "owner_index": int(model.owner[j]),
                 "owner_label": classes[int(model.owner[j])].label,
+                "owner_description": classes[int(model.owner[j])].shown,
                 "match": float(position.matches[j]),
             }
             for j in order
@@ -109,7 +111,7 @@ def _show(found: dict[str, Any], top: int, shown: Shown) -> None:
             f"   {found['image']}", (f"   {', '.join(flags)}" if flags else "", "yellow"),
         )
     )  # fmt: skip
-    matches = ", ".join(f"{m['owner_label']} {m['prototype']} ({m['match']:.1%})" for m in found["matches"][:top])
+    matches = ", ".join(f"{m['owner_description']} {m['prototype']} ({m['match']:.1%})" for m in found["matches"][:top])
     near = ", ".join(f"{n['source']} ({n['distance']:.2f})" for n in found["neighbours"][:top])
     shown.out.print(f"  matches prototypes {matches}", style="dim", markup=False)
     shown.out.print(f"  nearest training images {near}", style="dim", markup=False)

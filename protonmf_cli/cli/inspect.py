@@ -63,6 +63,10 @@ def _draw_curves(model: "PrototypeModel", path: Path, png: Path, force: bool, sh
     from protonmf_cli.pictures.table import curves_png
 
     curves = model.card.measured.get("curves")
+    if model.matching is not None:
+        raise InputError(
+            f"{path} has no curves. Give --class, or draw all prototypes: `protonmf fewshot interpret --figures DIR`."
+        )
     if not curves:
         raise InputError(
             f"{path} has no curves: its numbers of prototypes were given. Convert with -p auto, or give --class."

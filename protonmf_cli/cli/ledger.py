@@ -105,7 +105,7 @@ def show_explanation(explanation: Explanation, top: int, shown: Shown) -> None:
         )
     )
     if explanation.class_index != best.class_index:
-        shown.out.print(f"why [bold]{explanation.name}[/bold]?")
+        shown.out.print(Text.assemble("why ", (explanation.name, "bold"), "?"))
     if explanation.without_prototypes:
         nearest = explanation.best_with_prototypes
         hint = (

@@ -25,11 +25,7 @@ def open_model(
     Raises:
         ModelFileError: there is no usable model file; before anything heavy is imported when it is missing.
     """
-    if not path.is_file():
-        raise ModelFileError(
-            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR`, or name one "
-            "with --model or PROTONMF_MODEL."
-        )
+    check_there(path)
     machine.set_threads(threads)
     from protonmf_cli.library import load
 
@@ -42,3 +38,16 @@ def open_model(
         batch_size=batch_size,
         workers=machine.worker_count(workers),
     )
+
+
+def check_there(path: Path) -> None:
+    """Refuse a model file that does not exist, before anything heavy is imported.
+
+    Raises:
+        ModelFileError: with the commands that make one.
+    """
+    if not path.is_file():
+        raise ModelFileError(
+            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR` (or `protopnet "
+            "train`, `fewshot fit`), or name one with --model or PROTONMF_MODEL."
+        )

@@ -41,8 +41,8 @@ def plane_png(plane: Plane) -> bytes:
     axes.set_ylabel(f"second principal axis ({plane.shares[1]:.0%})", color=GREY)
     hollow_words = ", hollow: ambiguous or unused" if plane.flagged else ""
     axes.set_title(
-        "training images by class; diamonds: prototypes with the class they speak for, tied to the mean of the images "
-        f"that match them{hollow_words}",
+        "training images by class; diamonds: prototypes with the class they speak for,\n"
+        f"tied to the mean of the images that match them{hollow_words}",
         loc="left", fontsize=10,
     )  # fmt: skip
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False, ncols=columns)

@@ -11,6 +11,9 @@ from protonmf_cli.pipelines.virtual_examples import VirtualExample
 CARD_HEADINGS = ("training images that match it most",)
 VIRTUAL_HEADINGS = ("what it would like best", "training images that match it most")
 
+LEAST = 0.05
+"""Match of a training image that stands for a prototype; the others of its best five are not shown."""
+
 
 def card_strips(model: PrototypeModel) -> list[Strip]:
     """One strip per prototype: what it stands for, and the training images that match it most.
@@ -31,7 +34,7 @@ def _strip(model: PrototypeModel, facts: PrototypeFacts, before: tuple[Cell, ...
     j, classes = facts.prototype, model.card.classes
     named = " or ".join(classes[c].shown for c in facts.classes()[:2])
     views = example_views(model, j)
-    cells = tuple(Cell(crop=view.jpeg, map=view.map, box=view.box) for view in views)
+    cells = tuple(Cell(crop=view.jpeg, map=view.map, box=view.box) for view in views if view.score >= LEAST)
     best = max(facts.probabilities)
     return Strip(
         title=f"{classes[int(model.owner[j])].shown} {model.number(j)}",

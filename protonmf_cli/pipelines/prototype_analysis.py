@@ -104,16 +104,19 @@ def global_strips(
     for j in model.own(class_index):
         views = example_views(model, j)
         most = max(most, len(views))
-        near = [_whole(view, model.card.pooling) for view in views[1:]]
+        patched = model.card.pooling != "soft"  # a soft prototype is a mean feature and no patch
+        near = [_whole(view, model.card.pooling) for view in views[patched:]]
         far = [_whole(view, model.card.pooling) for view in (others or {}).get(j, ())]
         strips.append(
             Strip(
                 title=f"prototype {model.number(j)}",
                 words=_strip_words(model, j, views),
-                cells=(*(_own_patch(views[0], model.card.pooling) if views else ()), *near, *far),
+                cells=(*(_own_patch(views[0], model.card.pooling) if views and patched else ()), *near, *far),
                 number=model.number(j),
             )
         )
+    if model.card.pooling == "soft":
+        return strips, ("training images that match it most",)
     apart = ("nearest training patches", *[""] * max(0, most - 2)) if most > 1 else ()
     return strips, (*OWN_PATCH, *apart, *(("nearest patches of the other images",) if others else ()))
 

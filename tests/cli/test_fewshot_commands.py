@@ -350,6 +350,9 @@ def test_what_cannot_be_fitted_is_refused(toy, tmp_path, few):
         assert not output.exists()
 
     refused(3, "--shots 40 needs 40 images of every class, but blue things (8), green things (7)", "--shots", 40)
+    refused(2, "--anchor inf is not a number from 0 to 1e+06", "--anchor", "inf")
+    refused(2, "--rate inf is not a number", "--rate", "inf", "--finetune", "last")
+    refused(2, "--seed", "--seed", 10**20)
     refused(3, "9 prototypes per class need as many images, but a class has 6", "-p", 9)
     refused(3, "has one class with images; a few-shot model needs at least two", data=some(toy, tmp_path / "one", [3]))
     refused(3, "does not exist", data=tmp_path / "nowhere")
@@ -373,6 +376,22 @@ def test_what_cannot_be_fitted_is_refused(toy, tmp_path, few):
     assert code == 3 and "2-way with 4 shots needs 2 classes of at least 8 images (two folds), but only 2" not in err
     assert "5-way with 4 shots needs 5 classes" in err
     assert run("fewshot", "benchmark", toy.name, "--data", toy.data, "--ways", "1,2")[0] == 2
+    code, _, err = run("fewshot", "benchmark", toy.name, "--data", toy.data, "--shots", 3, "--images", 4)
+    assert code == 2 and "--images 4 leaves less than --shots 3 for each of two folds; give 6 or more" in err
+    code, _, err = run("fewshot", "interpret", tmp_path / "none.safetensors", "--figures", tmp_path / "figures")
+    assert code == 3 and "`fewshot fit`" in err and not (tmp_path / "figures").exists()
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(toy, tmp_path):
+    data = some(toy, tmp_path / "data", [3, 3])
+    (data / "blue things").rename(data / "[red]")
+    output = tmp_path / "few.safetensors"
+    code, _, err = run("fewshot", "fit", toy.name, "--data", data, "-o", output)
+    assert code == 0, err
+    image = toy.image()
+    for words in (("fewshot", "interpret", output), ("explain", image, "-m", output, "--class", "[red]")):
+        code, out, err = run(*words)
+        assert code == 0 and "[red]" in out, err
 
 
 def test_a_file_that_was_tampered_with_is_refused(few, tmp_path):
