@@ -54,15 +54,18 @@ def test_commands_named_in_the_readme_exist(command):
     assert run(command, "--help")[0] == 0
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"protonmf(?:_cli)? protopnet ([a-z]+)", README))))
-def test_protopnet_commands_named_in_the_readme_exist(command):
-    assert run("protopnet", command, "--help")[0] == 0
+@pytest.mark.parametrize(
+    "words", sorted(set(re.findall(r"(?:protonmf(?:_cli)? |`)((?:protopnet|fewshot) [a-z]+)", README)))
+)
+def test_subcommands_named_in_the_readme_exist(words):
+    assert run(*words.split(), "--help")[0] == 0
 
 
 def test_options_named_in_the_readme_exist(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     commands = ["convert", "explain", "intervene", "evaluate", "inspect", "export", "doctor", "demo"]
     commands += [f"protopnet {c}" for c in ("train", "push", "prune", "combine", "local", "evaluate")]
+    commands += [f"fewshot {c}" for c in ("fit", "predict", "interpret", "benchmark")]
     known = " ".join(re.sub(r"\s+", " ", run(*c.split(), "--help")[1]) for c in commands) + "--version"
     scripts = (ROOT / "tests" / "benchmarks").glob("*.py")
     known += " ".join(re.findall(r"--[a-z-]+", " ".join(path.read_text() for path in scripts))) + " --nproc_per_node"
