@@ -135,19 +135,22 @@ def _fgsm(loaded: "Loaded", bars: Bars) -> dict[str, Any]:
 
 
 def _show(model: "PrototypeModel", report: dict[str, Any], shown: Shown) -> None:
+    from protonmf_cli.cli.ledger import MOST_NAME, MOST_SOURCE
+    from protonmf_cli.models.results import shortened, shortened_path
+
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("prototype", "kind", "speaks for", "images", "variance", "entropy", "matched most by"):
         table.add_column(name, no_wrap=True, justify="right" if name in {"images", "variance", "entropy"} else "left")
     names = {c.label: c.shown for c in model.card.classes}
     for row in report["prototypes"]:
         cells = (
-            f"{names[row['owner_label']]} {row['prototype']}",
+            f"{shortened(names[row['owner_label']], MOST_NAME)} {row['prototype']}",
             row["kind"],
-            " or ".join(names[label] for label in row["classes"][:3]) or "-",
+            shortened(" or ".join(names[label] for label in row["classes"][:3]), MOST_NAME) or "-",
             str(len(row["members"])),
             f"{row['variance']:.3f}",
             f"{row['entropy']:.2f}",
-            row["members"][0]["source"] if row["members"] else "-",
+            shortened_path(row["members"][0]["source"], MOST_SOURCE) if row["members"] else "-",
         )
         table.add_row(*map(Text, cells))  # names are no markup
     shown.out.print(table)
