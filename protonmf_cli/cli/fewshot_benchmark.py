@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from protonmf_cli.errors import UsageError
 from protonmf_cli.options import FewShotOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -76,25 +77,26 @@ def benchmark(
     place = machine.choose_device(device)
     with shown.progress() as bars:
         bars.stage("loading the network")
+        from protonmf_cli.pipelines.fewshot_benchmark import draw_tasks, run_tasks, summary
+
         classes, found = find_labelled(data, "train", shown)
         if images < 2 * shots:
             raise UsageError(
                 f"--images {images} leaves less than --shots {shots} for each of two folds; give {2 * shots} or more."
             )
-        draw = _Draw(ways=chosen, shots=shots, subsets=subsets, seed=seed)
-        draw.tasks(found.limited(images, seed).counts)  # refused before anything is read
+        found = found.limited(images, seed)
+        draw = partial(draw_tasks, ways=chosen, shots=shots, subsets=subsets, seed=seed)
+        draw(found.counts)  # refused before anything is read
         words = NetworkWords(
             name=model, weights=weights, model_args=model_arg or [], img_size=img_size, layers=layers, offline=offline
         )
         backbone = open_features(words, classes, place, shown)
         began = time.monotonic()
         tasks, features, watch = _read(
-            draw, backbone, found.limited(images, seed), cache, batch_size, machine.worker_count(workers), shown, bars
+            draw, backbone, found, cache, batch_size, machine.worker_count(workers), shown, bars
         )
         watch.check(max_skipped, sum(len(rows) for rows in features.values()), shown)
         read = time.monotonic()
-        from protonmf_cli.pipelines.fewshot_benchmark import run_tasks, summary
-
         blocks = backbone.readout.blocks  # type: ignore[attr-defined]
         processes = threads or machine.worker_count(None)
         scores = run_tasks(tasks, features, options, blocks=blocks, processes=processes, progress=bars)
@@ -120,21 +122,8 @@ def benchmark(
         _show(report, shown)
 
 
-class _Draw:
-    """How tasks are drawn."""
-
-    def __init__(self, *, ways: "Sequence[int]", shots: int, subsets: int, seed: int) -> None:
-        self.ways, self.shots, self.subsets, self.seed = ways, shots, subsets, seed
-
-    def tasks(self, counts: "Mapping[int, int]") -> "list[Task]":
-        """From the numbers of images of all classes."""
-        from protonmf_cli.pipelines.fewshot_benchmark import draw_tasks
-
-        return draw_tasks(counts, self.ways, self.shots, self.subsets, self.seed)
-
-
 def _read(
-    draw: _Draw,
+    draw: "Callable[[Mapping[int, int]], list[Task]]",
     backbone: "Backbone",
     images: "LabelledImages",
     cache: Path | None,
@@ -170,7 +159,7 @@ def _read(
     counts, watch = dict(images.counts), SkipWatch()
     features: dict[int, Tensor] = {}
     while True:
-        tasks = draw.tasks(counts)
+        tasks = draw(counts)
         missing = sorted({c for task in tasks for c in task.shots} - features.keys())
         if not missing:
             return tasks, features, watch

@@ -118,7 +118,7 @@ def fit(
         )
         backbone = open_features(words, classes, place, shown)
         job = _Job(
-            backbone=backbone, images=images, val=val, options=options, tuning=tuning, output=output, force=force,
+            backbone=backbone, images=images, val=val, options=options, tuning=tuning, output=output,
             max_skipped=max_skipped, batch_size=batch_size, workers=machine.worker_count(workers), shown=shown, bars=bars,
         )  # fmt: skip
         found, report = job.run()
@@ -174,7 +174,6 @@ class _Job:
     options: FewShotOptions
     tuning: FineTuneOptions
     output: Path
-    force: bool
     max_skipped: float
     batch_size: int
     workers: int
@@ -227,7 +226,8 @@ class _Job:
         if tuned is not None:
             model = model.measured_as(finetuning=tuned)
         accuracy = model.card.measured["accuracy"] | {"test": self._test(fit)}
-        return model.measured_as(accuracy=accuracy), self._report(model, samples, accuracy)
+        model = model.measured_as(accuracy=accuracy)
+        return model, self._report(model, samples, accuracy)
 
     def _read(self, stage: str, images: "LabelledImages") -> "tuple[Samples, Sequence[Skipped]]":
         """Features of labelled images as the network is now."""

@@ -33,6 +33,10 @@ class Penalty:
     alpha: float = 1e-3
     anchor: float = 1e-3
 
+    def of_weights(self, weights: Tensor) -> Tensor:
+        """R(W)"""
+        return self.alpha * (weights.abs().sum() if self.norm == "l1" else weights.square().sum() / 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPrototypes:
@@ -69,9 +73,8 @@ def objective(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty: Pena
 
 def _value(model: SoftPrototypes, matched: Tensor, labels: Tensor, penalty: Penalty) -> float:
     loss = functional.cross_entropy(matched @ model.weights.mT, labels)
-    size = model.weights.abs().sum() if penalty.norm == "l1" else model.weights.square().sum() / 2
     moved = (model.prototypes - model.anchors).square().sum() / 2
-    return float(loss + penalty.alpha * size + penalty.anchor * moved)
+    return float(loss + penalty.of_weights(model.weights) + penalty.anchor * moved)
 
 
 def error_signal(matched: Tensor, weights: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,18 +93,18 @@ def error_signal(matched: Tensor, weights: Tensor, labels: Tensor) -> tuple[Tens
     return matched * (errors @ weights - (errors * logits).sum(dim=1, keepdim=True)), errors
 
 
-def gradients(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty: Penalty) -> tuple[Tensor, Tensor]:
-    """dC/dp (J, D), and dC/dW (L, J) without the penalty of the weights."""
-    return _slopes(model, matches(rows, model.prototypes, model.scale), rows, labels, penalty)
-
-
-def _slopes(
+def gradients(
     model: SoftPrototypes, matched: Tensor, rows: Tensor, labels: Tensor, penalty: Penalty
 ) -> tuple[Tensor, Tensor]:
+    """dC/dp (J, D), and dC/dW (L, J) without the penalty of the weights, from the matches (N, J) of the rows."""
     signal, errors = error_signal(matched, model.weights, labels)
+    return _slope(model, signal, rows, penalty), -(errors.mT @ matched) / len(rows)
+
+
+def _slope(model: SoftPrototypes, signal: Tensor, rows: Tensor, penalty: Penalty) -> Tensor:
+    """dC/dp (J, D) from the error signal (N, J)."""
     pulled = signal.mT @ rows - signal.sum(dim=0)[:, None] * model.prototypes
-    of_prototypes = -model.scale / len(rows) * pulled + penalty.anchor * (model.prototypes - model.anchors)
-    return of_prototypes, -(errors.mT @ matched) / len(rows)
+    return -model.scale / len(rows) * pulled + penalty.anchor * (model.prototypes - model.anchors)
 
 
 def fit_weights(
@@ -168,7 +171,7 @@ def prototype_step(model: SoftPrototypes, rows: Tensor, labels: Tensor, penalty:
     """
     matched = matches(rows, model.prototypes, model.scale)
     signal, _ = error_signal(matched, model.weights, labels)
-    slope, _ = _slopes(model, matched, rows, labels, penalty)
+    slope = _slope(model, signal, rows, penalty)
     mass = model.scale / len(rows) * signal.abs().sum(dim=0) + penalty.anchor
     step = -slope / mass.clamp_min(torch.finfo(slope.dtype).tiny)[:, None]
     now, fall = _value(model, matched, labels, penalty), float((slope * step).sum())
@@ -230,7 +233,7 @@ def refine(
     def cost(values: "object") -> tuple[float, "object"]:
         tried = unpack(torch.as_tensor(values))
         matched = matches(rows, tried.prototypes, tried.scale)
-        of_prototypes, of_weights = _slopes(tried, matched, rows, labels, penalty)
+        of_prototypes, of_weights = gradients(tried, matched, rows, labels, penalty)
         parts = [of_prototypes.flatten()]
         if joint:
             parts.append((of_weights + penalty.alpha * tried.weights).flatten())

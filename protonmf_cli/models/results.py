@@ -33,6 +33,11 @@ def shortened_path(path: str, length: int) -> str:
     return path if len(path) <= length else "…" + path[1 - length :]
 
 
+def drawn(grid: np.ndarray, pooling: str) -> np.ndarray:
+    """A map as it is drawn: similarities ("max"), which have no zero of their own, begin at their least value."""
+    return grid - grid.min() if pooling == "max" else grid
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One of the best classes of an image."""

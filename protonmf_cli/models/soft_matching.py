@@ -1,8 +1,10 @@
 """How a few-shot model matches an image to its prototypes, and the training images it was fitted to."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from protonmf_cli.maths.normalisation import KINDS, Normaliser
@@ -48,6 +50,16 @@ class SoftMatching:
         if len(samples.sources) != len(samples):
             raise ValueError("the numbers of training images and of their features do not match")
         return cls(scale=scale, normaliser=Normaliser(kind=kind, mean=mean, blocks=blocks), samples=samples)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """(N, D) float64 normalised features of the training images."""
+        return self.normaliser(self.samples.features.double())
+
+    @cached_property
+    def apart(self) -> Tensor:
+        """(N,) distance of each training image to the nearest other one."""
+        return torch.cdist(self.known, self.known).fill_diagonal_(torch.inf).amin(dim=1)
 
     def of_features(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """(N, P) matches of features (N, D) that are not normalised yet; rows add up to 1."""

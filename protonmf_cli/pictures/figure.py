@@ -13,7 +13,15 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, rounded, shortened, shortened_path
+from protonmf_cli.models.results import (
+    Contribution,
+    ExampleView,
+    Explanation,
+    drawn,
+    rounded,
+    shortened,
+    shortened_path,
+)
 from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
 
 PATCHES = 4
@@ -189,11 +197,6 @@ def _prototype_row(
     if row == 1:
         named = "activation map" if kind == "presence" and explanation.pooling == "max" else f"{kind} map"
         here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
-
-
-def drawn(grid: np.ndarray, pooling: str) -> np.ndarray:
-    """A map as it is drawn: similarities, which have no zero of their own, begin at their least value."""
-    return grid - grid.min() if pooling == "max" else grid
 
 
 def _owner_words(contribution: Contribution) -> str:

@@ -6,7 +6,7 @@ fitted or chosen, while the other one is the test. A subset's accuracy is the me
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,12 +114,11 @@ def run_tasks(
     """
     jobs = (delayed(run_task)(task, *_of_task(task, features), options, blocks) for task in tasks)
     progress.stage("fitting", len(tasks))
-    found: dict[int, Score] = {}
-    done: Iterator[Score] = Parallel(n_jobs=processes, return_as="generator", batch_size=1)(jobs)
-    for number, score in enumerate(done):
-        found[number] = score
+    found: list[Score] = []
+    for score in Parallel(n_jobs=processes, return_as="generator", batch_size=1)(jobs):
+        found.append(score)
         progress.advance()
-    return [found[number] for number in range(len(tasks))]
+    return found
 
 
 def _of_task(task: Task, features: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

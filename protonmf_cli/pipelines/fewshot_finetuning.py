@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.losses import label_attraction
-from protonmf_cli.maths.soft_prototypes import matches
+from protonmf_cli.maths.soft_prototypes import Penalty, matches
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import TrainingBatch
 from protonmf_cli.models.readout import Network
@@ -73,7 +73,7 @@ class FineTuner:
             InputError: the last stage of this network is not known, or episodes have too few images.
         """
         self.backbone, self.fit, self.source, self.progress = backbone, fit, source, progress
-        self.options, self.tuning = options, tuning
+        self.penalty, self.tuning = Penalty(norm=options.norm, alpha=fit.choice.alpha), tuning
         self.owner = fit.owner.to(backbone.device)
         self.prototypes = nn.Parameter(fit.model.prototypes.to(backbone.device, torch.float32))
         self.weights = nn.Parameter(fit.model.weights.to(backbone.device, torch.float32))
@@ -125,7 +125,9 @@ class FineTuner:
             labels = batch.labels.to(features.device)
             found = self._episode(features, labels) if in_episodes else self._batch(features, labels)
             entropy, pull, right, count = found
-            loss = entropy + self._penalty() * (not in_episodes) + tuning.pull * pull
+            loss = entropy + tuning.pull * pull
+            if not in_episodes:
+                loss = loss + self.penalty.of_weights(self.weights)
             if not bool(loss.isfinite()):
                 raise InputError(
                     f"the loss became NaN or infinite in epoch {epoch + 1} of the fine-tuning. The state before it is "
@@ -150,11 +152,6 @@ class FineTuner:
         logits = matches(features, self.prototypes, self.fit.model.scale) @ self.weights.mT
         pull = label_attraction(self.prototypes, self.owner, FAR)
         return functional.cross_entropy(logits, labels), pull, int((logits.argmax(dim=1) == labels).sum()), len(labels)
-
-    def _penalty(self) -> Tensor:
-        """alpha R(W)"""
-        size = self.weights.abs().sum() if self.options.norm == "l1" else self.weights.square().sum() / 2
-        return self.fit.choice.alpha * size
 
     def _episode(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int, int]:
         """The same, for an episode: the first half of each class's images gives its prototype."""

@@ -4,7 +4,7 @@ Reference: "Using prototypes to improve convolutional networks interpretability"
 several classes, scattered classes, singletons, mean and covariance of a prototype's samples.
 """
 
-import math
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.maths.spread import Spread, spread_of
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.prototype import PrototypeModel
@@ -152,6 +153,7 @@ def matching_of(model: PrototypeModel) -> SoftMatching:
     return model.matching
 
 
+@functools.lru_cache(maxsize=1)  # words, JSON and pictures of a command all ask for it
 def interpret(model: PrototypeModel) -> Interpretation:
     """Look at every prototype, class and training image of a few-shot model.
 
@@ -159,9 +161,8 @@ def interpret(model: PrototypeModel) -> Interpretation:
         InputError: it is a model of another method.
     """
     matching = matching_of(model)
-    features = matching.samples.features.double()
-    rows = matching.normaliser(features)
-    matched = matching.of_features(features, model.prototypes.double())
+    rows = matching.known
+    matched = matches(rows, model.prototypes.double(), matching.scale)
     head = model.dense_weights.double().mT
     facts = tuple(_prototype_facts(j, head[:, j], rows, matched) for j in range(len(model.prototypes)))
     scattered: dict[int, tuple[int, ...]] = {}
@@ -221,8 +222,8 @@ def _meetings(logits: Tensor, labels: Tensor) -> list[Meeting]:
 def entropy_of(probabilities: Tensor) -> float:
     """In nats; 0 log 0 is 0.
 
-    >>> entropy_of(torch.tensor([1.0, 0.0])), round(entropy_of(torch.tensor([0.5, 0.5])) / math.log(2), 6)
-    (0.0, 1.0)
+    >>> entropy_of(torch.tensor([1.0, 0.0])), round(entropy_of(torch.tensor([0.5, 0.5])), 4)
+    (0.0, 0.6931)
     """
     return float(torch.special.entr(probabilities).sum())
 
@@ -243,9 +244,7 @@ def position_of(model: PrototypeModel, rows: Tensor, *, count: int = 5) -> Posit
     feature = rows.double().mean(dim=0, keepdim=True)
     matched = matching.of_features(feature, model.prototypes.double())
     logits = (matched @ model.dense_weights.double())[0]
-    known = matching.normaliser(samples.features.double())
-    away = torch.cdist(matching.normaliser(feature), known)[0]
-    among = torch.cdist(known, known).fill_diagonal_(math.inf).amin(dim=1)
+    away = torch.cdist(matching.normaliser(feature), matching.known)[0]
     return Position(
         logits=logits,
         matches=matched[0],
@@ -254,5 +253,5 @@ def position_of(model: PrototypeModel, rows: Tensor, *, count: int = 5) -> Posit
             Neighbour(source=samples.sources[n], label=int(samples.labels[n]), distance=float(away[n]))
             for n in away.argsort(stable=True).tolist()[:count]
         ),
-        typical=float((among >= away.min()).double().mean()),
+        typical=float((matching.apart >= away.min()).double().mean()),
     )

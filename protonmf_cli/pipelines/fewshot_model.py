@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource
 from protonmf_cli.models.pooled_features import PooledFeatures
@@ -105,7 +106,7 @@ def matching_examples(
     """
     matching = model.matching
     assert matching is not None
-    matched = matching.of_features(matching.samples.features.double(), model.prototypes.double())
+    matched = matches(matching.known, model.prototypes.double(), matching.scale)
     ranked = matched.argsort(dim=0, descending=True, stable=True)[:count]
     sources = matching.samples.sources
     wanted = wanted_of([[sources[n] for n in column] for column in ranked.T.tolist()])

@@ -15,7 +15,7 @@ def plane_of(model: PrototypeModel) -> Plane:
         InputError: it is a model of another method.
     """
     matching = matching_of(model)
-    rows = matching.normaliser(matching.samples.features.double())
+    rows = matching.known
     spread = spread_of(rows)
     count = min(2, len(spread.variances))
 

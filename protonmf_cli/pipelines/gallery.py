@@ -10,10 +10,9 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
-from protonmf_cli.models.results import Column, Panel, Table, shortened
+from protonmf_cli.models.results import Column, Panel, Table, drawn, shortened
 from protonmf_cli.pipelines.augmentation import FALLBACK, class_shares
 from protonmf_cli.pipelines.explanation import explain_image
-from protonmf_cli.pipelines.prototype_analysis import from_least
 
 SHOWN = 3
 """Prototypes drawn one by one."""
@@ -154,7 +153,7 @@ def _rival_panels(rival: RivalCrops, crop: Tensor, model: PrototypeModel, c: int
     return [
         Panel(
             crop=_pixels(crop),
-            maps=(from_least(part.maps["presence"]),),
+            maps=(drawn(part.maps["presence"], "max"),),
             style="heat",
             caption=f"ProtoPNet {part.prototype} {part.contribution:+.1f} of {found.logit:.1f}",
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, respond
-from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip, shortened_path
+from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip, drawn, shortened_path
 from protonmf_cli.pipelines.explanation import connections, example_views, predictions
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
 
@@ -75,7 +75,7 @@ def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: i
             ),
             cells=(
                 Cell(crop=_seen(c, crop), box=c.box, cut=True),
-                Cell(crop=_seen(c, crop), map=from_least(c.maps["presence"]), box=c.box),
+                Cell(crop=_seen(c, crop), map=drawn(c.maps["presence"], "max"), box=c.box),
                 *(_own_patch(c.examples[0]) if c.examples else ()),
             ),
             number=c.prototype,
@@ -132,13 +132,8 @@ def _own_patch(view: ExampleView, pooling: str = "max") -> tuple[Cell, Cell]:
 
 
 def _whole(view: ExampleView, pooling: str) -> Cell:
-    grid = view.map if pooling != "max" or view.map is None else from_least(view.map)
+    grid = None if view.map is None else drawn(view.map, pooling)
     return Cell(crop=view.jpeg, map=grid, box=view.box)
-
-
-def from_least(grid: np.ndarray) -> np.ndarray:
-    """Similarities as they are drawn: counted from their least value in the image."""
-    return grid - grid.min()
 
 
 def _seen(contribution: Contribution, crop: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_objective():
     q = (-model.scale * torch.cdist(rows, P).square() / 2).softmax(dim=1)
     loss = functional.cross_entropy(q @ W.mT, labels) + penalty.anchor / 2 * (P - model.anchors).square().sum()
     loss.backward()
-    of_prototypes, of_weights = gradients(model, rows, labels, penalty)
+    of_prototypes, of_weights = gradients(model, matches(rows, model.prototypes, model.scale), rows, labels, penalty)
     assert torch.allclose(of_prototypes, P.grad, atol=1e-12)
     assert torch.allclose(of_weights, W.grad, atol=1e-12)
 
@@ -176,7 +176,7 @@ def test_refinement_ends_where_the_gradient_does():
     rows, labels = samples()
     penalty = Penalty(alpha=1e-2, anchor=1e-1)
     found = refine(estimate(model_of(rows, labels), rows, labels, penalty)[0], rows, labels, penalty, steps=1000)
-    of_prototypes, of_weights = gradients(found, rows, labels, penalty)
+    of_prototypes, of_weights = gradients(found, matches(rows, found.prototypes, found.scale), rows, labels, penalty)
     assert float(of_prototypes.abs().max()) < 1e-4
     assert float((of_weights + penalty.alpha * found.weights).abs().max()) < 1e-4
 
