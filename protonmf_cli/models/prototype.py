@@ -81,8 +81,8 @@ class Card:
     """images, digest, images_per_class, skipped."""
     measured: Mapping[str, Any]
     """agreement, accuracy_black_box, accuracy_prototype_model, feature_relative_error, head_relative_error,
-    residual_share; stability (one number or None per prototype); curves (class -> numbers of prototypes tried)
-    and augmentation where there is one."""
+    residual_share; per_class (class -> accuracy, residual_share); stability (one number or None per prototype);
+    curves (class -> numbers of prototypes tried) and augmentation where there is one."""
     edits: tuple[Mapping[str, Any], ...] = ()
     members: tuple["Card", ...] = ()
     """Cards of the models that were combined, in the order of `PrototypeModel.member`; none in any other model."""
@@ -244,6 +244,11 @@ class PrototypeModel:
         dense = self.prototypes.new_zeros(len(self.prototypes), len(self.bias))
         dense[self.weights.prototype, self.weights.class_index] = self.weights.value
         return dense
+
+    @cached_property
+    def exact(self) -> "PrototypeModel":
+        """The same model as explanations and edits compute with it: in float64, on the CPU."""
+        return self.to(torch.device("cpu"), torch.float64)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PrototypeModel":
         """The same model with the tensors of its decision moved; examples stay where they are."""

@@ -12,6 +12,11 @@ Pixels = NDArray[np.uint8]
 PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#C2A800", "#8C564B", "#9467BD", "#17BECF")
 """Okabe and Ito's colours, distinct for colour-blind readers, then more; prototype n has colour (n - 1) mod 10."""
 
+RAMP = "plasma"
+"""Matplotlib's colours of maps >= 0: even in brightness, so that colour-blind readers see the same order."""
+DIVERGING = "RdBu_r"
+"""Of signed maps: blue against, red for."""
+
 
 def colour(number: int) -> str:
     """Colour of the prototype with a number from 1.
@@ -50,12 +55,12 @@ def heat(pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float
     top = np.abs(large).max()
     relative = large / top if top > 0 else np.zeros_like(large)
     if signed:
-        shade = matplotlib.colormaps["RdBu_r"]((relative + 1) / 2)[..., :3]
+        shade = matplotlib.colormaps[DIVERGING]((relative + 1) / 2)[..., :3]
         opacity = strength * np.abs(relative)
     else:
         relative = relative.clip(0, 1)
-        shade = matplotlib.colormaps["turbo"](relative)[..., :3]
-        opacity = strength * np.clip(relative * 1.6, 0, 1)
+        shade = matplotlib.colormaps[RAMP](relative)[..., :3]
+        opacity = strength * np.clip(relative**1.5 * 1.6, 0, 1)
     grey = pixels / 255 * 0.9
     mixed = grey * (1 - opacity[..., None]) + shade * opacity[..., None]
     return (mixed * 255).round().clip(0, 255).astype(np.uint8)

@@ -141,7 +141,8 @@ class _Totals:
     right_model: int = 0
     shares: list[Tensor] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
-    per_class: dict[int, int] = field(default_factory=dict)
+    images_per_class: dict[int, int] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
     skipped: list[dict[str, str]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     stability: list[Tensor] = field(default_factory=list)
@@ -165,7 +166,7 @@ def _measure(
         totals.skipped += [asdict(skip) for skip in part.skipped]
         totals.figures.append(dict(part.figures))
         totals.images += part.images
-        totals.per_class[class_index] = len(part.images)
+        totals.images_per_class[class_index] = len(part.images)
         if part.figures.get("curve"):
             totals.curves[str(class_index)] = part.figures["curve"]
         if class_index in orders:
@@ -185,6 +186,7 @@ def _measure(
             model.residual[classes].double().square().sum() / np.square(vectors[classes]).sum()
         ),
         "residual_share": _one_minus(median_share(torch.cat(totals.shares))),
+        "per_class": totals.per_class,
         "stability": [
             round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()
         ],
@@ -194,7 +196,7 @@ def _measure(
     readout = dict(model.card.readout) | _exactness(backbone, totals, count)
     data = dict(model.card.data) | {
         "images": count,
-        "images_per_class": {str(c): n for c, n in totals.per_class.items()},
+        "images_per_class": {str(c): n for c, n in totals.images_per_class.items()},
         "digest": digest_of_images(totals.images),
         "skipped": totals.skipped,
     }
@@ -210,9 +212,15 @@ def _add_figures(totals: _Totals, model: PrototypeModel, head: Tensor, class_ind
     totals.model_difference = max(totals.model_difference, float((parts.logits - expected).abs().max()))
     totals.spread.append(float(expected.std()))
     totals.agree += int((top == part.predicted).sum())
-    totals.right_model += int((top == target).sum())
+    right = int((top == target).sum())
+    share = logit_share(parts.prototypes + parts.bias, parts.logits, target, model.active_classes)
+    totals.right_model += right
     totals.right_black_box += int((part.predicted == target).sum())
-    totals.shares.append(logit_share(parts.prototypes + parts.bias, parts.logits, target, model.active_classes))
+    totals.shares.append(share)
+    totals.per_class[str(class_index)] = {
+        "accuracy": right / len(part.images),
+        "residual_share": _one_minus(median_share(share)),
+    }
 
 
 def _exactness(backbone: Backbone, totals: _Totals, count: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,13 +13,49 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.qp import fit_residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, parts_of_read, respond
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, Response, parts_of_read, respond
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
 
 BEST = 5
 """Predictions listed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a model answers to one image; several classes can be explained from it."""
+
+    crop: Tensor
+    """uint8 (channels, height, width), what the network sees."""
+    rows: Tensor
+    """(T, D) float64"""
+    logits: Tensor
+    """(C,) float64: the network's own, or the model's where the network has no head or the model was edited."""
+    parts: LogitParts
+    """Of the model, for this image alone."""
+    response: Response | None
+    """Of models that are not additive."""
+
+
+def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list[Answer]:
+    """Read some images in one pass of the network.
+
+    Args:
+        backbone: the network the model was made from.
+        model: prototypes and head.
+        crops: uint8 (B, channels, height, width), what the network sees.
+    """
+    reading, exact = backbone.read(crops), model.exact
+    # an edited model no longer answers as the network does: then its own logits are explained
+    follows = backbone.readout.has_head and not model.card.edits
+    answers = []
+    for n, rows in enumerate(reading.rows.cpu().double()):
+        response = None if exact.is_additive else respond(exact, rows[None])
+        parts = parts_of_read(exact, rows.sum(dim=0, keepdim=True) if response is None else response.evidence)
+        logits = reading.logits[n].cpu().double() if follows else parts.logits[0]
+        answers.append(Answer(crop=crops[n], rows=rows, logits=logits, parts=parts, response=response))
+    return answers
 
 
 def explain_image(
@@ -49,18 +86,35 @@ def explain_image(
     Raises:
         InputError: the augmented form is asked for, but the model has none.
     """
-    form = chosen_form(model, form)
-    reading = backbone.read(crop[None])
-    rows = reading.rows[0].cpu().double()
-    exact = model.to(torch.device("cpu"), torch.float64)
-    response = None if model.is_additive else respond(exact, rows[None])
-    parts = parts_of_read(exact, rows.sum(dim=0, keepdim=True) if response is None else response.evidence)
-    # an edited model no longer answers as the network does: then its own logits are explained
-    follows = backbone.readout.has_head and not model.card.edits
-    logits = reading.logits[0].cpu().double() if follows else parts.logits[0]
-    best = predictions(model, logits, BEST)
+    (answer,) = answers_of(backbone, model, crop[None])
+    return explain_answer(
+        backbone, model, answer, image=image, model_name=model_name,
+        class_index=class_index, map_kind=map_kind, form=form,
+    )  # fmt: skip
+
+
+def explain_answer(
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    *,
+    image: str,
+    model_name: str,
+    class_index: int | None = None,
+    map_kind: MapKind = "presence",
+    form: Form | None = None,
+) -> Explanation:
+    """As `explain_image`, for an image that was read before.
+
+    Args:
+        answer: of this model.
+        backbone, model, image, model_name, class_index, map_kind, form: as in `explain_image`.
+    """
+    exact, form = model.exact, chosen_form(model, form)
+    rows, parts, response, logits = answer.rows, answer.parts, answer.response, answer.logits
+    best = predictions(exact, logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
-    entries = model.entries(chosen)
+    entries = exact.entries(chosen)
     augmented = form == "augmented" and bool(entries)
     residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
     if response is None:
@@ -69,21 +123,21 @@ def explain_image(
         contributions = maps.contributions(exact, entries, map_kind)
         residual_maps = maps.residual, maps.residual_codes
     else:
-        weights = connections(model, chosen)
-        views = {j: tuple(example_views(model, j)) for j in weights}
-        contributions = similarity_contributions(backbone, exact, response, crop, weights, views)
+        weights = connections(exact, chosen)
+        views = {j: tuple(example_views(exact, j)) for j in weights}
+        contributions = similarity_contributions(backbone, exact, response, answer.crop, weights, views)
     residual = 0.0 if augmented else float(parts.residual[0, chosen])
     bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
     total = sum(c.contribution for c in contributions) + residual + bias
-    share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), model.active_classes)
+    share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), exact.active_classes)
     return Explanation(
         image=image,
         model=model_name,
-        crop=backbone.pictures(crop)[0].permute(1, 2, 0).numpy(),
+        crop=backbone.pictures(answer.crop)[0].permute(1, 2, 0).numpy(),
         predictions=best,
         class_index=chosen,
-        label=model.card.classes[chosen].label,
-        name=model.card.classes[chosen].shown,
+        label=exact.card.classes[chosen].label,
+        name=exact.card.classes[chosen].shown,
         logit=float(logits[chosen]),
         bias=bias,
         contributions=contributions,
@@ -91,13 +145,13 @@ def explain_image(
         residual_map=residual_maps[0],
         intercept=0.0 if augmented else float(exact.intercept[chosen]),
         residual_codes=residual_maps[1],
-        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0 if model.is_additive else None,
+        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0 if exact.is_additive else None,
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
         form=form,
-        pooling=model.card.pooling,
+        pooling=exact.card.pooling,
         without_prototypes=not entries,
-        best_with_prototypes=None if entries else _best_with_prototypes(model, logits),
+        best_with_prototypes=None if entries else _best_with_prototypes(exact, logits),
     )
 
 

@@ -111,7 +111,7 @@ def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> 
 
 def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:
     rows = backbone.read(crops).rows.cpu().double()
-    return parts_of_rows(model.to(torch.device("cpu"), torch.float64), rows).logits
+    return parts_of_rows(model.exact, rows).logits
 
 
 def intervene_on_data(

@@ -18,7 +18,7 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
     The oracle knows which predictions are wrong; the second column shows the edit's price without that knowledge.
     In augmented form a prototype takes its share of the residual with it.
     """
-    exact = model.to(torch.device("cpu"), torch.float64)
+    exact = model.exact
     read, target = torch.cat(kept.read).double(), torch.cat(kept.target)
     present = target.unique()
     rows = []

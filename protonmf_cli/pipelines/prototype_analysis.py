@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, respond
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip, drawn, shortened_path
-from protonmf_cli.pipelines.explanation import connections, example_views, predictions
+from protonmf_cli.pipelines.explanation import Answer, answers_of, connections, example_views, predictions
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
 
 OWN_PATCH = ("its patch", "where it was found")
@@ -40,25 +39,36 @@ def analyse_image(backbone: Backbone, model: PrototypeModel, crop: Tensor, *, to
         top: most similar prototypes; all where there are fewer.
         classes: best classes looked at one by one; all where there are fewer.
     """
-    exact = model.to(torch.device("cpu"), torch.float64)
-    response = respond(exact, backbone.read(crop[None]).rows.cpu().double())
-    best = predictions(model, response.logits[0], classes)
-
-    def contributions(chosen: Sequence[int], class_index: int) -> tuple[Contribution, ...]:
-        known = connections(model, class_index)
-        weights = {j: known.get(j, 0.0) for j in chosen}
-        views = {j: tuple(example_views(model, j)) for j in chosen}
-        return similarity_contributions(backbone, exact, response, crop, weights, views)
-
-    evidence = response.evidence[0]
-    order = evidence.argsort(descending=True, stable=True).tolist()
+    (answer,) = answers_of(backbone, model, crop[None])
+    best = predictions(model, answer.parts.logits[0], classes)
+    order = most_similar(answer)
     return LocalAnalysis(
         predictions=best,
-        similar=contributions(order[:top], best[0].class_index),
+        similar=contributions_of(backbone, model, answer, order[:top], best[0].class_index),
         by_class=tuple(
-            contributions([j for j in order if int(model.owner[j]) == p.class_index], p.class_index) for p in best
+            contributions_of(
+                backbone, model, answer, [j for j in order if int(model.owner[j]) == p.class_index], p.class_index
+            )
+            for p in best
         ),
     )
+
+
+def most_similar(answer: Answer) -> list[int]:
+    """All prototypes, the most similar first, of a model whose evidence is similarity."""
+    assert answer.response is not None
+    return answer.response.evidence[0].argsort(descending=True, stable=True).tolist()
+
+
+def contributions_of(
+    backbone: Backbone, model: PrototypeModel, answer: Answer, prototypes: Sequence[int], class_index: int
+) -> tuple[Contribution, ...]:
+    """Some prototypes in one image, with their weight to one class: zero where it does not use them."""
+    assert answer.response is not None
+    known = connections(model, class_index)
+    weights = {j: known.get(j, 0.0) for j in prototypes}
+    views = {j: tuple(example_views(model, j)) for j in prototypes}
+    return similarity_contributions(backbone, model.exact, answer.response, answer.crop, weights, views)
 
 
 def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: int) -> list[Strip]:
