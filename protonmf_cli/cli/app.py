@@ -19,6 +19,7 @@ from protonmf_cli.cli.explain import explain
 from protonmf_cli.cli.export import export
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import intervene
+from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError, ProtonmfError
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -82,7 +83,7 @@ def _root(
 ) -> None: ...
 
 
-for _command in (convert, explain, intervene, evaluate, inspect, export, demo, doctor):
+for _command in (convert, explain, intervene, evaluate, report, inspect, export, demo, doctor):
     app.command()(_guarded(_command))
 
 

@@ -11,6 +11,7 @@ from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.evaluate import evaluate
 from protonmf_cli.cli.explain import explain
 from protonmf_cli.cli.intervene import intervene
+from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError
 
 EPOCHS = 8
@@ -23,7 +24,7 @@ def demo(
     force: arguments.Force = False,
     quiet: arguments.Quiet = False,
 ) -> None:
-    """Train a small net on scikit-learn's digits, then convert, explain, intervene and evaluate it."""
+    """Train a small net on scikit-learn's digits, then convert, explain, intervene, evaluate and report it."""
     shown = Shown(quiet=quiet)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
         raise InputError(f"{folder} exists already and is not empty. Give another folder, or --force to write into it.")
@@ -42,7 +43,12 @@ def demo(
     intervene(zero=[str(number)], model=model, device="cpu", quiet=quiet)
     shown.out.print(f"\n[bold]$ protonmf evaluate --data {data} --model {model}[/bold]")
     evaluate(data, model=model, device="cpu", quiet=quiet)
-    shown.out.print(f"\nLook at {picture}; the images, the network and the prototype model are beside it.")
+    page = folder / "report.html"
+    shown.out.print(f"\n[bold]$ protonmf report --data {data} --model {model} -o {page}[/bold]")
+    report(page, model=model, data=data, device="cpu", force=force, quiet=quiet)
+    shown.out.print(
+        f"\nOpen {page} in a browser, look at {picture}; the images, the network and the prototype model are beside them."
+    )
 
 
 def _strongest(path: Path, name: str) -> int:

@@ -13,6 +13,8 @@ from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import Form, MapKind
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from protonmf_cli.library import Loaded
     from protonmf_cli.models.results import Explanation
 
@@ -30,6 +32,7 @@ def explain(
     form: arguments.FormOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="Prototypes shown; the JSON lists all.")] = 5,
     png: Annotated[Path | None, typer.Option("--png", help="Picture to write; with several images a folder.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Page to write: the report of these images, with live intervention.")] = None,
     as_json: arguments.Json = False,
     json_lines: Annotated[bool, typer.Option("--jsonl", help="One JSON object per image and line.")] = False,
     device: arguments.Device = "auto",
@@ -38,28 +41,31 @@ def explain(
     offline: arguments.Offline = False,
     force: arguments.Force = False,
     quiet: arguments.Quiet = False,
-) -> None:
+) -> None:  # fmt: skip
     """Explain why an image is what the classifier says: contributions, maps, training patches."""
     from protonmf_cli.cli.ledger import explanation_json, show_explanation
 
     shown = Shown(quiet=quiet)
     paths = paths_of(images)
     targets = _png_targets(png, paths, force)
+    if html is not None:
+        from protonmf_cli.cli.report import check_target
+
+        check_target(html, False, force)
     loaded = open_for(model, device, dtype, threads, offline)
     from protonmf_cli.pipelines.explanation import chosen_form
 
     form = chosen_form(loaded.model, form)
     chosen = None if class_name is None else loaded.model.find_class(class_name)
-    done, failed = [], []
+    done, seen, failed = [], {}, 0
     for path, target in zip(paths, targets, strict=True):
-        try:
-            explanation = _explain_one(loaded, path, chosen, map_kind, form)
-        except InputError as failure:
-            if len(paths) == 1:
-                raise
-            failed.append(path)
-            print(f"error: {failure}", file=sys.stderr)
+        crop = _read(loaded, path, alone=len(paths) == 1)
+        if crop is None:
+            failed += 1
             continue
+        if html is not None:
+            seen[path] = crop
+        explanation = _explain_one(loaded, path, crop, chosen, map_kind, form)
         if target is not None:
             _draw(explanation, top, target)
             shown.note(f"wrote {target}")
@@ -75,10 +81,17 @@ def explain(
         shown.json(
             done[0] if len(paths) == 1 and done[0] else {"schema": "protonmf.explanations/1", "explanations": done}
         )
+    if html is not None and done:
+        _write_page(loaded, seen, chosen, form, html, shown)
+    _check_failed(failed, len(paths))
+
+
+def _check_failed(failed: int, count: int) -> None:
+    """Leave with the exit code for images that could not be read."""
+    if failed == count:
+        raise InputError(f"none of the {count} images could be explained.")
     if failed:
-        if not done:
-            raise InputError(f"none of the {len(paths)} images could be explained.")
-        print(f"error: {len(failed)} of {len(paths)} images could not be explained; the others were.", file=sys.stderr)
+        print(f"error: {failed} of {count} images could not be explained; the others were.", file=sys.stderr)
         raise SystemExit(PARTIAL)
 
 
@@ -89,19 +102,52 @@ def open_for(model: Path, device: str, dtype: str, threads: int | None, offline:
     return open_model(model, device=device, dtype=dtype, threads=threads, offline=offline)
 
 
-def _explain_one(loaded: "Loaded", path: str, class_index: int | None, map_kind: MapKind, form: Form) -> "Explanation":
+def _read(loaded: "Loaded", path: str, *, alone: bool) -> "Tensor | None":
+    """The crop of one image; None, said on stderr, where it cannot be read and others follow."""
+    try:
+        return loaded.crop(path)
+    except InputError as failure:
+        if alone:
+            raise
+        print(f"error: {failure}", file=sys.stderr)
+        return None
+
+
+def _explain_one(
+    loaded: "Loaded", path: str, crop: "Tensor", class_index: int | None, map_kind: MapKind, form: Form
+) -> "Explanation":
     from protonmf_cli.pipelines.explanation import explain_image
 
     return explain_image(
         loaded.backbone,
         loaded.model,
-        loaded.crop(path),
+        crop,
         image=path,
         model_name=str(loaded.path),
         class_index=class_index,
         map_kind=map_kind,
         form=form,
     )
+
+
+def _write_page(
+    loaded: "Loaded", seen: dict[str, "Tensor"], chosen: int | None, form: Form, target: Path, shown: Shown
+) -> None:
+    """The report of the images that were explained."""
+    from protonmf_cli.cli.report import MOST_MEGABYTES, draw_page, write_page
+    from protonmf_cli.files.images import crop_of_jpeg
+    from protonmf_cli.models.images import ImageBatch, ImageSource
+    from protonmf_cli.pipelines.report import report_of
+
+    batches = (
+        ImageBatch(class_index=-1, crops=crop[None], sources=(ImageSource(path=path, sha256=""),))
+        for path, crop in seen.items()
+    )
+    made = report_of(
+        loaded.backbone, loaded.model, batches, file=str(loaded.path), decode=lambda jpeg: crop_of_jpeg(jpeg, 3),
+        form=form, class_index=chosen, explained_only=True,
+    )  # fmt: skip
+    write_page(target, draw_page(loaded, made, MOST_MEGABYTES), False, shown)
 
 
 def _draw(explanation: "Explanation", top: int, target: Path) -> None:

@@ -210,7 +210,8 @@ def _lines_of_method(facts: dict[str, Any], model: "PrototypeModel") -> dict[str
     return _conversion_lines(facts) if facts["card"]["method"] == "protonmf" else _protopnet_lines(facts)
 
 
-def _show(facts: dict[str, Any], model: "PrototypeModel", shown: Shown) -> None:
+def lines_of(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
+    """What a model file holds, in words by topic."""
     card = facts["card"]
     readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
@@ -229,7 +230,11 @@ def _show(facts: dict[str, Any], model: "PrototypeModel", shown: Shown) -> None:
         lines["edits"] = f"{len(card['edits'])}"
     if data["skipped"]:
         lines["skipped"] = f"{len(data['skipped'])} images, e.g. {data['skipped'][0]['path']}"
-    shown.lines(lines)
+    return lines
+
+
+def _show(facts: dict[str, Any], model: "PrototypeModel", shown: Shown) -> None:
+    shown.lines(lines_of(facts, model))
     if len(facts["per_class"]) == 1:
         for row in facts["per_class"][0]["prototypes"]:
             sources = ", ".join(example["source"] for example in row["examples"][:3])

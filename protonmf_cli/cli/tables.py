@@ -1,7 +1,7 @@
 """The further tables of `evaluate`: what each one needs, and how it is shown."""
 
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,7 +305,10 @@ def run_tables(names: list[str], job: TableJob) -> dict[str, "Table"]:
 
 def table_json(table: "Table") -> dict[str, Any]:
     """One entry of `tables`."""
-    return {"title": table.title, "rows": list(table.rows), "notes": list(table.notes), **table.facts}
+    columns = [asdict(column) for column in table.columns]
+    return {
+        "title": table.title, "columns": columns, "rows": list(table.rows), "notes": list(table.notes), **table.facts
+    }  # fmt: skip
 
 
 def show_table(table: "Table", shown: Shown) -> None:
@@ -317,7 +320,7 @@ def show_table(table: "Table", shown: Shown) -> None:
         grid.add_column(column.heading, justify="left" if column.kind == "text" else "right")
     spans = sum(f"{column.key}_interval" in table.rows[0] for column in table.columns)
     for row in table.rows:
-        grid.add_row(*(_cell(column, row, spans <= MOST_INTERVALS) for column in table.columns))
+        grid.add_row(*(written_cell(column, row, spans <= MOST_INTERVALS) for column in table.columns))
     shown.out.print()
     shown.out.print(grid)
     for note in table.notes:
@@ -328,7 +331,8 @@ MOST_INTERVALS = 4
 """Columns with intervals that fit on a terminal; of a wider table --json and the figure have them."""
 
 
-def _cell(column: "Column", row: dict[str, Any], with_interval: bool) -> str:
+def written_cell(column: "Column", row: dict[str, Any], with_interval: bool) -> str:
+    """One cell in words, with its interval in brackets."""
     value = row.get(column.key)
     if value is None:
         return ""

@@ -165,11 +165,7 @@ def _from_folders(root: Path) -> tuple[_Grouped, list[str]]:
         if folder.name.startswith("."):
             hidden.append(folder.name)
             continue
-        paths = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-        )
+        paths = images_below(folder)
         if paths:
             grouped[folder.name] = [(path, path.relative_to(root).as_posix()) for path in paths]
         else:
@@ -180,6 +176,15 @@ def _from_folders(root: Path) -> tuple[_Grouped, list[str]]:
     if empty:
         notes.append(f"folders without images left out: {listed(empty)}")
     return grouped, notes
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files of a folder and those below it, sorted; hidden files are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
 
 
 def _from_archive(archive: Path, split: str) -> _Grouped:

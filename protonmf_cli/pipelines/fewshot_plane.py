@@ -1,8 +1,11 @@
 """The picture of a few-shot model: its training images and prototypes on their two principal axes."""
 
-import torch
+import functools
 
-from protonmf_cli.maths.spread import spread_of
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.spread import Spread, spread_of
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Plane
 from protonmf_cli.pipelines.fewshot_interpretation import interpret, matching_of
@@ -14,23 +17,42 @@ def plane_of(model: PrototypeModel) -> Plane:
     Raises:
         InputError: it is a model of another method.
     """
-    matching = matching_of(model)
-    rows = matching.known
-    spread = spread_of(rows)
-    count = min(2, len(spread.variances))
-
-    def places(values: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(spread.positions(values)[:, :count], (0, 2 - count))
-
+    matching, spread = matching_of(model), _axes(model)
     facts = interpret(model).prototypes
-    shares = [float(v) / spread.total for v in spread.variances[:count]] + [0.0] * (2 - count)
+    shares = [float(v) / spread.total for v in spread.variances[:2]] + [0.0] * 2
     return Plane(
-        samples=places(rows).numpy(),
+        samples=_places(spread, matching.known).numpy(),
         labels=matching.samples.labels.numpy(),
-        prototypes=places(model.prototypes.double()).numpy(),
-        means=places(torch.stack([f.spread.mean for f in facts])).numpy(),
+        prototypes=_places(spread, model.prototypes.double()).numpy(),
+        means=_places(spread, torch.stack([f.spread.mean for f in facts])).numpy(),
         winners=tuple(model.owner.tolist()),
         names=tuple(name.shown for name in model.card.classes),
         shares=(shares[0], shares[1]),
         flagged=tuple(f.prototype for f in facts if f.kind != "pure"),
     )
+
+
+def place_of(model: PrototypeModel, rows: Tensor) -> tuple[float, float]:
+    """Where an image lies on the same axes.
+
+    Args:
+        model: a few-shot model.
+        rows: (T, D) of the image.
+
+    Raises:
+        InputError: it is a model of another method.
+    """
+    feature = matching_of(model).normaliser(rows.double().mean(dim=0, keepdim=True))
+    x, y = _places(_axes(model), feature)[0].tolist()
+    return x, y
+
+
+@functools.lru_cache(maxsize=1)
+def _axes(model: PrototypeModel) -> Spread:
+    return spread_of(matching_of(model).known)
+
+
+def _places(spread: Spread, values: Tensor) -> Tensor:
+    """(N, 2) on the first two axes; zero on axes that do not exist."""
+    found = spread.positions(values)[:, :2]
+    return torch.nn.functional.pad(found, (0, 2 - found.shape[1]))

@@ -1,0 +1,185 @@
+"""The texts of a report: badge, tables, where the model comes from, and a glossary."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli import __version__
+
+if TYPE_CHECKING:
+    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.report import Badge, PageWords, Report, WordTable
+
+METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "fewshot": "few-shot prototypes"}
+EVIDENCE = {
+    "sum": "",
+    "max": "evidence: similarity of the most similar patch",
+    "soft": "evidence: how much the image matches the prototype (all matches add up to 1)",
+}
+GLOSSARY = {
+    "prototype": "A direction in the network's features that stands for a part of a class, shown by the training patches where it is strongest.",
+    "evidence": "How much of a prototype an image holds.",
+    "weight": "What one unit of evidence adds to a class's logit.",
+    "contribution": "Weight × evidence: what a prototype adds to the logit.",
+}
+GLOSSARY_OF = {
+    "sum": {
+        "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
+        "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
+        "borrowed": "A prototype found in another class that this class uses too.",
+        "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
+        "exact": "Contributions, residual and bias add up to the network's own logits; the largest difference was measured.",
+    },
+    "max": {"similarity": "Of the most similar patch of the image to the prototype's own training patch."},
+    "soft": {
+        "match": "The share of an image that a prototype takes; all matches of an image add up to 1.",
+        "ambiguous": "A second class is at least half as probable as the first.",
+        "unused": "No training image matches the prototype most.",
+    },
+}
+SIGNS = (
+    "A prototype is called suspicious when most of it lies on the pictures' border or on plain background, when it stands "
+    "on one image, is unstable, speaks for several classes unlike its own, or nearly equals one of another class. That is "
+    "a reason to look, not a verdict."
+)
+
+
+def page_words(report: "Report", facts: dict[str, Any], *, archive: bool) -> "PageWords":
+    """All texts of a page.
+
+    Args:
+        report: what is shown.
+        facts: `protonmf.inspection/1` of the model.
+        archive: the explained images lie in an archive.
+    """
+    from protonmf_cli.cli.inspect import lines_of
+    from protonmf_cli.models.images import Skipped
+    from protonmf_cli.models.report import PageWords
+
+    model, card = report.model, report.model.card
+    pooling = card.pooling
+    skipped = [Skipped(path=str(s["path"]), reason=str(s["reason"])) for s in card.data.get("skipped", ())]
+    name = card.source.name.rpartition("/")[2].removeprefix("local-dir:")
+    count = f"{len(model.prototypes)} prototypes of {len(model.active_classes)} classes"
+    return PageWords(
+        title=name,
+        subtitle=f"{METHODS.get(card.method, card.method)}: {count}",
+        badge=_badge(report),
+        lines=lines_of(facts, model),
+        tables=tuple(evaluation_tables(report.evaluation)) if report.evaluation else (),
+        skipped=(*report.unreadable, *skipped),
+        provenance=_provenance(report),
+        glossary={**GLOSSARY, **GLOSSARY_OF[pooling], "suspicious": SIGNS},
+        version=__version__,
+        evidence=EVIDENCE[pooling],
+        archive=archive,
+    )
+
+
+def _badge(report: "Report") -> "Badge":
+    from protonmf_cli.models.report import Badge
+
+    card = report.model.card
+    if card.edits:
+        words = (
+            f"{len(card.edits)} prototypes were changed by hand: the model no longer answers as its classifier does."
+        )
+        return Badge(kind="edited", title="Edited", words=words)
+    if card.method != "protonmf":
+        known = {k: v for k, v in card.measured.get("accuracy", {}).items() if v is not None}
+        accuracy = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+        words = "Decisions are made of prototypes alone: contributions add up to the logits."
+        return Badge(kind="trained", title="No residual", words=words + (f" Accuracy: {accuracy}." if accuracy else ""))
+    readout = card.readout
+    words = (
+        f"The largest difference of a logit from the classifier's own is {readout['max_abs_logit_difference']:.1e} on "
+        f"{readout['images_checked']} images, and {card.measured['agreement']:.2%} of the decisions agree."
+    )
+    errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]
+    if errors:
+        words += f" Measured again on the {len(report.cases)} images of this page: {max(errors):.1e}."
+    return Badge(kind="exact", title="Same decisions", words=words)
+
+
+def evaluation_tables(evaluation: Mapping[str, Any]) -> "list[WordTable]":
+    """The tables of `evaluate --json`."""
+    return [_accuracy(evaluation)] + [_table(table) for table in evaluation["tables"].values()]
+
+
+def _accuracy(evaluation: Mapping[str, Any]) -> "WordTable":
+    from protonmf_cli.cli.evaluate import NAMES
+    from protonmf_cli.models.report import WordTable
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    intervals = evaluation["intervals"].get("accuracy", {})
+    restricted, classes = evaluation["restricted"], evaluation["classes"]
+    rows = []
+    for key, name in NAMES.items():
+        value = evaluation["accuracy"].get(key)
+        if value is None:
+            continue
+        low, high = intervals.get(key, (None, None))
+        rows.append(
+            (
+                name, percent(value), f"{percent(low)} – {percent(high)}" if low is not None else "",
+                percent(evaluation["agreement"].get(key)), percent(restricted["accuracy"].get(key)),
+                percent(restricted["agreement"].get(key)),
+            )
+        )  # fmt: skip
+    notes = []
+    if (largest := evaluation["exactness"]["max_abs_logit_difference"]) is not None:
+        notes.append(f"Largest difference of a logit from the black box: {largest:.1e}.")
+    if (share := evaluation["logit_share"]["prototypes_only"]) is not None:
+        notes.append(f"The prototypes carry {share:.0%} of the true class's logit (median).")
+    head = ("", "accuracy", "95 %", "agreement", f"accuracy among {classes} classes", f"agreement among {classes}")
+    return WordTable(
+        title=f"Evaluation on {evaluation['images']} images", head=head, rows=tuple(rows), notes=tuple(notes)
+    )
+
+
+def _table(table: Mapping[str, Any]) -> "WordTable":
+    from protonmf_cli.cli.tables import written_cell
+    from protonmf_cli.models.report import WordTable
+    from protonmf_cli.models.results import Column
+
+    columns = [Column(**column) for column in table["columns"]]
+    rows = tuple(tuple(written_cell(column, row, True) for column in columns) for row in table["rows"])
+    title = str(table["title"])
+    return WordTable(
+        title=title[:1].upper() + title[1:],
+        head=tuple(column.heading for column in columns),
+        rows=rows,
+        notes=tuple(table["notes"]),
+    )
+
+
+def _provenance(report: "Report") -> dict[str, str]:
+    card = report.model.card
+    data = card.data
+    return {
+        "model file": report.file,
+        "network": f"{card.source.name} ({card.source.architecture})",
+        "weights, sha256": card.source.digest,
+        "training data, sha256": str(data.get("digest", "")),
+        "training images": str(data.get("images", "")),
+        "input": _preprocessing(report.model),
+        "options": ", ".join(_written(card.options)),
+        "seed": str(card.seed),
+        "versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
+    }
+
+
+def _written(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """name=value, those of groups as group.name=value."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _written(value, f"{above}{key}.")
+        elif value is not None:
+            yield f"{above}{key}={value}"
+
+
+def _preprocessing(model: "PrototypeModel") -> str:
+    used = model.card.preprocessing
+    size = " × ".join(map(str, used.input_size[1:]))
+    return f"{size} pixels, {used.interpolation}, {used.crop_mode} crop of {used.crop_pct:g}"

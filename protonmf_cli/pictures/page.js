@@ -1,0 +1,856 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const SHOWN = 5;      // prototypes of a ledger before "show all"
+  const PATCHES = 4;    // training patches beside each prototype of a ledger
+  const PER_PAGE = 12;  // classes of the gallery on one page
+  const CROWD = 12;     // prototypes of one class before "show all"
+  const LISTED = 5;     // classes in the list of predictions
+
+  // ---------- numbers ----------
+  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const floats = (text) => new Float32Array(bytes(text).buffer);
+  const integers = (text) => new Int32Array(bytes(text).buffer);
+  const links = {
+    start: integers(data.links.start), prototype: integers(data.links.prototype),
+    weight: floats(data.links.weight), share: data.links.share && floats(data.links.share),
+  };
+  const bias = floats(data.bias);
+  const cases = data.cases.map((one) => ({
+    ...one, evidence: floats(one.evidence), residual: floats(one.residual), reach: one.reach && floats(one.reach),
+  }));
+
+  /** Contribution of connection e to class c in one image: a_cj s_j, plus its share of the residual. */
+  function contribution(one, c, e) {
+    const shared = links.share && one.reach ? links.share[e] * one.reach[c] : 0;
+    return links.weight[e] * one.evidence[links.prototype[e]] + shared;
+  }
+
+  function logitOf(one, c, edits) {
+    let sum = bias[c] + one.residual[c];
+    for (let e = links.start[c]; e < links.start[c + 1]; e++) {
+      const factor = edits ? edits.get(key(c, links.prototype[e])) ?? 1 : 1;
+      sum += factor * contribution(one, c, e);
+    }
+    return sum;
+  }
+
+  const untouched = cases.map(() => null);
+
+  /** Logits of all classes under the edits; only edited classes are added up anew. */
+  function logitsOf(k, edits) {
+    untouched[k] ??= Float64Array.from(bias, (_, c) => logitOf(cases[k], c, null));
+    if (!edits.size) return untouched[k];
+    const logits = Float64Array.from(untouched[k]);
+    for (const c of editedClasses(edits)) logits[c] = logitOf(cases[k], c, edits);
+    return logits;
+  }
+
+  function softmax(logits) {
+    const top = logits.reduce((a, b) => Math.max(a, b), -Infinity);
+    const powers = logits.map((value) => Math.exp(value - top));
+    const sum = powers.reduce((a, b) => a + b, 0);
+    return powers.map((value) => value / sum);
+  }
+
+  const best = (values, count) => [...values.keys()].sort((a, b) => values[b] - values[a] || a - b).slice(0, count);
+  const bestOne = (values) => values.reduce((top, value, c) => (value > values[top] ? c : top), 0);
+  const key = (c, j) => `${c}.${j}`;
+  const editedClasses = (edits) => new Set([...edits.keys()].map((name) => Number(name.split(".")[0])));
+  const plain = (value, digits = 2) => {
+    const text = Math.abs(value).toFixed(digits);
+    return (value < 0 && Number(text) ? "−" : "") + text; // never −0.00
+  };
+  const signed = (value, digits = 2) => plain(value, digits).replace(/^(?=\d)/, "+");
+  const percent = (value, digits = 1) => `${plain(100 * value, digits)}%`;
+
+  // ---------- elements: text is only ever set as text ----------
+  const SVG = "http://www.w3.org/2000/svg";
+  function fill(node, attributes, children) {
+    for (const [name, value] of Object.entries(attributes ?? {})) {
+      if (value === undefined || value === null || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (value === true) node.setAttribute(name, "");
+      else node.setAttribute(name, value);
+    }
+    node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  }
+  const el = (name, attributes, ...children) => fill(document.createElement(name), attributes, children);
+  const svg = (name, attributes, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+  const swatch = (shade) => {
+    const node = el("span", { class: "swatch", "aria-hidden": "true" });
+    node.style.background = shade;
+    return node;
+  };
+  const nameOf = (c) => data.classes[c][1];
+  const colourOf = (c, j) => {
+    for (let e = links.start[c]; e < links.start[c + 1]; e++)
+      if (links.prototype[e] === j) return data.palette[(e - links.start[c]) % data.palette.length];
+    return data.palette[j % data.palette.length];
+  };
+  /** "prototype 2", with its owner where it is not the class itself. */
+  const titleOf = (j, c) => {
+    const one = data.prototypes[j];
+    return one.c === c ? `prototype ${one.n}` : `prototype ${one.n} of ${nameOf(one.c)}`;
+  };
+  const tail = (path, length = 30) => (path.length <= length ? path : "…" + path.slice(1 - length));
+  const fileOf = (path) => path.split("/").pop();
+
+  // ---------- pictures ----------
+  const source = (number) => {
+    const picture = data.pictures[number];
+    return picture.endsWith(".jpg") ? picture : `data:image/jpeg;base64,${picture}`;
+  };
+
+  /** A map of one byte per place as numbers. */
+  function grid(map) {
+    const raw = bytes(map.q);
+    return { h: map.h, w: map.w, values: Float32Array.from(raw, (value) => map.lo + (map.hi - map.lo) * value / 255) };
+  }
+
+  const strongestOf = (map) => Math.max(Math.abs(map.lo), Math.abs(map.hi)) || 1;
+
+  /** One pixel per place; the browser enlarges it smoothly, or not where the places themselves are to be seen. */
+  function heat(map, style, strength) {
+    const { h, w, values } = grid(map);
+    const canvas = el("canvas", { width: w, height: h, class: smooth ? "" : "raw", "aria-hidden": "true" });
+    const context = canvas.getContext("2d"), picture = context.createImageData(w, h), top = strongestOf(map);
+    values.forEach((value, n) => {
+      const relative = value / top, two = style === "signed";
+      const ramp = two ? data.diverging : data.ramp;
+      const place = two ? (relative + 1) / 2 : Math.max(0, relative);
+      const [r, g, b] = ramp[Math.round(place * (ramp.length - 1))];
+      const opacity = strength * (two ? Math.abs(relative) : Math.min(1, Math.max(0, relative) ** 1.5 * 1.6));
+      picture.data.set([r, g, b, 255 * opacity], 4 * n);
+    });
+    context.putImageData(picture, 0, 0);
+    return canvas;
+  }
+
+  /** Bilinear value of a map at a place in [0, 1]^2. */
+  function at(map, x, y) {
+    const u = Math.min(map.w - 1, Math.max(0, x * map.w - 0.5)), v = Math.min(map.h - 1, Math.max(0, y * map.h - 0.5));
+    const i = Math.floor(u), j = Math.floor(v), p = Math.min(i + 1, map.w - 1), q = Math.min(j + 1, map.h - 1);
+    const get = (a, b) => map.values[b * map.w + a];
+    return (1 - v + j) * ((1 - u + i) * get(i, j) + (u - i) * get(p, j)) + (v - j) * ((1 - u + i) * get(i, q) + (u - i) * get(p, q));
+  }
+
+  /** All prototypes in one picture: each place has the colour of the one that is strongest there. */
+  function composite(maps, shades) {
+    const side = 96, canvas = el("canvas", { width: side, height: side, "aria-hidden": "true" });
+    const context = canvas.getContext("2d"), picture = context.createImageData(side, side);
+    const grids = maps.map(grid), tops = maps.map(strongestOf);
+    const colours = shades.map((shade) => [1, 3, 5].map((n) => parseInt(shade.slice(n, n + 2), 16)));
+    for (let y = 0; y < side; y++)
+      for (let x = 0; x < side; x++) {
+        const relative = grids.map((one, n) => at(one, (x + 0.5) / side, (y + 0.5) / side) / tops[n]);
+        const winner = bestOne(relative);
+        const opacity = 0.72 * Math.min(1, Math.max(0, (relative[winner] - 0.25) / 0.5));
+        picture.data.set([...colours[winner], 255 * opacity], 4 * (y * side + x));
+      }
+    context.putImageData(picture, 0, 0);
+    return canvas;
+  }
+
+  function boxed(box, shade) {
+    const [left, top, right, bottom] = box.map((value) => 100 * value);
+    const rectangle = (ink, width) => svg("rect", {
+      x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: ink, "stroke-width": width,
+      "vector-effect": "non-scaling-stroke",
+    });
+    return svg("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" }, rectangle("#fff", 4), rectangle(shade, 2));
+  }
+
+  /** A picture with what lies on it. */
+  function stack(shot) {
+    if (shot.cut) {
+      const [left, top, right, bottom] = shot.box;
+      const inner = svg("image", { href: source(shot.picture), width: 1, height: 1, preserveAspectRatio: "none" });
+      return el("span", { class: "stack" }, svg("svg", {
+        viewBox: `${left} ${top} ${right - left} ${bottom - top}`, role: "img", "aria-label": shot.alt,
+        style: "position:static;aspect-ratio:1;display:block",
+      }, inner));
+    }
+    return el("span", { class: "stack" },
+      el("img", { src: source(shot.picture), alt: shot.alt, loading: "lazy", decoding: "async" }),
+      shot.all ? composite(shot.all.maps, shot.all.shades) : null,
+      shot.map ? heat(shot.map, shot.style, shot.strength ?? 0.62) : null,
+      shot.box ? boxed(shot.box, shot.shade ?? "#000") : null);
+  }
+
+  function figure(shot) {
+    return el("figure", { class: shot.big ? "shot big" : "shot" },
+      el("button", { type: "button", title: shot.title ?? shot.alt, onclick: () => enlarge(shot) }, stack(shot)),
+      shot.caption ? el("figcaption", {}, shot.caption) : null);
+  }
+
+  function enlarge(shot) {
+    const dialog = document.getElementById("large");
+    const draw = (bare) => {
+      const picture = stack(bare ? { ...shot, map: null, all: null, box: null, cut: false } : shot);
+      dialog.replaceChildren(picture, el("div", { class: "row" },
+        el("span", { class: "soft" }, shot.title ?? shot.alt),
+        el("span", {},
+          el("button", { type: "button", onclick: () => draw(!bare) }, bare ? "with the map" : "picture alone"), " ",
+          el("button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "close"))));
+    };
+    draw(false);
+    if (!dialog.open) dialog.showModal();
+  }
+
+  function patchOf(j, patch, shade, cut = false) {
+    const [picture, box, map, score, path] = patch, one = data.prototypes[j];
+    const words = `training patch of prototype ${one.n} of ${nameOf(one.c)} in ${path}`;
+    return { picture, box: map || cut ? box : null, map: cut ? null : map, cut, shade, style: "presence", strength: 0.45, alt: words, title: `${words}, score ${plain(score, 3)}` };
+  }
+
+  // ---------- what is looked at; kept in the address ----------
+  const start = () => ({
+    view: cases.length ? "explain" : "gallery", image: 0, class: null, against: null, edits: new Map(),
+    query: "", sort: "name", page: 0, suspicious: false, open: null,
+  });
+  let state = start(), smooth = true, mapKind = "presence", whole = false, filter = "", wrongOnly = false;
+
+  function readAddress() {
+    const [view, words = ""] = location.hash.slice(1).split("?");
+    const given = new URLSearchParams(words), next = start();
+    const number = (name, below) => {
+      const value = given.has(name) ? Number(given.get(name)) : NaN;
+      return Number.isInteger(value) && value >= 0 && value < below ? value : null;
+    };
+    if (["explain", "gallery", "summary"].includes(view)) next.view = view;
+    if (next.view === "explain" && !cases.length) next.view = "gallery";
+    next.image = number("image", cases.length) ?? 0;
+    next.class = number("class", data.classes.length);
+    next.against = number("against", data.classes.length);
+    for (const word of (given.get("edit") ?? "").split(",")) {
+      const found = /^(\d+)\.(\d+)x(-?[\d.]+(?:e-?\d+)?)$/.exec(word);
+      if (found && Number(found[1]) < data.classes.length && Number.isFinite(Number(found[3])))
+        next.edits.set(key(Number(found[1]), Number(found[2])), Number(found[3]));
+    }
+    next.query = given.get("q") ?? "";
+    next.sort = given.get("sort") in SORTS ? given.get("sort") : "name";
+    next.suspicious = given.get("only") === "suspicious";
+    next.page = number("page", 1e6) ?? 0;
+    next.open = number("open", data.classes.length);
+    return next;
+  }
+
+  function address() {
+    const words = new URLSearchParams();
+    if (state.view === "explain") {
+      words.set("image", state.image);
+      if (state.class !== null) words.set("class", state.class);
+      if (state.against !== null) words.set("against", state.against);
+      const edits = [...state.edits].map(([name, factor]) => `${name}x${factor}`);
+      if (edits.length) words.set("edit", edits.join(","));
+    } else if (state.view === "gallery") {
+      if (state.query) words.set("q", state.query);
+      if (state.sort !== "name") words.set("sort", state.sort);
+      if (state.suspicious) words.set("only", "suspicious");
+      if (state.page) words.set("page", state.page);
+      if (state.open !== null) words.set("open", state.open);
+    }
+    const text = words.toString();
+    return `#${state.view}${text ? `?${text}` : ""}`;
+  }
+
+  let written = null;
+  function writeAddress() {
+    written = address();
+    if (location.hash !== written) history.replaceState(null, "", written);
+  }
+
+  function show() {
+    for (const name of ["explain", "gallery", "summary"]) document.getElementById(`view-${name}`).hidden = name !== state.view;
+    for (const link of document.querySelectorAll("nav a")) {
+      if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+    if (state.view === "explain") showExplanation();
+    if (state.view === "gallery") showGallery();
+    writeAddress();
+  }
+
+  // ---------- explanations ----------
+  const chosenClass = () => state.class ?? cases[state.image].first ?? bestOne(logitsOf(state.image, new Map()));
+  const has = (c) => links.start[c + 1] > links.start[c];
+  /** The class that a class is compared with: as chosen, else the true one, the runner-up, or the best with prototypes. */
+  function rivalOf(c) {
+    if (state.against !== null && state.against !== c) return state.against;
+    const one = cases[state.image], order = best(logitsOf(state.image, new Map()), data.classes.length);
+    if (one.target !== null && one.target !== c) return one.target;
+    const other = order.find((each) => each !== c) ?? c;
+    return has(c) || has(other) ? other : order.find(has) ?? other;
+  }
+  const wrong = (k) => cases[k].target !== null && cases[k].target !== bestOne(logitsOf(k, new Map()));
+
+  function showExplanation() {
+    const view = document.getElementById("view-explain");
+    view.classList.toggle("one", cases.length === 1);
+    if (!view.querySelector(".main")) view.replaceChildren(cases.length > 1 ? imageList() : "", el("div", { class: "main" }));
+    markImage();
+    showCase();
+  }
+
+  function imageList() {
+    const list = el("ul", { id: "images" });
+    const known = cases.some((one) => one.target !== null);
+    const search = el("input", {
+      type: "search", placeholder: `Search ${cases.length} images`, "aria-label": "Search images by class or path",
+      oninput: (event) => { filter = event.target.value; listImages(); },
+    });
+    const box = known ? el("label", { class: "soft" }, el("input", { type: "checkbox", id: "wrong", onchange: (event) => { wrongOnly = event.target.checked; listImages(); } }), " wrong ones only") : null;
+    return el("div", { class: "images", role: "region", "aria-label": "Images" }, search, box, list);
+  }
+
+  function listImages() {
+    const words = filter.toLowerCase(), list = document.getElementById("images");
+    list.replaceChildren(...cases.map((one, k) => {
+      const logits = logitsOf(k, new Map()), top = bestOne(logits), name = nameOf(top);
+      const truth = one.target === null ? "" : nameOf(one.target);
+      if (wrongOnly && !wrong(k)) return "";
+      if (words && ![name, truth, one.image].some((text) => text.toLowerCase().includes(words))) return "";
+      return el("li", {}, el("button", {
+        type: "button", "data-image": k, onclick: () => go({ image: k, class: null, against: null }),
+      },
+        el("img", { src: source(one.pictures[0]), alt: "", loading: "lazy" }),
+        el("span", {}, el("strong", {}, name),
+          wrong(k) ? el("small", { class: "wrong" }, `wrong: it is ${truth}`) : el("small", {}, `${percent(softmax(logits)[top])} ${fileOf(one.image)}`))));
+    }));
+    markImage();
+  }
+
+  function markImage() {
+    const list = document.getElementById("images");
+    if (!list) return;
+    if (!list.childElementCount && !filter && !wrongOnly) return listImages();
+    for (const button of list.querySelectorAll("button")) {
+      const here = Number(button.dataset.image) === state.image;
+      button.setAttribute("aria-current", String(here));
+      if (here) button.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }
+  }
+
+  function go(change) {
+    state = { ...state, ...change };
+    if ("image" in change || "class" in change) whole = false;
+    show();
+  }
+
+  /** Connections of a class as they are drawn: the largest by size, in falling order of value. */
+  function ledger(one, c, count) {
+    const all = [];
+    for (let e = links.start[c]; e < links.start[c + 1]; e++) all.push({ e, j: links.prototype[e], value: contribution(one, c, e) });
+    const kept = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, count).sort((a, b) => b.value - a.value);
+    const listed = new Set(kept.map((part) => part.e));
+    return { all, kept, rest: all.filter((part) => !listed.has(part.e)) };
+  }
+
+  function showCase() {
+    const main = document.querySelector("#view-explain .main"), one = cases[state.image], c = chosenClass();
+    const drawn = one.drawn[c], found = ledger(one, c, whole ? Infinity : SHOWN);
+    const own = found.kept.filter((part) => data.prototypes[part.j].c === c && drawn?.parts[part.j]?.presence);
+    const title = `what the network saw of ${one.image}`;
+    main.replaceChildren(
+      el("section", { class: "card live", "aria-label": "Prediction" }, el("div", { id: "live" })),
+      el("section", { class: "card", "aria-label": "The logit" },
+        el("div", { class: "choices" }, classChoice("explain", "class", c), classChoice("against", "against", rivalOf(c)), mapChoice(),
+          cases.length > 1 ? el("span", {},
+            el("button", { type: "button", id: "previous", disabled: state.image === 0, onclick: () => go({ image: state.image - 1, class: null, against: null }) }, "← previous"), " ",
+            el("button", { type: "button", id: "next", disabled: state.image === cases.length - 1, onclick: () => go({ image: state.image + 1, class: null, against: null }) }, "next →")) : null),
+        el("div", { class: "verdict", style: "margin-top:1rem" },
+          el("div", { class: "seen" },
+            figure({ big: true, picture: one.pictures[0], alt: title, caption: fileOf(one.image), title: `${title}` }),
+            own.length > 1 ? figure({
+              big: true, picture: one.pictures[0], alt: `all own prototypes of ${nameOf(c)} in the image`, caption: "its own prototypes, one colour each",
+              all: { maps: own.map((part) => drawn.parts[part.j].presence), shades: own.map((part) => colourOf(c, part.j)) },
+            }) : null),
+          el("div", {}, el("h2", { id: "what" }), el("div", { class: "waterfall", id: "waterfall" }), el("p", { class: "note", id: "share" })))),
+      editing(c),
+      ...parts(one, c, found),
+      residualCard(one, c, drawn),
+      el("section", { class: "card", "aria-label": "Contrast" }, el("div", { id: "contrast" })),
+      similar(one) ?? "", where(one) ?? "");
+    update();
+  }
+
+  function classChoice(words, field, chosen) {
+    const one = cases[state.image], order = best(logitsOf(state.image, new Map()), data.classes.length);
+    const drawn = new Set(Object.keys(one.drawn).map(Number));
+    const known = order.filter((c) => drawn.has(c) || has(c) || c === chosen);
+    const option = (c) => el("option", { value: c, selected: c === chosen }, `${nameOf(c)} (${plain(logitsOf(state.image, new Map())[c])})`);
+    return el("label", {}, words, el("select", { id: `choose-${field}`, onchange: (event) => go({ [field]: Number(event.target.value) }) }, known.map(option)));
+  }
+
+  function mapChoice() {
+    const kinds = { presence: data.pooling === "max" ? "activation" : "where it is", contribution: "what each place adds" };
+    const shown = cases[state.image].drawn[chosenClass()];
+    if (!shown || !Object.values(shown.parts).some((part) => part.presence)) return null;
+    return el("span", { class: "choices" },
+      el("label", {}, "map", el("select", { id: "map", onchange: (event) => { mapKind = event.target.value; showCase(); } },
+        Object.entries(kinds).map(([value, words]) => el("option", { value, selected: value === mapKind }, words)))),
+      el("label", {}, el("input", { type: "checkbox", id: "smooth", checked: smooth, onchange: (event) => { smooth = event.target.checked; showCase(); } }), "smooth"));
+  }
+
+  function editing(c) {
+    const none = !has(c), nearest = none ? best(logitsOf(state.image, new Map()), data.classes.length).find(has) : undefined;
+    const words = data.pooling === "sum" ? "all of its logit is residual" : "its logit is always zero";
+    return el("section", { class: "card", "aria-label": "Intervene" },
+      el("h2", {}, "What if?"),
+      none ? el("p", {}, `${nameOf(c)} has no prototypes in this model: ${words}. There is nothing to switch off. `,
+        nearest === undefined ? "" : el("button", { type: "button", id: "nearest", onclick: () => go({ class: nearest }) }, `explain ${nameOf(nearest)}, the best class with prototypes`)) :
+        el("p", { class: "soft" }, "Switch a prototype off or change its strength below: the prediction follows at once. Edits stay when you go to another image."),
+      el("p", { id: "hint", class: "soft" }), el("p", { id: "flips", "aria-live": "polite" }),
+      el("div", { class: "command", id: "command", hidden: true },
+        el("pre", {}, el("code", { id: "words" })),
+        el("button", { type: "button", id: "copy", onclick: copy }, "copy"),
+        el("button", { type: "button", id: "reset", onclick: () => { state.edits = new Map(); show(); } }, "reset")));
+  }
+
+  async function copy(event) {
+    const words = document.getElementById("words"), button = event.currentTarget;
+    try { await navigator.clipboard.writeText(words.textContent); } catch {
+      const range = document.createRange();
+      range.selectNodeContents(words);
+      getSelection().removeAllRanges();
+      getSelection().addRange(range);
+      document.execCommand("copy");
+    }
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1500);
+  }
+
+  function parts(one, c, found) {
+    const heading = data.pooling === "soft" ? "This looks like these" : "This looks like that";
+    const cards = found.kept.map((part) => partCard(one, c, part));
+    if (found.all.length) cards.unshift(el("h2", {}, heading));
+    if (found.rest.length) cards.push(el("p", { class: "more" }, el("button", { type: "button", id: "all", onclick: () => { whole = true; showCase(); } }, `show all ${found.all.length} prototypes`)));
+    return cards;
+  }
+
+  function partCard(one, c, { e, j }) {
+    const prototype = data.prototypes[j], shade = colourOf(c, j), seen = one.drawn[c]?.parts[j];
+    const picture = one.pictures[prototype.m ?? 0], patches = prototype.patches ?? [];
+    const kind = seen?.[mapKind] ? mapKind : "presence";
+    const style = kind === "contribution" && data.pooling === "sum" ? "signed" : "presence";
+    const isPatch = data.pooling === "max";
+    const flags = prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words));
+    const head = el("header", {},
+      el("h3", {}, swatch(shade), titleOf(j, c)),
+      el("span", { class: "sum number" }, `${signed(links.weight[e], 3)} × ${plain(one.evidence[j])} `, el("span", { class: "soft" }, "weight × evidence"),
+        links.share && links.share[e] ? ` ${signed(contribution(one, c, e) - links.weight[e] * one.evidence[j])} of the residual` : "", " = ", el("b", {}, signed(contribution(one, c, e))), el("span", { class: "flipped", "data-now": key(c, j) })),
+      prototype.network ? el("span", { class: "chip" }, prototype.network) : null,
+      slider(c, j));
+    const unplaced = kind === "contribution" && seen && Math.abs(seen.unplaced) > 5e-3 ? `${signed(seen.unplaced)} of it has no place` : null;
+    const here = seen?.presence
+      ? figure({ picture, map: seen[kind], style, box: seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
+      : figure({ picture, alt: "the image", caption: seen ? "this image: nothing can be placed" : "no map is kept for this class" });
+    const that = patches.slice(0, PATCHES).map((patch, n) => figure({ ...patchOf(j, patch, shade), caption: (n ? "" : isPatch ? "its patch: " : "that: ") + fileOf(patch[4]) }));
+    const node = el("article", { class: "card part", "data-prototype": j }, head,
+      flags.length ? el("div", { class: "chips", style: "margin-bottom:.6rem" }, flags) : null,
+      el("div", { class: "pictures" }, here, el("div", { class: "that" }, that.length ? that : el("p", { class: "soft" }, prototype.patches ? "The file holds no training patches." : "Its training patches were left out."))));
+    node.style.borderLeftColor = shade;
+    return node;
+  }
+
+  function slider(c, j) {
+    const name = key(c, j), words = titleOf(j, c), factor = state.edits.get(name) ?? 1;
+    const range = el("input", { type: "range", min: 0, max: 2, step: 0.05, value: factor, "aria-label": `strength of ${words}`, "data-edit": name });
+    const box = el("input", { type: "checkbox", "aria-label": `${words} on`, title: "on or off", checked: factor !== 0, "data-switch": name });
+    const output = el("output", {});
+    const say = (value) => { output.textContent = `× ${Number(value.toFixed(3))}`; };
+    const set = (value) => {
+      if (value === 1) state.edits.delete(name); else state.edits.set(name, value);
+      range.value = value; box.checked = value !== 0; say(value);
+      update(); writeAddress();
+    };
+    range.addEventListener("input", () => set(Number(range.value)));
+    box.addEventListener("change", () => set(box.checked ? 1 : 0));
+    say(factor);
+    return el("span", { class: "edit" }, box, range, output);
+  }
+
+  function residualCard(one, c, drawn) {
+    if (data.pooling !== "sum") return "";
+    const maps = [];
+    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", alt: "what the residual adds at each place", caption: "what each place adds: for the class, or against it" }));
+    if (drawn?.codes) maps.push(figure({ picture: one.pictures[0], map: drawn.codes, style: "presence", alt: "where the residual shows", caption: "where it shows (eq. 6)" }));
+    const shared = links.share && has(c);
+    const words = shared ? "Augmented prototypes carry the residual: nothing is left outside them."
+      : "What the prototypes do not explain. It is part of the logit and cannot be switched off.";
+    const node = el("section", { class: "card part", "aria-label": "Residual" },
+      el("header", {}, el("h3", {}, swatch("var(--dark-bar)"), "residual"), shared ? null : el("span", { class: "sum number" }, el("b", {}, signed(one.residual[c]))), el("span", { class: "soft" }, words)),
+      el("div", { class: "pictures" }, shared ? [] : maps));
+    return node;
+  }
+
+  /** Everything that depends on the edits. */
+  function update() {
+    const k = state.image, one = cases[k], c = chosenClass(), before = logitsOf(k, new Map()), after = logitsOf(k, state.edits);
+    drawPrediction(before, after);
+    drawWaterfall(one, c, after[c]);
+    drawContrast(one, c, rivalOf(c));
+    drawHint(one, before);
+    drawEdits();
+    for (const node of document.querySelectorAll("[data-now]")) {
+      const [edited, j] = node.dataset.now.split(".").map(Number), factor = factorOf(edited, j);
+      const whole = ledger(one, edited, Infinity).all.find((part) => part.j === j).value;
+      node.textContent = factor === 1 ? "" : `  → ${signed(factor * whole)}`;
+    }
+  }
+
+  function bar(from, to, reach, shade, ghost) {
+    const place = ([low, high]) => ({ x: 100 * (Math.min(low, high) - reach[0]) / (reach[1] - reach[0]), width: Math.max(0.25, 100 * Math.abs(high - low) / (reach[1] - reach[0])) });
+    return svg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+      svg("line", { x1: place([0, 0]).x, x2: place([0, 0]).x, y1: 0, y2: 10, stroke: "var(--grey-bar)", "vector-effect": "non-scaling-stroke" }),
+      ghost === undefined ? null : svg("rect", { ...place([0, ghost]), y: 0, height: 10, fill: "var(--grey-bar)", opacity: 0.45 }),
+      svg("rect", { ...place([from, to]), y: 1, height: 8, rx: 0.4, fill: shade }));
+  }
+
+  function drawPrediction(before, after) {
+    const old = softmax(before), now = softmax(after), top = bestOne(after), was = bestOne(before);
+    const rows = best(after, LISTED).flatMap((c) => [
+      el("span", { title: nameOf(c) }, c === top ? el("b", {}, nameOf(c)) : nameOf(c)),
+      bar(0, now[c], [0, 1], "var(--accent)", old[c]),
+      el("span", { class: "number", "data-probability": c }, percent(now[c])),
+      el("span", { class: "number soft", "data-logit": c, title: "logit" }, plain(after[c])),
+    ]);
+    const truth = cases[state.image].target;
+    const said = [
+      top !== was ? el("span", { class: "flipped" }, `flipped from ${nameOf(was)}`) : null,
+      truth !== null ? el("span", { class: truth === top ? "chip good" : "chip warn" }, truth === top ? "right" : `wrong: it is ${nameOf(truth)}`) : null,
+    ];
+    document.getElementById("live").replaceChildren(el("div", { class: "bars", id: "bars" }, rows),
+      el("p", { class: "chips", style: "margin-top:.35rem", "aria-live": "polite" }, said.filter(Boolean)));
+  }
+
+  const factorOf = (c, j) => state.edits.get(key(c, j)) ?? 1;
+
+  function drawWaterfall(one, c, logit) {
+    const { kept, rest } = ledger(one, c, whole ? Infinity : SHOWN);
+    const value = (part) => factorOf(c, part.j) * part.value;
+    const steps = [];
+    if (data.pooling === "sum") steps.push(["bias", bias[c], "var(--grey-bar)"]);
+    for (const part of kept) steps.push([titleOf(part.j, c), value(part), colourOf(c, part.j), part.j]);
+    if (rest.length) steps.push([`${rest.length} more`, rest.reduce((sum, part) => sum + value(part), 0), "var(--grey-bar)"]);
+    if (data.pooling === "sum" && !(links.share && kept.length)) steps.push(["residual", one.residual[c], "var(--dark-bar)"]);
+    let level = 0;
+    const levels = [0, ...steps.map(([, each]) => (level += each))];
+    const reach = [Math.min(...levels), Math.max(...levels)];
+    if (reach[0] === reach[1]) reach[1] += 1;
+    level = 0;
+    const rows = steps.flatMap(([name, each, shade, j]) => {
+      const from = level;
+      level += each;
+      const off = j !== undefined && factorOf(c, j) !== 1 ? `× ${factorOf(c, j)}` : "";
+      return [el("span", { title: name }, swatch(shade), name, off ? el("span", { class: "flipped" }, ` ${off}`) : ""), bar(from, level, reach, shade), el("span", { class: "number" }, signed(each))];
+    });
+    rows.push(el("span", { class: "total" }, "= logit"), el("span", { class: "total" }, bar(0, logit, reach, "var(--ink)")), el("span", { class: "number total", id: "logit" }, plain(logit)));
+    document.getElementById("waterfall").replaceChildren(...rows);
+    document.getElementById("what").textContent = `What the logit of ${nameOf(c)} is made of`;
+    const share = one.drawn[c]?.share;
+    document.getElementById("share").textContent = data.pooling !== "sum" ? data.evidence
+      : links.share && kept.length ? "augmented prototypes: each carries its share of the residual"
+        : share === null || share === undefined ? "" : `residual share ${percent(share, 0)}: what the prototypes do not carry of the logit`;
+  }
+
+  function drawContrast(one, a, b) {
+    const node = document.getElementById("contrast");
+    if (a === b) { node.replaceChildren(); return; }
+    const rows = new Map();
+    for (const [side, c] of [[0, a], [1, b]])
+      for (const part of ledger(one, c, Infinity).all) {
+        if (!rows.has(part.j)) rows.set(part.j, [0, 0]);
+        rows.get(part.j)[side] = factorOf(c, part.j) * part.value;
+      }
+    const difference = ([x, y]) => x - y;
+    const sorted = [...rows].sort((p, q) => Math.abs(difference(q[1])) - Math.abs(difference(p[1])));
+    const kept = sorted.slice(0, 8), rest = sorted.slice(8), after = logitsOf(state.image, state.edits);
+    const lines = kept.map(([j, pair]) => [`prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}`, pair]);
+    if (rest.length) lines.push([`${rest.length} more prototypes`, rest.reduce(([x, y], [, [p, q]]) => [x + p, y + q], [0, 0])]);
+    if (data.pooling === "sum") lines.push(["residual", [one.residual[a], one.residual[b]]], ["bias", [bias[a], bias[b]]]);
+    const top = Math.max(...lines.map(([, pair]) => Math.abs(difference(pair)))) || 1;
+    const row = ([name, pair], total) => el("tr", { class: total ? "total" : null },
+      el("th", { scope: "row" }, name), el("td", {}, plain(pair[0])), el("td", {}, plain(pair[1])), el("td", {}, signed(difference(pair))),
+      el("td", { class: "bar" }, total ? null : bar(0, difference(pair), [-top, top], difference(pair) < 0 ? "#0072B2" : "#D55E00")));
+    node.replaceChildren(
+      el("h2", {}, `Why ${nameOf(a)} and not ${nameOf(b)}?`),
+      el("p", { class: "soft" }, difference([after[a], after[b]]) >= 0 ? `Its logit is ${plain(after[a] - after[b])} higher; this is where that comes from.` : `Its logit is ${plain(after[b] - after[a])} lower; this is where that comes from.`),
+      el("div", { class: "scroll" }, el("table", { class: "contrast" },
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), el("th", { scope: "col" }, nameOf(a)), el("th", { scope: "col" }, nameOf(b)), el("th", { scope: "col" }, "difference"), el("th", { scope: "col", class: "bar" }, ""))),
+        el("tbody", {}, lines.map((line) => row(line)), row(["logit", [after[a], after[b]]], true)))));
+  }
+
+  /** Which single prototype of the predicted class decides, or the fewest of its own evidence that do together. */
+  function drawHint(one, before) {
+    const [top, second] = best(before, 2), node = document.getElementById("hint");
+    if (second === undefined) return;
+    const margin = before[top] - before[second];
+    const helpful = ledger(one, top, Infinity).all.filter((part) => part.value > 0).sort((a, b) => b.value - a.value);
+    const alone = helpful.filter((part) => part.value > margin);
+    const named = (found, word) => found.map((part) => titleOf(part.j, top)).join(word);
+    let words;
+    if (!helpful.length) words = `No prototype speaks for ${nameOf(top)}, so none can be taken from it.`;
+    else if (alone.length) words = `Switching off ${named(alone.slice(0, 4), " or ")} alone flips the decision from ${nameOf(top)} to ${nameOf(second)}.`;
+    else {
+      let sum = 0, count = 0;
+      while (count < helpful.length && sum <= margin) sum += helpful[count++].value;
+      words = sum > margin ? `No single prototype flips the decision; switching off ${named(helpful.slice(0, count), " and ")} together makes it ${nameOf(second)}.`
+        : `No prototypes flip the decision: ${nameOf(top)} stays first without all of them.`;
+    }
+    const first = helpful[0] && margin < helpful.reduce((sum, part) => sum + part.value, 0);
+    node.replaceChildren(words, " ", first ? el("button", { type: "button", id: "try", onclick: () => tryHint(top, helpful, margin) }, "try it") : "");
+  }
+
+  function tryHint(top, helpful, margin) {
+    const edits = new Map();
+    let sum = 0;
+    for (const part of helpful) {
+      if (sum > margin) break;
+      edits.set(key(top, part.j), 0);
+      sum += part.value;
+    }
+    whole = whole || edits.size > SHOWN;
+    state = { ...state, class: state.class === null ? null : top, edits };
+    show();
+  }
+
+  function drawEdits() {
+    const edits = state.edits, flips = document.getElementById("flips");
+    document.getElementById("command").hidden = !edits.size;
+    document.getElementById("words").textContent = commands().join("\n");
+    if (!edits.size || cases.length < 2) { flips.replaceChildren(); return; }
+    const changed = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, edits)) !== bestOne(logitsOf(k, new Map())));
+    const known = cases.map((_, k) => k).filter((k) => cases[k].target !== null);
+    const right = (set) => known.filter((k) => bestOne(logitsOf(k, set)) === cases[k].target).length;
+    const words = [`With these edits ${changed.length} of the ${cases.length} images here change their class`];
+    if (known.length) words.push(`; right before: ${right(new Map())}, after: ${right(edits)} of ${known.length}`);
+    flips.replaceChildren(words.join("") + ". ", ...changed.slice(0, 6).flatMap((k) => [el("button", { type: "button", onclick: () => go({ image: k, class: null, against: null }) }, fileOf(cases[k].image)), " "]));
+  }
+
+  const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+  /** A word that `--class` understands as exactly this class. */
+  function wordOf(c) {
+    const label = data.classes[c][0];
+    return data.unclear.includes(c) ? String(c) : label;
+  }
+
+  /** The commands that do the same; several edited classes take one each. */
+  function commands() {
+    const one = cases[state.image], lines = [];
+    let model = data.file;
+    const classes = [...editedClasses(state.edits)];
+    classes.forEach((c, n) => {
+      const words = ["protonmf intervene", quoted(data.archive ? "IMAGE" : one.image), "--model", quoted(model), "--class", quoted(wordOf(c))];
+      for (const [name, factor] of state.edits) {
+        const [edited, j] = name.split(".").map(Number), prototype = data.prototypes[j];
+        if (edited !== c) continue;
+        const number = prototype.c === c ? prototype.n : `${wordOf(prototype.c)}:${prototype.n}`;
+        words.push(factor === 0 ? `--zero ${quoted(String(number))}` : `--scale ${quoted(`${number}=${factor}`)}`);
+      }
+      if (data.option) words.push(data.option);
+      if (n < classes.length - 1) words.push("-o", quoted((model = `edited-${n + 1}.safetensors`)));
+      lines.push(words.join(" "));
+    });
+    return lines;
+  }
+
+  /** ProtoPNet's local analysis: the most similar prototypes of any class. */
+  function similar(one) {
+    if (!one.similar?.length) return null;
+    const top = bestOne(logitsOf(state.image, new Map()));
+    return el("section", { class: "card", "aria-label": "Local analysis" },
+      el("h2", {}, "The most similar prototypes of any class"),
+      el("p", { class: "soft" }, "Local analysis: the patch of this image, where it lies, and the training patch that it looks like."),
+      one.similar.map((found) => {
+        const prototype = data.prototypes[found.j], shade = data.palette[(prototype.n - 1) % data.palette.length];
+        const picture = one.pictures[prototype.m ?? 0], own = prototype.patches?.[0];
+        const name = `prototype ${prototype.n} of ${nameOf(prototype.c)}`;
+        return el("div", { style: "margin:.9rem 0" },
+          el("p", {}, swatch(shade), el("b", {}, name), ` similarity ${plain(found.evidence, 3)}, weight to ${nameOf(top)} ${signed(found.weight, 3)}`),
+          el("div", { class: "pictures" },
+            figure({ picture, box: found.box, cut: true, alt: `the patch of the image most like ${name}`, caption: "this patch" }),
+            figure({ picture, box: found.box, map: found.map, style: "presence", shade, alt: `where ${name} lies in the image`, caption: "activation map" }),
+            own ? figure({ ...patchOf(found.j, own, shade, true), caption: "looks like that" }) : null,
+            own ? figure({ ...patchOf(found.j, own, shade), caption: fileOf(own[4]) }) : null));
+      }));
+  }
+
+  /** Few-shot models: the image on the principal axes of the training images, and the nearest ones. */
+  function where(one) {
+    if (!one.near) return null;
+    const { place, nearest, typical } = one.near;
+    return el("section", { class: "card plane", "aria-label": "Where it lies" },
+      el("h2", {}, "Where this image lies"),
+      el("p", { class: "soft" }, "The star is this image; dots are training images, diamonds prototypes tied to the mean of the images that match them."),
+      el("div", { class: "aside" }, el("div", {}, plane(place), legend()),
+        el("div", {}, el("h3", {}, "nearest training images"),
+          el("ul", {}, nearest.map(([path, name, distance]) => el("li", {}, `${name}, ${distance.toFixed(2)} away: `, el("span", { class: "soft" }, tail(path, 40))))),
+          el("p", { class: "note" }, typical ? `${percent(typical, 0)} of the training images are at least as far from their nearest neighbour.` : "No training image is as far from its nearest neighbour: it is unlike all of them."))));
+  }
+
+  function legend() {
+    const present = [...new Set(data.plane.labels)].sort((a, b) => a - b).slice(0, 40);
+    return el("p", { class: "chips" }, present.map((c) => el("span", { class: "chip" }, swatch(data.palette[c % data.palette.length]), nameOf(c))));
+  }
+
+  function plane(place) {
+    const { samples, labels, prototypes, means, winners, shares, flagged } = data.plane;
+    const all = [...samples, ...prototypes, ...(place ? [place] : [])], W = 640, H = 460, M = 34;
+    const range = (axis) => { const values = all.map((point) => point[axis]); return [Math.min(...values), Math.max(...values)]; };
+    const [[x0, x1], [y0, y1]] = [range(0), range(1)];
+    const X = (x) => M + (W - 2 * M) * (x - x0) / (x1 - x0 || 1), Y = (y) => H - M - (H - 2 * M) * (y - y0) / (y1 - y0 || 1);
+    const shade = (c) => data.palette[c % data.palette.length];
+    const shape = (c, x, y) => Math.floor(c / data.palette.length) % 2
+      ? svg("rect", { x: x - 4, y: y - 4, width: 8, height: 8, fill: shade(c), stroke: "var(--card)" })
+      : svg("circle", { cx: x, cy: y, r: 4.5, fill: shade(c), stroke: "var(--card)" });
+    const titled = (node, words) => { node.append(svg("title", {}, words)); return node; };
+    const star = (x, y) => svg("path", { d: `M${x},${y - 13} l3.6,8.4 9.1,.8 -6.9,6 2.1,8.9 -7.9,-4.7 -7.9,4.7 2.1,-8.9 -6.9,-6 9.1,-.8 z`, fill: "#D55E00", stroke: "var(--card)", "stroke-width": 1.5 });
+    return svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "training images and prototypes on their two principal axes" },
+      samples.map(([x, y], n) => titled(shape(labels[n], X(x), Y(y)), nameOf(labels[n]))),
+      prototypes.map(([x, y], j) => svg("line", { x1: X(x), y1: Y(y), x2: X(means[j][0]), y2: Y(means[j][1]), stroke: "var(--soft)" })),
+      prototypes.map(([x, y], j) => titled(svg("rect", {
+        x: -7, y: -7, width: 14, height: 14, transform: `translate(${X(x)} ${Y(y)}) rotate(45)`, fill: flagged.includes(j) ? "var(--card)" : "var(--ink)", stroke: "var(--ink)", "stroke-width": 1.5,
+      }), `prototype ${data.prototypes[j].n} of ${nameOf(winners[j])}`)),
+      prototypes.map(([x, y], j) => svg("text", { x: X(x) + (X(x) > 0.8 * W ? -11 : 11), y: Y(y) - 9, "text-anchor": X(x) > 0.8 * W ? "end" : "start", "font-size": 12, fill: "var(--ink)", stroke: "var(--card)", "stroke-width": 3, "paint-order": "stroke" }, `${nameOf(winners[j])} ${data.prototypes[j].n}`)),
+      place ? titled(star(X(place[0]), Y(place[1])), "this image") : null,
+      svg("text", { x: W / 2, y: H - 6, "text-anchor": "middle", "font-size": 12, fill: "var(--soft)" }, `first principal axis (${percent(shares[0], 0)} of the variance)`),
+      svg("text", { x: 12, y: H / 2, "text-anchor": "middle", "font-size": 12, fill: "var(--soft)", transform: `rotate(-90 12 ${H / 2})` }, `second (${percent(shares[1], 0)})`));
+  }
+
+  // ---------- gallery ----------
+  const signsOf = (fact) => data.own[fact.c].reduce((sum, j) => sum + data.prototypes[j].signs.length, 0);
+  const last = (value, sign) => (value === null ? Infinity : sign * value);
+  const SORTS = {
+    name: ["name", null], index: ["index", (fact) => fact.c],
+    residual: ["residual share, highest first", (fact) => last(fact.residual, -1)],
+    accuracy: ["accuracy, lowest first", (fact) => last(fact.accuracy, 1)],
+    stability: ["stability, lowest first", (fact) => last(fact.stability, 1)],
+    borrowed: ["borrowed prototypes, most first", (fact) => -fact.borrowed],
+    lent: ["lent prototypes, most first", (fact) => -fact.lent],
+    suspicious: ["suspicious prototypes first", (fact) => -signsOf(fact)],
+  };
+
+  function chosenFacts() {
+    const words = state.query.trim().toLowerCase();
+    let found = data.facts.filter((fact) => !words || data.classes[fact.c].some((name) => name.toLowerCase().includes(words)) || String(fact.c) === words);
+    if (state.suspicious) found = found.filter(signsOf);
+    const rank = SORTS[state.sort][1];
+    const byName = (a, b) => nameOf(a.c).localeCompare(nameOf(b.c), undefined, { numeric: true }) || a.c - b.c;
+    return found.sort((a, b) => (rank ? rank(a) - rank(b) || byName(a, b) : byName(a, b)));
+  }
+
+  function showGallery() {
+    const view = document.getElementById("view-gallery");
+    if (!view.firstChild) view.append(galleryTools(), el("div", { id: "shelf" }));
+    document.getElementById("query").value = state.query;
+    document.getElementById("sort").value = state.sort;
+    document.getElementById("only").checked = state.suspicious;
+    drawShelf();
+  }
+
+  function galleryTools() {
+    const change = (what) => { state = { ...state, page: 0, open: null, ...what }; drawShelf(); writeAddress(); };
+    return el("div", { class: "tools" },
+      el("input", { type: "search", id: "query", placeholder: "Search classes  ( / )", "aria-label": "Search classes", oninput: (event) => change({ query: event.target.value }) }),
+      el("label", {}, "sort by", el("select", { id: "sort", onchange: (event) => change({ sort: event.target.value }) }, Object.entries(SORTS).map(([value, [words]]) => el("option", { value }, words)))),
+      el("label", {}, el("input", { type: "checkbox", id: "only", onchange: (event) => change({ suspicious: event.target.checked }) }), "suspicious prototypes only"),
+      el("span", { class: "count", id: "count", "aria-live": "polite" }));
+  }
+
+  function drawShelf() {
+    const found = chosenFacts(), pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
+    if (state.open !== null) {
+      const place = found.findIndex((fact) => fact.c === state.open);
+      if (place >= 0) state.page = Math.floor(place / PER_PAGE);
+    }
+    state.page = Math.min(state.page, pages - 1);
+    const here = found.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE);
+    document.getElementById("count").textContent = `${found.length} of ${data.facts.length} classes`;
+    const turn = (to) => () => { state = { ...state, page: to, open: null }; drawShelf(); writeAddress(); scrollTo(0, 0); };
+    const pager = pages > 1 ? el("div", { class: "pager" },
+      el("button", { type: "button", disabled: state.page === 0, onclick: turn(state.page - 1) }, "← previous"),
+      el("span", {}, `page ${state.page + 1} of ${pages}`),
+      el("button", { type: "button", disabled: state.page === pages - 1, onclick: turn(state.page + 1) }, "next →")) : "";
+    document.getElementById("shelf").replaceChildren(
+      data.plane && !state.query && !state.page ? el("section", { class: "card plane" }, el("h2", {}, "Training images and prototypes"), el("p", { class: "soft" }, "On their two principal axes. Diamonds are prototypes, tied to the mean of the images that match them; hollow ones are ambiguous or unused."), plane(null), legend()) : "",
+      ...here.map(classCard),
+      here.length ? "" : el("p", { class: "card" }, data.facts.length ? "No class fits." : "This model has no prototypes."),
+      pager);
+    if (state.open !== null) document.getElementById(`class-${state.open}`)?.scrollIntoView();
+  }
+
+  function classCard(fact) {
+    const c = fact.c, [label, name] = data.classes[c];
+    const own = data.own[c].filter((j) => !state.suspicious || data.prototypes[j].signs.length);
+    const predicted = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, new Map())) === c);
+    const chip = (words, kind = "") => el("span", { class: `chip ${kind}` }, words);
+    const grid = el("div", { class: "prototypes" }, own.slice(0, CROWD).map(prototypeCard));
+    return el("article", { class: "card class", id: `class-${c}` },
+      el("header", {}, el("h2", { style: "margin:0" }, name), el("small", {}, `${label === name ? "" : `${label}, `}class ${c}`),
+        el("span", { class: "chips" },
+          fact.accuracy === null ? null : chip(`accuracy ${percent(fact.accuracy, 0)}`),
+          fact.residual === null ? null : chip(`residual share ${percent(fact.residual, 0)}`),
+          fact.stability === null ? null : chip(`stability ${fact.stability.toFixed(2)}`, fact.stability < data.unstable ? "warn" : ""),
+          data.pooling === "sum" ? chip(`borrows ${fact.borrowed}`) : null,
+          data.pooling === "sum" ? chip(`lends ${fact.lent}`) : null,
+          fact.images === null ? null : chip(`${fact.images} training images`),
+          predicted.length ? el("a", { class: "chip", href: `#explain?image=${predicted[0]}` }, `${predicted.length} explained`) : null)),
+      grid,
+      own.length > CROWD ? el("p", { class: "more" }, el("button", { type: "button", onclick: (event) => { grid.append(...own.slice(CROWD).map(prototypeCard)); event.target.remove(); } }, `show all ${own.length} prototypes`)) : null);
+  }
+
+  function prototypeCard(j) {
+    const one = data.prototypes[j], shade = data.palette[(one.n - 1) % data.palette.length];
+    const link = (c, words) => el("a", { href: `#gallery?open=${c}` }, words);
+    const listed = (items) => items.flatMap((item, n) => (n ? [", ", item] : [item]));
+    const weight = weightOf(one.c, j);
+    const patches = (one.patches ?? []).map((patch) => figure({ ...patchOf(j, patch, shade), caption: null }));
+    if (data.pooling === "max" && one.patches?.length) patches.unshift(figure({ ...patchOf(j, one.patches[0], shade, true), caption: "its patch" }));
+    const node = el("section", { class: "prototype", "data-prototype": j },
+      el("h4", {}, `prototype ${one.n}`,
+        weight === null ? null : el("span", { class: "chip" }, `weight ${signed(weight, 3)}`),
+        one.stability === null ? null : el("span", { class: `chip ${one.stability < data.unstable ? "warn" : ""}` }, `stability ${one.stability.toFixed(2)}`),
+        one.network ? el("span", { class: "chip" }, one.network) : null),
+      one.signs.length ? el("ul", { class: "signs" }, one.signs.map(([, words]) => el("li", {}, words))) : null,
+      el("div", { class: "pictures" }, patches.length ? patches : el("p", {}, one.patches ? "The file holds no training patches." : "Its training patches were left out.")),
+      one.patches?.length ? el("p", { title: one.patches.map((patch) => patch[4]).join("\n") }, `from ${tail(one.patches[0][4], 44)}${one.patches.length > 1 ? ` and ${one.patches.length - 1} more` : ""}`) : null,
+      one.facts.length ? el("p", {}, one.facts.join(", ")) : null,
+      one.near.length ? el("p", {}, "like ", listed(one.near.map(([k, cosine]) => link(data.prototypes[k].c, `${nameOf(data.prototypes[k].c)} ${data.prototypes[k].n} (${cosine.toFixed(2)})`)))) : null,
+      one.users.length ? el("p", {}, "used by ", listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
+    node.style.borderLeftColor = shade;
+    return node;
+  }
+
+  function weightOf(c, j) {
+    for (let e = links.start[c]; e < links.start[c + 1]; e++) if (links.prototype[e] === j) return links.weight[e];
+    return null;
+  }
+
+  // ---------- keys and address ----------
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || document.getElementById("large").open) return;
+    const typing = event.target.matches("input, select, textarea");
+    if (event.key === "/" && !typing) {
+      const field = document.querySelector(`#view-${state.view} input[type=search]`);
+      if (field) { event.preventDefault(); field.focus(); }
+    }
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (step && !typing && state.view === "explain" && cases[state.image + step]) go({ image: state.image + step, class: null, against: null });
+  });
+  addEventListener("hashchange", () => {
+    if (location.hash === written) return;
+    const edits = state.edits;
+    state = readAddress();
+    if (state.view !== "explain") state.edits = edits; // they come back with the explanations
+    show();
+    if (state.open === null) scrollTo(0, 0);
+  });
+  for (const link of document.querySelectorAll("nav a"))
+    link.addEventListener("click", (event) => { event.preventDefault(); go({ view: link.dataset.view, open: null }); scrollTo(0, 0); });
+  state = readAddress();
+  show();
+  document.documentElement.dataset.ready = Math.round(performance.now()); // milliseconds since the page was opened
+})();

@@ -1,0 +1,124 @@
+"""Explained images of a report: what is drawn of each, and the numbers that every intervention follows from."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.images import ImageBatch
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.report import Case, Neighbours
+from protonmf_cli.options import Form
+from protonmf_cli.pipelines.explanation import Answer, answers_of, explain_answer
+from protonmf_cli.pipelines.fewshot_interpretation import position_of
+from protonmf_cli.pipelines.fewshot_plane import place_of
+from protonmf_cli.pipelines.progress import SILENT, Progress
+from protonmf_cli.pipelines.prototype_analysis import contributions_of, most_similar
+
+SIMILAR = 10
+"""Most similar prototypes of all classes, for ProtoPNet's local analysis."""
+
+
+def cases_of(
+    backbone: Backbone,
+    model: PrototypeModel,
+    batches: Iterable[ImageBatch],
+    *,
+    model_name: str,
+    form: Form,
+    class_index: int | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Case]:
+    """Explain the predicted class of every image, the runner-up, the best class with prototypes, and the true class.
+
+    Args:
+        backbone, model: the network and its prototypes.
+        batches: images; `class_index` is the true class, -1 where it is unknown.
+        model_name: for the explanations.
+        form: plain or augmented, see `chosen_form`.
+        class_index: a class that is explained first, instead of the predicted one.
+        progress: advanced by the images.
+    """
+    for batch in batches:
+        if len(batch.sources):
+            target = None if batch.class_index < 0 else batch.class_index
+            answers = answers_of(backbone, model, batch.crops)
+            for source, answer in zip(batch.sources, answers, strict=True):
+                yield _case(backbone, model, answer, source.path, model_name, form, class_index, target)
+                progress.advance()
+        progress.advance(len(batch.skipped))
+
+
+def _case(
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    image: str,
+    model_name: str,
+    form: Form,
+    first: int | None,
+    target: int | None,
+) -> Case:
+    best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
+    active = model.active_classes
+    nearest = active[answer.logits[active].argmax()].tolist() if len(active) else None
+    wanted = dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None)
+    residual, reach = _outside(model, answer, form)
+    return Case(
+        explanations=tuple(
+            explain_answer(backbone, model, answer, image=image, model_name=model_name, class_index=c, form=form)
+            for c in wanted
+        ),
+        crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
+        evidence=_evidence(model, answer).numpy(),
+        residual=residual.numpy(),
+        reach=reach.numpy(),
+        target=target,
+        similar=contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0])
+        if model.card.pooling == "max"
+        else (),
+        neighbours=_neighbours(model, answer) if model.matching is not None else None,
+    )
+
+
+def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
+    """(P,)"""
+    if answer.response is not None:
+        return answer.response.evidence[0]
+    return answer.rows.sum(dim=0) @ model.exact.prototypes.mT
+
+
+def _outside(model: PrototypeModel, answer: Answer, form: Form) -> tuple[Tensor, Tensor]:
+    """(C,) what remains outside the prototypes, and (C,) what augmented prototypes share."""
+    residual = answer.parts.residual[0]
+    if form == "plain":
+        return residual, torch.zeros_like(residual)
+    reach = residual + model.exact.intercept
+    has = has_connections(model)
+    return torch.where(has, 0.0, residual), torch.where(has, reach, 0.0)
+
+
+def has_connections(model: PrototypeModel) -> Tensor:
+    """(C,) whether a class uses any prototype."""
+    has = torch.zeros(len(model.bias), dtype=torch.bool)
+    has[model.weights.class_index] = True
+    return has
+
+
+def bias_of(model: PrototypeModel, form: Form) -> np.ndarray:
+    """(C,) what does not depend on the image, as explanations count it."""
+    exact = model.exact
+    whole = exact.bias + exact.intercept
+    return (whole if form == "plain" else torch.where(has_connections(model), exact.bias, whole)).numpy()
+
+
+def _neighbours(model: PrototypeModel, answer: Answer) -> Neighbours:
+    position = position_of(model, answer.rows)
+    classes = model.card.classes
+    return Neighbours(
+        place=place_of(model, answer.rows),
+        nearest=tuple((n.source.path, classes[n.label].shown, n.distance) for n in position.neighbours),
+        typical=position.typical,
+    )
