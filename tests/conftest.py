@@ -47,3 +47,20 @@ def toy(tmp_path_factory) -> toys.Toy:
 def converted(toy) -> Path:
     """The toy, converted by the command line."""
     return toys.convert(toy, toy.folder / "prototypes.safetensors")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from pages import browser_path
+
+    path = browser_path()
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("a Chromium must be installed in CI")
+        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -514,8 +514,8 @@
     const rows = best(after, LISTED).flatMap((c) => [
       el("span", { title: nameOf(c) }, c === top ? el("b", {}, nameOf(c)) : nameOf(c)),
       bar(0, now[c], [0, 1], "var(--accent)", old[c]),
-      el("span", { class: "number", "data-probability": c }, percent(now[c])),
-      el("span", { class: "number soft", "data-logit": c, title: "logit" }, plain(after[c])),
+      el("span", { class: "number", "data-probability": c, "data-value": now[c] }, percent(now[c])),
+      el("span", { class: "number soft", "data-logit": c, "data-value": after[c], title: "logit" }, plain(after[c])),
     ]);
     const truth = cases[state.image].target;
     const said = [
@@ -547,7 +547,7 @@
       const off = j !== undefined && factorOf(c, j) !== 1 ? `× ${factorOf(c, j)}` : "";
       return [el("span", { title: name }, swatch(shade), name, off ? el("span", { class: "flipped" }, ` ${off}`) : ""), bar(from, level, reach, shade), el("span", { class: "number" }, signed(each))];
     });
-    rows.push(el("span", { class: "total" }, "= logit"), el("span", { class: "total" }, bar(0, logit, reach, "var(--ink)")), el("span", { class: "number total", id: "logit" }, plain(logit)));
+    rows.push(el("span", { class: "total" }, "= logit"), el("span", { class: "total" }, bar(0, logit, reach, "var(--ink)")), el("span", { class: "number total", id: "logit", "data-value": logit }, plain(logit)));
     document.getElementById("waterfall").replaceChildren(...rows);
     document.getElementById("what").textContent = `What the logit of ${nameOf(c)} is made of`;
     const share = one.drawn[c]?.share;

@@ -190,9 +190,9 @@ def _render(report: Report, words: PageWords, pictures: _Pictures, left_out: tup
 def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, Any]:
     """What page.js works on; names as there."""
     model, gallery = report.model, report.gallery
-    own: dict[int, list[int]] = {fact.class_index: [] for fact in gallery.classes}
+    own: dict[int, list[int]] = {}
     for prototype in gallery.prototypes:
-        own[prototype.owner_index].append(prototype.prototype_id)
+        own.setdefault(prototype.owner_index, []).append(prototype.prototype_id)
     return {
         "schema": "protonmf.report/1",
         "file": report.file,

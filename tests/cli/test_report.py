@@ -1,0 +1,571 @@
+"""The report in a real browser: the same numbers as the commands, search, state, keys, hostile names; and bad input."""
+
+import base64
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.text
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import toys
+from protonmf_cli.files.store import load_model, save_model
+from protonmf_cli.library import load
+from protonmf_cli.models.backbone import ClassName
+from toys import run
+
+pages = pytest.importorskip("pages")
+
+
+def made(model, output, *words, code=0):
+    found, out, err = run("report", "--model", model, "-o", output, "--device", "cpu", "--json", *words)
+    assert found == code, err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def page_file(toy, converted, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    report = made(converted, output, "--data", toy.data, "--per-class", 2)
+    assert (report["schema"], report["images"], report["classes"], report["prototypes"]) == (
+        "protonmf.report/1",
+        8,
+        4,
+        8,
+    )
+    assert report["bytes"] == output.stat().st_size and report["left_out"] == report["unreadable"] == []
+    return output
+
+
+@pytest.fixture(scope="module")
+def augmented(toy) -> Path:
+    return toys.convert(toy, toy.folder / "augmented.safetensors", "--augment", "min-norm")
+
+
+@pytest.fixture(scope="module")
+def protopnet(toy) -> Path:
+    output = toy.folder / "report-net.safetensors"
+    words = ("--epochs", 2, "--warm-epochs", 1, "--cycles", 1, "--batch-size", 8, "-p", 2, "--width", 16)
+    code, _, err = run(
+        "protopnet", "train", toy.name, "--data", toy.data, "-o", output, "--device", "cpu", "-q", *words
+    )
+    assert code == 0, err
+    return output
+
+
+@pytest.fixture(scope="module")
+def combined(protopnet, toy) -> Path:
+    code, _, err = run("protopnet", "combine", protopnet, protopnet, "-o", toy.folder / "both.safetensors", "--json")
+    assert code == 0, err
+    return toy.folder / "both.safetensors"
+
+
+@pytest.fixture(scope="module")
+def fewshot(toy) -> Path:
+    output = toy.folder / "report-few.safetensors"
+    code, _, err = run(
+        "fewshot", "fit", toy.name, "--data", toy.data, "--shots", 5, "-o", output, "--device", "cpu", "-q"
+    )
+    assert code == 0, err
+    return output
+
+
+def test_it_opens_without_error_or_request(browser, page_file):
+    with pages.opened(browser, page_file) as page:
+        assert page.title() == "network"
+        assert [link.inner_text() for link in page.query_selector_all("nav a")] == [
+            "Explanations 8",
+            "Gallery 4",
+            "Summary",
+        ]
+        assert page.locator("#view-explain").is_visible() and not page.locator("#view-gallery").is_visible()
+        assert page.locator("#images li").count() == 8
+        assert all(text for text in page.eval_on_selector_all(".main img", "found => found.map((each) => each.alt)"))
+        for name in ("gallery", "summary", "explain"):
+            page.click(f"nav a[data-view={name}]")
+            assert page.locator(f"#view-{name}").is_visible()
+        broken = page.eval_on_selector_all(
+            "img", "all => all.filter((each) => each.complete && !each.naturalWidth).length"
+        )
+        assert broken == 0
+
+
+def shown_command(page, model):
+    """The commands of the page, run one after the other; the JSON of the last."""
+    lines = page.inner_text("#words").split("\n")
+    out = ""
+    for line in lines:
+        words = shlex.split(line)
+        assert words[:2] == ["protonmf", "intervene"]
+        code, out, err = run(*words[1:], "--json", "--device", "cpu")
+        assert code == 0, err
+    return json.loads(out)
+
+
+def check_same(page, found):
+    """The page's predictions are those of `intervene --json`."""
+    after = found["after"]["predictions"]
+    mine, shares = pages.logits(page), pages.probabilities(page)
+    assert list(mine) == [p["class_index"] for p in after][:5]
+    for p in after[:5]:
+        assert abs(mine[p["class_index"]] - p["logit"]) < 1e-4
+        assert abs(shares[p["class_index"]] - p["probability"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("converted", ()),
+        ("augmented", ()),
+        ("augmented", ("--form", "plain")),
+        ("protopnet", ()),
+        ("combined", ()),
+        ("fewshot", ()),
+    ],
+)
+def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, monkeypatch, kind, words):
+    model = request.getfixturevalue(kind)
+    made(model, tmp_path / "page.html", "--images", toy.image(1), *words)
+    monkeypatch.chdir(tmp_path)  # the chained command writes a file
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        before = pages.logits(page)
+        assert not page.locator("#command").is_visible()
+        shown = [int(each.get_attribute("data-prototype")) for each in page.query_selector_all("article.part")]
+        pages.slide(page, shown[0], 0.35)
+        check_same(page, shown_command(page, model))
+        pages.slide(page, shown[-1], 0)
+        assert not page.is_checked(f'[data-prototype="{shown[-1]}"] [data-switch]')
+        found = shown_command(page, model)
+        check_same(page, found)
+        assert len(found["edits"]) == 2 and pages.logits(page) != before
+        # a second class: the first one's edits stay, and the commands follow each other
+        first = page.input_value("#choose-class")
+        page.select_option("#choose-class", index=1)
+        assert page.input_value("#choose-class") != first
+        other = int(page.get_attribute("article.part", "data-prototype"))
+        pages.slide(page, other, 1.5)
+        assert len(page.inner_text("#words").splitlines()) == 2
+        check_same(page, shown_command(page, model))
+        page.click("#reset")
+        assert pages.logits(page) == before and not page.locator("#command").is_visible()
+
+
+def test_the_switch_goes_back_to_one(browser, page_file):
+    with pages.opened(browser, page_file) as page:
+        before = pages.logits(page)
+        switch = page.locator("[data-switch]").first
+        switch.click()
+        assert pages.logits(page) != before and page.locator("article.part output").first.inner_text() == "× 0"
+        switch.click()
+        assert pages.logits(page) == before
+
+
+def test_the_hint_flips_the_decision(browser, page_file):
+    with pages.opened(browser, page_file) as page:
+        tried = 0
+        for _ in range(8):
+            words = page.inner_text("#hint")
+            if page.locator("#try").count():
+                top = next(iter(pages.logits(page)))
+                page.click("#try")
+                assert next(iter(pages.logits(page))) != top, words
+                assert "flipped from" in page.inner_text("#live")
+                alone = re.search("flips the decision from", words) is not None and "No single" not in words
+                assert (page.url.count("x0") == 1) == alone
+                page.click("#reset")
+                tried += 1
+            page.keyboard.press("ArrowRight")
+        assert tried
+
+
+def test_numbers_and_crop_are_those_of_the_png(browser, converted, toy, tmp_path, monkeypatch):
+    from protonmf_cli.pictures import figure
+
+    explanation = load(converted).explain(toy.image(0))
+    texts: list[str] = []
+    drawn = figure.as_png
+    monkeypatch.setattr(
+        figure, "as_png", lambda f: (texts.extend(t.get_text() for t in f.findobj(matplotlib.text.Text)), drawn(f))[1]
+    )
+    figure.explanation_png(explanation, 5)
+    code, _, err = run("explain", toy.image(0), "--model", converted, "--html", tmp_path / "page.html", "-q")
+    assert code == 0, err
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        numbers = [text.replace("−", "-") for text in page.locator("#waterfall .number").all_inner_texts()]
+        parts = [text.replace("−", "-") for text in page.locator(".part .sum").all_inner_texts()]
+        shown = page.locator("#bars [data-probability]").first.inner_text()
+    in_png = {text.strip() for text in texts}
+    assert len(numbers) == min(5, len(explanation.contributions)) + 3 and set(numbers) <= in_png
+    for contribution in figure.strongest(explanation.contributions, 5):
+        weight = f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}"
+        assert weight in in_png and any(part.startswith(weight.replace("  ", " ")) for part in parts)
+    assert any(text.endswith(shown) for text in in_png)
+    data = pages.data_of(tmp_path / "page.html")
+    (tmp_path / "crop.jpg").write_bytes(base64.b64decode(data["pictures"][data["cases"][0]["pictures"][0]]))
+    with Image.open(tmp_path / "crop.jpg") as crop:
+        assert crop.size == explanation.crop.shape[1::-1]
+        mine = np.asarray(crop.convert("RGB")).astype(float)
+    blocks = [pixels.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)) for pixels in (mine, explanation.crop)]
+    assert np.abs(blocks[0] - blocks[1]).max() < 6  # JPEG keeps the mean of a block, whatever is in it
+    boxes = {j: part["box"] for j, part in data["cases"][0]["drawn"][str(explanation.class_index)]["parts"].items()}
+    for contribution in explanation.contributions:
+        wanted = np.array(contribution.box) / 64
+        assert np.allclose(boxes[str(contribution.prototype_id)], wanted, atol=1e-4)
+
+
+def test_maps_are_those_of_the_explanation(converted, toy, tmp_path):
+    explanation = load(converted).explain(toy.image(0))
+    run("explain", toy.image(0), "--model", converted, "--html", tmp_path / "page.html", "-q")
+    parts = pages.data_of(tmp_path / "page.html")["cases"][0]["drawn"][str(explanation.class_index)]["parts"]
+    for contribution in explanation.contributions:
+        for kind, grid in contribution.maps.items():
+            held = parts[str(contribution.prototype_id)][kind]
+            raw = np.frombuffer(base64.b64decode(held["q"]), dtype=np.uint8).reshape(held["h"], held["w"])
+            values = held["lo"] + (held["hi"] - held["lo"]) * raw / 255
+            assert np.allclose(values, grid, atol=0.51 * (held["hi"] - held["lo"]) / 255 + 1e-12)
+
+
+def test_search_and_sorting(browser, page_file, converted):
+    model, _ = load_model(converted)
+    names = [c.shown for c in model.card.classes]
+
+    def listed(page):
+        return page.locator("#shelf article.class h2").all_inner_texts()
+
+    with pages.opened(browser, page_file, "#gallery") as page:
+        assert listed(page) == sorted(names)
+        page.fill("#query", "BLUE")
+        assert listed(page) == ["blue things"] and "1 of 4" in page.inner_text("#count")
+        page.fill("#query", "nothing like it")
+        assert listed(page) == [] and "No class fits" in page.inner_text("#shelf")
+        page.fill("#query", "")
+        measured = model.card.measured["per_class"]
+        for key, field in (("residual", "residual_share"), ("accuracy", "accuracy")):
+            page.select_option("#sort", key)
+            sign = -1 if key == "residual" else 1
+            wanted = sorted(range(4), key=lambda c: (sign * measured[str(c)][field], names[c]))
+            assert listed(page) == [names[c] for c in wanted]
+        page.select_option("#sort", "suspicious")
+        signs = [page.locator(f"#class-{c} .signs li").count() for c in range(4)]
+        order = [names.index(name) for name in listed(page)]
+        assert [signs[c] for c in order] == sorted(signs, reverse=True)
+        page.check("#only")
+        assert len(listed(page)) == sum(count > 0 for count in signs)
+        # each prototype says who uses it, with the weights of the file
+        page.uncheck("#only")
+        for e in range(len(model.weights.value)):
+            c, j = int(model.weights.class_index[e]), int(model.weights.prototype[e])
+            if int(model.owner[j]) != c:
+                words = f"{names[c]} ({float(model.weights.value[e]):+.2f})".replace("-", "−")
+                assert words in page.inner_text(f'.prototype[data-prototype="{j}"]')
+
+
+def test_the_address_keeps_the_state(browser, page_file):
+    with pages.opened(browser, page_file) as page:
+        page.click("#images button[data-image='5']")
+        shown = int(page.get_attribute("article.part", "data-prototype"))
+        pages.slide(page, shown, 0.25)
+        page.select_option("#choose-against", index=2)
+        logits, url, against = pages.logits(page), page.url, page.inner_text("#contrast h2")
+    fragment = url[url.index("#") :]
+    with pages.opened(browser, page_file, fragment) as page:
+        assert pages.logits(page) == logits and page.inner_text("#contrast h2") == against
+        assert page.get_attribute("#images button[aria-current=true]", "data-image") == "5"
+        page.evaluate("location.hash = '#gallery?q=green&sort=residual'")
+        page.wait_for_selector("#view-gallery:not([hidden])")
+        assert page.input_value("#query") == "green" and page.input_value("#sort") == "residual"
+        page.go_back()
+        page.wait_for_selector("#view-explain:not([hidden])")
+        assert pages.logits(page) == logits
+    for broken in ("#explain?image=99&class=x&edit=1.2xNaN,foo,9.9x3", "#nowhere", "#gallery?sort=bad&page=77&open=-1"):
+        with pages.opened(browser, page_file, broken) as page:
+            assert page.locator("main").inner_text()
+
+
+def test_it_works_with_the_keyboard_alone(browser, page_file):
+    with pages.opened(browser, page_file) as page:
+        first = page.get_attribute("#images button[aria-current=true]", "data-image")
+        page.keyboard.press("ArrowRight")
+        assert page.get_attribute("#images button[aria-current=true]", "data-image") != first
+        page.focus("[data-edit] >> nth=0")
+        before = pages.logits(page)
+        page.keyboard.press("ArrowLeft")
+        assert pages.logits(page) != before
+        page.keyboard.press("Home")
+        assert page.locator("article.part output").first.inner_text() == "× 0"
+        page.focus("[data-switch] >> nth=0")
+        page.keyboard.press("Space")
+        assert pages.logits(page) == before
+        page.focus("figure button >> nth=0")
+        page.keyboard.press("Enter")
+        assert page.locator("dialog[open]").is_visible()
+        page.keyboard.press("Escape")
+        assert not page.locator("dialog[open]").count()
+        page.focus("nav a[data-view=gallery]")
+        page.keyboard.press("Enter")
+        assert page.locator("#view-gallery").is_visible()
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("/")
+        page.keyboard.type("grey")
+        assert page.locator("#shelf article.class").count() == 1
+        reached = set()
+        for _ in range(25):
+            page.keyboard.press("Tab")
+            reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        assert {"sort", "only", "BUTTON", "A"} <= reached
+
+
+@pytest.mark.parametrize("view", ["#explain", "#gallery", "#summary"])
+@pytest.mark.parametrize("kind", ["converted", "protopnet", "fewshot"])
+def test_it_fits_a_phone(browser, request, toy, tmp_path, kind, view):
+    made(request.getfixturevalue(kind), tmp_path / "page.html", "--images", toy.image(2), "--images", toy.image(3))
+    with pages.opened(browser, tmp_path / "page.html", view, width=360, height=740, color_scheme="dark") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+
+
+def hostile(model, target, names):
+    """The same model with other class names."""
+    old, weights = load_model(model)
+    card = replace(old.card, classes=tuple(ClassName(label=label, description=words) for label, words in names))
+    save_model(target, replace(old, card=card), weights)
+    return target
+
+
+def test_hostile_names_are_text(browser, converted, toy, tmp_path):
+    names = [
+        ("<script>alert(1)</script>", ""),
+        ("a\"b'c\\d", "</script><img src=x onerror=alert(2)>"),
+        ("--zero", "{{ 7 * 7 }} & ${8 * 8} <b>bold</b>"),
+        ("it's; rm -rf \u2028 *", ""),
+    ]
+    model = hostile(converted, tmp_path / "a 'quoted' model.safetensors", names)
+    image = tmp_path / "<img src=x onerror=alert(3)> 'q' $(ls).png"
+    shutil.copy(toy.image(1), image)
+    made(model, tmp_path / "page.html", "--images", image)
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        page.wait_for_timeout(100)
+        assert page.locator("b", has_text="bold").count() == 0 and page.locator("img[src=x]").count() == 0
+        assert "{{ 7 * 7 }} & ${8 * 8} <b>bold</b>" in page.inner_text("main")
+        for chosen in page.eval_on_selector_all("#choose-class option", "all => all.map((each) => each.value)"):
+            page.select_option("#choose-class", chosen)
+            for each in page.query_selector_all("article.part"):
+                pages.slide(page, int(each.get_attribute("data-prototype")), 0.5)
+            check_same(page, shown_command(page, model))
+            page.click("#reset")
+        page.click("nav a[data-view=gallery]")
+        assert "<script>alert(1)</script>" in page.inner_text("#shelf")
+        page.click("nav a[data-view=summary]")
+
+
+def test_evaluation_tables_and_provenance(browser, converted, toy, tmp_path):
+    code, out, err = run(
+        "evaluate", "--data", toy.data, "--model", converted, "--table", "oracle", "--json", "--device", "cpu"
+    )
+    assert code == 0, err
+    (tmp_path / "evaluation.json").write_text(out)
+    found = json.loads(out)
+    made(converted, tmp_path / "page.html", "--evaluation", tmp_path / "evaluation.json")
+    with pages.opened(browser, tmp_path / "page.html", "#summary") as page:
+        words = page.inner_text("#view-summary")
+        assert "Same decisions" in words and "Evaluation on 18 images" in words
+        assert f"{found['accuracy']['prototype_model']:.1%}" in words
+        for column in found["tables"]["oracle"]["columns"]:
+            assert column["heading"] in words
+        model, _ = load_model(converted)
+        for each in (
+            model.card.source.digest,
+            model.card.data["digest"],
+            model.card.versions["torch"],
+            "nmf.solver=mu",
+        ):
+            assert each in words
+        page.click("nav a[data-view=gallery]")
+        for row in found["per_class"]:
+            assert f"accuracy {row['prototype_model']:.0%}" in page.inner_text(f"#class-{row['class_index']}")
+        assert page.locator("nav a[data-view=explain]").count() == 0
+
+
+def test_an_edited_model_is_not_called_the_same(browser, converted, toy, tmp_path):
+    code, _, err = run(
+        "intervene", toy.image(0), "--model", converted, "--zero", 1, "-o", tmp_path / "e.safetensors", "-q"
+    )
+    assert code == 0, err
+    made(tmp_path / "e.safetensors", tmp_path / "page.html", "--images", toy.image(0))
+    with pages.opened(browser, tmp_path / "page.html", "#summary") as page:
+        words = page.inner_text(".badge")
+        assert "Edited" in words and "Same decisions" not in words
+        page.click("nav a[data-view=explain]")
+        shown = int(page.get_attribute("article.part", "data-prototype"))
+        pages.slide(page, shown, 0.5)
+        check_same(page, shown_command(page, tmp_path / "e.safetensors"))
+
+
+def test_methods_show_their_own_pictures(browser, toy, protopnet, fewshot, tmp_path):
+    made(protopnet, tmp_path / "net.html", "--images", toy.image(0))
+    with pages.opened(browser, tmp_path / "net.html") as page:
+        local = page.inner_text("[aria-label='Local analysis']")
+        assert local.count("similarity") == 8 and "looks like that" in local
+        assert page.locator("[aria-label=Residual]").count() == 0
+    made(fewshot, tmp_path / "few.html", "--images", toy.image(0))
+    with pages.opened(browser, tmp_path / "few.html") as page:
+        where = page.locator("[aria-label='Where it lies']")
+        assert where.locator("path").count() == 1 and where.locator("circle").count() == 20
+        assert "nearest training images" in where.inner_text()
+        page.click("nav a[data-view=gallery]")
+        assert "Training images and prototypes" in page.inner_text("#shelf")
+
+
+def test_a_folder_holds_the_pictures_beside_the_page(browser, converted, toy, tmp_path):
+    words = ("--folder", "--data", toy.data, "--per-class", 1)
+    report = made(converted, tmp_path / "r", *words)
+    files = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
+    assert report["bytes"] == sum(path.stat().st_size for path in files) and len(files) > 4
+    with pages.opened(browser, tmp_path / "r" / "index.html") as page:
+        page.wait_for_function("[...document.images].every((each) => !each.complete || each.naturalWidth)")
+        assert page.evaluate("document.querySelector('.main img').naturalWidth") == 64
+    code, _, err = run("report", "--model", converted, "-o", tmp_path / "r", *words)
+    assert code == 3 and "exists already" in err
+    made(converted, tmp_path / "r", *words, "--force")
+    (tmp_path / "r" / "thesis.txt").write_text("mine")
+    code, _, err = run("report", "--model", converted, "-o", tmp_path / "r", *words, "--force")
+    assert code == 3 and "holds more than a report (thesis.txt)" in err and (tmp_path / "r" / "thesis.txt").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_pictures_get_smaller_to_fit(browser, converted, toy, tmp_path):
+    full = made(converted, tmp_path / "full.html", "--data", toy.data)
+    most = 0.75 * full["bytes"] / 1e6
+    small = made(converted, tmp_path / "small.html", "--data", toy.data, "--max-size", most)
+    assert small["bytes"] <= most * 1e6 and "To stay below" in small["left_out"][0]
+    with pages.opened(browser, tmp_path / "small.html", "#summary") as page:
+        assert "To stay below" in page.inner_text("#view-summary")
+    code, _, err = run("report", "--model", converted, "-o", tmp_path / "x.html", "--max-size", 0.01)
+    assert code == 3 and "does not fit into 0.01 MB" in err and "--folder" in err and not (tmp_path / "x.html").exists()
+
+
+def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
+    model, weights = load_model(converted)
+    empty = torch.empty(0, dtype=torch.int64)
+    bare = replace(
+        model.examples, prototype=empty, score=torch.empty(0), box=empty.reshape(0, 4), map=torch.empty(0, 0, 0),
+        crop=empty.reshape(0, 2), jpeg=torch.empty(0, dtype=torch.uint8), sources=(),
+    )  # fmt: skip
+    classes = tuple(ClassName(label=str(c)) for c in range(4))
+    save_model(
+        tmp_path / "bare.safetensors", replace(model, examples=bare, card=replace(model.card, classes=classes)), weights
+    )
+    made(tmp_path / "bare.safetensors", tmp_path / "bare.html", "--images", toy.image(0))
+    with pages.opened(browser, tmp_path / "bare.html") as page:
+        assert "The file holds no training patches." in page.inner_text("article.part")
+        pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
+        check_same(page, shown_command(page, tmp_path / "bare.safetensors"))
+        page.click("nav a[data-view=gallery]")
+        assert "The file holds no training patches." in page.inner_text("#shelf")
+    # hundreds of prototypes in one class: the first one, 300 times
+    owner = torch.cat([model.owner, torch.zeros(300, dtype=torch.int64)])
+    order = owner.argsort(stable=True)
+    back = order.argsort()
+    extra = torch.arange(len(model.owner), len(owner))
+    w = model.weights
+    crowd = replace(
+        model,
+        prototypes=torch.cat([model.prototypes, model.prototypes[:1].expand(300, -1)])[order],
+        owner=owner[order],
+        weights=replace(
+            w,
+            class_index=torch.cat([w.class_index, torch.zeros(300, dtype=torch.int64)]),
+            prototype=back[torch.cat([w.prototype, extra])],
+            value=torch.cat([w.value, torch.full((300,), 1e-3)]),
+            residual_share=torch.cat([w.residual_share, torch.zeros(300)]),
+        ),
+        examples=replace(model.examples, prototype=back[model.examples.prototype]),
+        card=replace(model.card, measured={k: v for k, v in model.card.measured.items() if k != "stability"}),
+    )
+    save_model(tmp_path / "crowd.safetensors", crowd, weights)
+    made(tmp_path / "crowd.safetensors", tmp_path / "crowd.html", "--images", toy.image(0))
+    with pages.opened(browser, tmp_path / "crowd.html", "#explain?class=0") as page:
+        assert page.locator("article.part").count() == 5
+        page.click("#all")
+        assert page.locator("article.part").count() > 300
+        page.click("nav a[data-view=gallery]")
+        assert page.locator("#class-0 .prototype").count() == 12
+        page.click("#class-0 .more button")
+        assert page.locator("#class-0 .prototype").count() == 302
+
+
+def test_images_that_cannot_be_read(browser, converted, toy, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"no picture")
+    code, _, err = run("report", "--model", converted, "-o", tmp_path / "x.html", "--images", tmp_path / "in")
+    assert code == 3 and "none of the 1 images could be read" in err and "a.jpg" in err
+    assert not (tmp_path / "x.html").exists()
+    shutil.copy(toy.image(0), tmp_path / "in" / "b.png")
+    report = made(converted, tmp_path / "x.html", "--images", tmp_path / "in", code=6)
+    assert report["images"] == 1 and report["unreadable"][0]["path"].endswith("a.jpg")
+    with pages.opened(browser, tmp_path / "x.html", "#summary") as page:
+        assert "a.jpg" in page.inner_text("#view-summary")
+
+
+def test_refusals(converted, toy, tmp_path):
+    output = tmp_path / "report.html"
+    (tmp_path / "empty").mkdir()
+    other = hostile(converted, tmp_path / "other.safetensors", [("a", ""), ("b", ""), ("c", ""), ("d", "")])
+    code, out, _ = run("evaluate", "--data", toy.data, "--model", converted, "--json", "--device", "cpu")
+    assert code == 0
+    (tmp_path / "evaluation.json").write_text(out)
+    (tmp_path / "wrong.json").write_text('{"schema": "protonmf.explanation/1"}')
+    (tmp_path / "less.json").write_text(json.dumps({k: v for k, v in json.loads(out).items() if k != "intervals"}))
+    (tmp_path / "not.json").write_text("[1, 2")
+    for words, code, sentence in (
+        (("--model", tmp_path / "none.safetensors"), 3, "there is no prototype model at"),
+        (("--model", tmp_path / "evaluation.json"), 3, "evaluation.json"),
+        (("--images", tmp_path / "empty"), 3, "there are no images in"),
+        (("--images", tmp_path / "gone.png"), 3, "none of the 1 images could be read"),
+        (("--data", tmp_path / "gone"), 3, "does not exist"),
+        (("--boxes", toy.data), 2, "--boxes cuts the images of --data"),
+        (("--max-size", 0), 2, "--max-size must be a number of megabytes above zero"),
+        (("--max-size", "nan"), 2, "--max-size must be"),
+        (("--form", "augmented"), 3, "no augmented prototypes"),
+        (("--evaluation", tmp_path / "gone.json"), 3, "cannot be read"),
+        (("--evaluation", tmp_path / "wrong.json"), 3, "holds protonmf.explanation/1, not protonmf.evaluation/1"),
+        (("--evaluation", tmp_path / "not.json"), 3, "is not what `protonmf evaluate --json` writes"),
+        (("--evaluation", tmp_path / "less.json"), 3, "lacks 'intervals' of an evaluation"),
+        (("--evaluation", tmp_path / "evaluation.json", "--model", other), 3, "evaluates another model"),
+        (("-o", tmp_path), 3, "is a folder"),
+        (("-o", tmp_path / "no" / "page.html"), 3, "does not exist"),
+        (("--folder", "-o", tmp_path / "evaluation.json"), 3, "is a file; give the name of a folder"),
+    ):
+        given = (
+            *words,
+            *(() if "--model" in words else ("--model", converted)),
+            *(() if "-o" in words else ("-o", output)),
+        )
+        found, _, err = run("report", *given)
+        assert (found, sentence in err) == (code, True), (words, found, err)
+        assert err.count("\n") <= 3 and not output.exists()
+    output.write_text("mine")
+    found, _, err = run("report", "--model", converted, "-o", output)
+    assert found == 3 and "exists already" in err and output.read_text() == "mine"
+    found, _, err = run("explain", toy.image(0), "--model", converted, "--html", output)
+    assert found == 3 and "exists already" in err and output.read_text() == "mine"
+
+
+def test_an_archive_gives_a_command_with_a_gap(browser, converted, toy, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", toy.data)
+    made(converted, tmp_path / "page.html", "--data", archive, "--per-class", 1)
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        page.locator("[data-switch]").first.click()
+        assert page.inner_text("#words").startswith("protonmf intervene IMAGE --model")
+
+
+def test_equal_reports_are_equal(converted, toy, page_file, tmp_path):
+    made(converted, tmp_path / "again.html", "--data", toy.data, "--per-class", 2)
+    assert (tmp_path / "again.html").read_bytes() == page_file.read_bytes()
+    assert page_file.stat().st_mode & 0o777 == 0o644
