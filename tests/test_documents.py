@@ -34,6 +34,7 @@ def test_batch_job(toy, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "explanations.jsonl").read_text().splitlines()) == 18
+    assert "Evaluation on 18 images" in (tmp_path / "report.html").read_text()
 
 
 def test_readme_python(toy, converted, tmp_path, monkeypatch):
@@ -63,7 +64,7 @@ def test_subcommands_named_in_the_readme_exist(words):
 
 def test_options_named_in_the_readme_exist(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ["convert", "explain", "intervene", "evaluate", "inspect", "export", "doctor", "demo"]
+    commands = ["convert", "explain", "intervene", "evaluate", "report", "inspect", "export", "doctor", "demo"]
     commands += [f"protopnet {c}" for c in ("train", "push", "prune", "combine", "local", "evaluate")]
     commands += [f"fewshot {c}" for c in ("fit", "predict", "interpret", "benchmark")]
     known = " ".join(re.sub(r"\s+", " ", run(*c.split(), "--help")[1]) for c in commands) + "--version"

@@ -110,6 +110,10 @@ class Case:
     """(C,) what remains outside the prototypes, in the form that is shown."""
     reach: np.ndarray
     """(C,) what augmented prototypes share; zeros in plain form."""
+    top: int
+    """Class of the largest logit."""
+    probability: float
+    """Of this class."""
     target: int | None
     """The true class where it is known."""
     similar: tuple[Contribution, ...]

@@ -8,7 +8,11 @@
   const LISTED = 5;     // classes in the list of predictions
 
   // ---------- numbers ----------
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  function bytes(text) {
+    const letters = atob(text), found = new Uint8Array(letters.length);
+    for (let n = 0; n < letters.length; n++) found[n] = letters.charCodeAt(n);
+    return found;
+  }
   const floats = (text) => new Float32Array(bytes(text).buffer);
   const integers = (text) => new Int32Array(bytes(text).buffer);
   const links = {
@@ -16,9 +20,11 @@
     weight: floats(data.links.weight), share: data.links.share && floats(data.links.share),
   };
   const bias = floats(data.bias);
-  const cases = data.cases.map((one) => ({
-    ...one, evidence: floats(one.evidence), residual: floats(one.residual), reach: one.reach && floats(one.reach),
-  }));
+  const cases = data.cases.map((one) => {
+    let numbers = null; // decoded when they are needed first
+    const get = (name) => (numbers ??= { evidence: floats(one.evidence), residual: floats(one.residual), reach: one.reach && floats(one.reach) })[name];
+    return { ...one, get evidence() { return get("evidence"); }, get residual() { return get("residual"); }, get reach() { return get("reach"); } };
+  });
 
   /** Contribution of connection e to class c in one image: a_cj s_j, plus its share of the residual. */
   function contribution(one, c, e) {
@@ -274,7 +280,7 @@
   }
 
   // ---------- explanations ----------
-  const chosenClass = () => state.class ?? cases[state.image].first ?? bestOne(logitsOf(state.image, new Map()));
+  const chosenClass = () => state.class ?? cases[state.image].first ?? cases[state.image].top;
   const has = (c) => links.start[c + 1] > links.start[c];
   /** The class that a class is compared with: as chosen, else the true one, the runner-up, or the best with prototypes. */
   function rivalOf(c) {
@@ -284,7 +290,7 @@
     const other = order.find((each) => each !== c) ?? c;
     return has(c) || has(other) ? other : order.find(has) ?? other;
   }
-  const wrong = (k) => cases[k].target !== null && cases[k].target !== bestOne(logitsOf(k, new Map()));
+  const wrong = (k) => cases[k].target !== null && cases[k].target !== cases[k].top;
 
   function showExplanation() {
     const view = document.getElementById("view-explain");
@@ -305,19 +311,33 @@
     return el("div", { class: "images", role: "region", "aria-label": "Images" }, search, box, list);
   }
 
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      target.src = source(Number(target.dataset.picture));
+      seen.unobserve(target);
+    }
+  });
+  /** A small picture that is decoded when it comes into view. */
+  function thumbnail(picture) {
+    const image = el("img", { alt: "", "data-picture": picture });
+    seen.observe(image);
+    return image;
+  }
+
   function listImages() {
     const words = filter.toLowerCase(), list = document.getElementById("images");
     list.replaceChildren(...cases.map((one, k) => {
-      const logits = logitsOf(k, new Map()), top = bestOne(logits), name = nameOf(top);
+      const name = nameOf(one.top);
       const truth = one.target === null ? "" : nameOf(one.target);
       if (wrongOnly && !wrong(k)) return "";
       if (words && ![name, truth, one.image].some((text) => text.toLowerCase().includes(words))) return "";
       return el("li", {}, el("button", {
         type: "button", "data-image": k, onclick: () => go({ image: k, class: null, against: null }),
       },
-        el("img", { src: source(one.pictures[0]), alt: "", loading: "lazy" }),
+        thumbnail(one.pictures[0]),
         el("span", {}, el("strong", {}, name),
-          wrong(k) ? el("small", { class: "wrong" }, `wrong: it is ${truth}`) : el("small", {}, `${percent(softmax(logits)[top])} ${fileOf(one.image)}`))));
+          wrong(k) ? el("small", { class: "wrong" }, `wrong: it is ${truth}`) : el("small", {}, `${percent(one.probability)} ${fileOf(one.image)}`))));
     }));
     markImage();
   }
@@ -622,11 +642,11 @@
     document.getElementById("command").hidden = !edits.size;
     document.getElementById("words").textContent = commands().join("\n");
     if (!edits.size || cases.length < 2) { flips.replaceChildren(); return; }
-    const changed = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, edits)) !== bestOne(logitsOf(k, new Map())));
+    const changed = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, edits)) !== cases[k].top);
     const known = cases.map((_, k) => k).filter((k) => cases[k].target !== null);
-    const right = (set) => known.filter((k) => bestOne(logitsOf(k, set)) === cases[k].target).length;
+    const right = known.filter((k) => bestOne(logitsOf(k, edits)) === cases[k].target).length;
     const words = [`With these edits ${changed.length} of the ${cases.length} images here change their class`];
-    if (known.length) words.push(`; right before: ${right(new Map())}, after: ${right(edits)} of ${known.length}`);
+    if (known.length) words.push(`; right before: ${known.filter((k) => !wrong(k)).length}, after: ${right} of ${known.length}`);
     flips.replaceChildren(words.join("") + ". ", ...changed.slice(0, 6).flatMap((k) => [el("button", { type: "button", onclick: () => go({ image: k, class: null, against: null }) }, fileOf(cases[k].image)), " "]));
   }
 
@@ -660,7 +680,7 @@
   /** ProtoPNet's local analysis: the most similar prototypes of any class. */
   function similar(one) {
     if (!one.similar?.length) return null;
-    const top = bestOne(logitsOf(state.image, new Map()));
+    const top = one.top;
     return el("section", { class: "card", "aria-label": "Local analysis" },
       el("h2", {}, "The most similar prototypes of any class"),
       el("p", { class: "soft" }, "Local analysis: the patch of this image, where it lies, and the training patch that it looks like."),
@@ -785,7 +805,7 @@
   function classCard(fact) {
     const c = fact.c, [label, name] = data.classes[c];
     const own = data.own[c].filter((j) => !state.suspicious || data.prototypes[j].signs.length);
-    const predicted = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, new Map())) === c);
+    const predicted = cases.map((_, k) => k).filter((k) => cases[k].top === c);
     const chip = (words, kind = "") => el("span", { class: `chip ${kind}` }, words);
     const grid = el("div", { class: "prototypes" }, own.slice(0, CROWD).map(prototypeCard));
     return el("article", { class: "card class", id: `class-${c}` },

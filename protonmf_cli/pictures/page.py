@@ -334,6 +334,8 @@ def _case(case: Case, pictures: _Pictures) -> dict[str, Any]:
         "residual": _floats(case.residual),
         "reach": _floats(case.reach) if case.reach.any() else None,
         "target": case.target,
+        "top": case.top,
+        "probability": _short(case.probability),
         "first": first.class_index if first.class_index != first.predictions[0].class_index else None,
         "drawn": {e.class_index: _explanation(e, sizes[0]) for e in case.explanations},
         "similar": [

@@ -66,6 +66,8 @@ def _case(
     nearest = active[answer.logits[active].argmax()].tolist() if len(active) else None
     wanted = dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None)
     residual, reach = _outside(model, answer, form)
+    logits = answer.parts.logits[0]
+    top = int(logits.argmax())
     return Case(
         explanations=tuple(
             explain_answer(backbone, model, answer, image=image, model_name=model_name, class_index=c, form=form)
@@ -75,6 +77,8 @@ def _case(
         evidence=_evidence(model, answer).numpy(),
         residual=residual.numpy(),
         reach=reach.numpy(),
+        top=top,
+        probability=float(logits.softmax(dim=0)[top]),
         target=target,
         similar=contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0])
         if model.card.pooling == "max"

@@ -397,6 +397,7 @@ def test_demo(tmp_path):
     assert code == 0, err
     assert float(out.split("digits: ")[1].split("%")[0]) >= 95
     assert (tmp_path / "demo" / "explanation.png").is_file()
+    assert "<title>network</title>" in (tmp_path / "demo" / "report.html").read_text()
     assert run("demo", tmp_path / "demo", "-q")[0] == 3
 
 

@@ -1,0 +1,162 @@
+"""The gallery's facts: counted by hand, and suspicious prototypes that were planted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from protonmf_cli.files.images import crop_of_jpeg, encode_jpeg
+from protonmf_cli.files.store import load_model
+from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.prototype import Examples
+from protonmf_cli.pipelines.overview import border_share, gallery_of, plain_share
+
+
+def decode(jpeg):
+    return crop_of_jpeg(jpeg, 3)
+
+
+@pytest.fixture(scope="module")
+def model(converted):
+    return load_model(converted)[0]
+
+
+def examples_of(maps, pictures, *, of, scores):
+    """Training patches of one prototype."""
+    jpegs = [encode_jpeg(picture) for picture in pictures]
+    ends = torch.tensor([0, *(len(jpeg) for jpeg in jpegs)]).cumsum(dim=0)
+    return Examples(
+        prototype=torch.full((len(maps),), of),
+        score=torch.tensor(scores),
+        box=torch.tensor([[0, 0, 8, 8]] * len(maps)),
+        map=torch.tensor(np.stack(maps)).float(),
+        crop=torch.stack([ends[:-1], ends[1:]], dim=1),
+        jpeg=torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8),
+        sources=tuple(ImageSource(path=f"{n}.jpg", sha256=f"{n:064x}") for n in range(len(maps))),
+    )
+
+
+def kinds(model, prototype):
+    return [sign.kind for sign in gallery_of(model, None, decode).prototypes[prototype].signs]
+
+
+def textured(seed):
+    return torch.randint(0, 255, (3, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_counts_are_those_of_the_file(model):
+    gallery = gallery_of(model, None, decode)
+    w = model.weights
+    pairs = list(zip(w.class_index.tolist(), w.prototype.tolist(), w.value.tolist(), strict=True))
+    for fact in gallery.classes:
+        c = fact.class_index
+        assert fact.borrowed == sum(cc == c and int(model.owner[j]) != c for cc, j, _ in pairs)
+        lent = {j for cc, j, _ in pairs if cc != c and int(model.owner[j]) == c}
+        assert fact.lent == len(lent)
+        assert fact.images == 6 + c
+        assert fact.stability == min(model.stability(j) for j in model.own(c))
+    assert gallery.accuracy_of == "the training images"
+    for j, prototype in enumerate(gallery.prototypes):
+        assert (prototype.prototype_id, prototype.number) == (j, model.number(j))
+        assert dict(prototype.users) == {c: v for c, jj, v in pairs if jj == j and c != prototype.owner_index}
+        cosines = torch.cosine_similarity(model.prototypes[j : j + 1], model.prototypes, dim=1)
+        cosines[model.owner == model.owner[j]] = -2
+        assert [near.prototype_id for near in prototype.near] == cosines.topk(3).indices.tolist()
+        assert prototype.near[0].cosine == pytest.approx(float(cosines.max()), abs=1e-6)
+
+
+def test_class_figures_are_measured_on_the_training_images(converted, toy):
+    from protonmf_cli.library import load
+    from protonmf_cli.models.prototype import logit_parts
+
+    loaded = load(converted)
+    for c, label in enumerate(name.label for name in loaded.model.card.classes):
+        files = sorted((toy.data / "train" / label).iterdir())
+        rows = torch.cat([loaded.backbone.read(loaded.crop(file)[None]).rows for file in files])
+        parts = logit_parts(loaded.model, rows.sum(dim=1))
+        measured = loaded.model.card.measured["per_class"][str(c)]
+        assert measured["accuracy"] == pytest.approx(float((parts.logits.argmax(dim=1) == c).float().mean()))
+        carried = (parts.prototypes + parts.bias).double()
+        logits = parts.logits.double()
+        shares = (carried[:, c] - carried.mean(dim=1)) / (logits[:, c] - logits.mean(dim=1))
+        assert measured["residual_share"] == pytest.approx(1 - float(shares.median()), abs=0.05)
+
+
+def test_an_evaluation_goes_before_the_training_images(model):
+    evaluation = {"per_class": [{"class_index": 2, "prototype_model": 0.25}]}
+    gallery = gallery_of(model, evaluation, decode)
+    assert [fact.accuracy for fact in gallery.classes] == [None, None, 0.25, None]
+
+
+def test_mass_on_the_border_is_flagged(model):
+    edge, middle = np.zeros((7, 7)), np.zeros((7, 7))
+    edge[0], middle[3, 3] = 1.0, 1.0
+    pictures = [textured(0), textured(1)]
+    for grid, wanted in ((edge, ["border"]), (middle, []), (np.ones((7, 7)), [])):
+        examples = examples_of([grid, grid], pictures, of=3, scores=[2.0, 1.9])
+        found = [kind for kind in kinds(replace(model, examples=examples), 3) if kind in {"border", "background"}]
+        assert found == wanted
+    assert border_share(edge) == 1 and border_share(middle) == 0
+
+
+def test_plain_background_is_flagged(model):
+    pictures = [textured(n) for n in range(2)]
+    for picture in pictures:
+        picture[:, 16:40, 16:40] = 200
+    on, off = np.zeros((7, 7)), np.zeros((7, 7))
+    on[2:5, 2:5], off[1:6, 5] = 1.0, 1.0
+    for grid, wanted in ((on, ["background"]), (off, [])):
+        examples = examples_of([grid, grid], pictures, of=2, scores=[2.0, 1.9])
+        found = [kind for kind in kinds(replace(model, examples=examples), 2) if kind in {"border", "background"}]
+        assert found == wanted
+    assert plain_share(on, pictures[0]) > 0.8 > 0.2 > plain_share(off, pictures[0])
+
+
+def test_one_image_is_flagged(model):
+    grid = np.zeros((7, 7))
+    grid[3, 3] = 1.0
+    pictures = [textured(n) for n in range(3)]
+    for scores, wanted in (([2.0, 0.9, 0.1], True), ([2.0, 1.1, 0.1], False)):
+        examples = examples_of([grid] * 3, pictures, of=1, scores=scores)
+        assert ("one image" in kinds(replace(model, examples=examples), 1)) == wanted
+        shuffled = replace(examples, sources=(examples.sources[0],) * 3)  # three patches of one picture
+        assert "one image" in kinds(replace(model, examples=shuffled), 1)
+
+
+def test_twins_and_unstable_prototypes_are_flagged(model):
+    vectors = model.prototypes.clone()
+    twin = int((model.owner != model.owner[0]).nonzero()[0])
+    vectors[twin] = torch.nn.functional.normalize(vectors[0] + 0.01 * vectors[-1], dim=0)
+    stability = [0.9] * len(vectors)
+    stability[5] = 0.4
+    planted = replace(
+        model, prototypes=vectors, card=replace(model.card, measured={**model.card.measured, "stability": stability})
+    )
+    gallery = gallery_of(planted, None, decode)
+    assert "twin" in [sign.kind for sign in gallery.prototypes[0].signs]
+    assert f"prototype {model.number(twin)} of" in next(
+        s.words for s in gallery.prototypes[0].signs if s.kind == "twin"
+    )
+    assert [j for j, p in enumerate(gallery.prototypes) if "unstable" in [s.kind for s in p.signs]] == [5]
+
+
+def test_prototypes_shared_by_unrelated_classes_are_flagged(model):
+    w = model.weights
+    lender, users = 0, [1, 2, 3]
+    used = torch.full((3,), model.own(lender)[0])
+    planted = replace(
+        model,
+        weights=replace(
+            w,
+            class_index=torch.cat([w.class_index, torch.tensor(users)]),
+            prototype=torch.cat([w.prototype, used]),
+            value=torch.cat([w.value, torch.full((3,), 1e-6)]),
+            residual_share=torch.cat([w.residual_share, torch.zeros(3)]),
+        ),
+    )
+    rows = planted.head_vectors() - planted.head_vectors().mean(dim=0)
+    unlike = [c for c in users if torch.cosine_similarity(rows[lender], rows[c], dim=0) < 0]
+    positive = {c for c, v in gallery_of(planted, None, decode).prototypes[int(used[0])].users if v > 0}
+    found = "shared" in kinds(planted, int(used[0]))
+    assert found == (len(positive & set(unlike)) > 1) and found
