@@ -1,6 +1,7 @@
 """Whole conversions of trained networks on real images: the promises of the README, measured."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -114,3 +115,24 @@ def test_patches_of_a_class_token_network_carry_its_decision(trained):
         everything = torch.arange(len(readout.bias))
         shares.append(logit_share(patches, reading.logits, goal, everything))
     assert median_share(torch.cat(shares)) >= 1.0
+
+
+def test_the_report_is_small_and_does_what_intervene_does(trained, browser, tmp_path):
+    target, _, data, _, _ = trained
+    pages = pytest.importorskip("pages")
+    words = ("--data", data, "--per-class", 10, "--json")
+    code, out, err = run("report", "--model", target, "-o", tmp_path / "report.html", *words)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["images"] == 226 and report["classes"] == 24 and report["left_out"] == []
+    assert report["bytes"] < 10e6
+    with pages.opened(browser, tmp_path / "report.html", "#explain?image=60") as page:
+        for each in page.query_selector_all("article.part")[:2]:
+            pages.slide(page, int(each.get_attribute("data-prototype")), 0.3)
+        command = shlex.split(page.inner_text("#words"))
+        mine = pages.logits(page)
+    code, out, err = run(*command[1:], "--json")
+    assert code == 0, err
+    after = {p["class_index"]: p["logit"] for p in json.loads(out)["after"]["predictions"]}
+    assert list(mine) == list(after)
+    assert all(abs(mine[c] - after[c]) < 1e-4 for c in mine)
