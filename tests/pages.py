@@ -4,8 +4,10 @@ import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from playwright.sync_api import Browser, Page
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -16,7 +18,7 @@ def browser_path() -> str | None:
 
 
 @contextmanager
-def opened(browser: Browser, file: Path, fragment: str = "", width: int = 1280, height: int = 900, **context):
+def opened(browser: "Browser", file: Path, fragment: str = "", width: int = 1280, height: int = 900, **context):
     """A page from disk; afterwards nothing may have gone wrong and nothing may have been asked for."""
     place = browser.new_context(viewport={"width": width, "height": height}, **context)
     place.set_offline(True)
@@ -28,14 +30,23 @@ def opened(browser: Browser, file: Path, fragment: str = "", width: int = 1280, 
     page.on("request", lambda ask: ask.url.startswith(("file:", "data:")) or wrong.append(f"request: {ask.url}"))
     try:
         page.goto(f"{file.resolve().as_uri()}{fragment}")
-        page.wait_for_function("document.documentElement.dataset.ready !== undefined")
+        until(page, "document.documentElement.dataset.ready !== undefined")
         yield page
         assert wrong == []
     finally:
         place.close()
 
 
-def logits(page: Page) -> dict[int, float]:
+def until(page: "Page", condition: str) -> None:
+    """Wait; the page's own rules forbid Playwright's way of waiting for an expression."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{condition} never came true")
+
+
+def logits(page: "Page") -> dict[int, float]:
     """Class -> logit of the list of predictions, as the page computed them."""
     return {
         int(cell.get_attribute("data-logit")): float(cell.get_attribute("data-value"))
@@ -43,14 +54,14 @@ def logits(page: Page) -> dict[int, float]:
     }
 
 
-def probabilities(page: Page) -> dict[int, float]:
+def probabilities(page: "Page") -> dict[int, float]:
     return {
         int(cell.get_attribute("data-probability")): float(cell.get_attribute("data-value"))
         for cell in page.query_selector_all("[data-probability]")
     }
 
 
-def slide(page: Page, prototype: int, factor: float) -> None:
+def slide(page: "Page", prototype: int, factor: float) -> None:
     """Move the slider of one prototype of the class that is explained."""
     name = page.get_attribute(f'[data-prototype="{prototype}"] [data-edit]', "data-edit")
     page.evaluate(

@@ -6,6 +6,7 @@ import shlex
 import pytest
 import torch
 
+import pages
 import protonmf_cli
 from protonmf_cli.files.datasets import ClassMapping, find_images
 from protonmf_cli.maths.metrics import logit_share, median_share
@@ -119,7 +120,6 @@ def test_patches_of_a_class_token_network_carry_its_decision(trained):
 
 def test_the_report_is_small_and_does_what_intervene_does(trained, browser, tmp_path):
     target, _, data, _, _ = trained
-    pages = pytest.importorskip("pages")
     words = ("--data", data, "--per-class", 10, "--json")
     code, out, err = run("report", "--model", target, "-o", tmp_path / "report.html", *words)
     assert code == 0, err

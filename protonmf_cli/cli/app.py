@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from protonmf_cli import __version__
-from protonmf_cli.cli import fewshot, protopnet
+from protonmf_cli.cli import fewshot, fewshot_fit, protopnet, protopnet_train
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
@@ -23,6 +23,7 @@ from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError, ProtonmfError
 
 INTERRUPTED, TERMINATED = 130, 143
+RESUMABLE = (convert, protopnet_train.train, fewshot_fit.fit)
 
 app = typer.Typer(
     name="protonmf",
@@ -47,10 +48,8 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {failure}", file=sys.stderr)
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
-            print(
-                "interrupted; `convert`, `protopnet train` and `fewshot fit --finetune` go on where they stopped when they are given again",
-                file=sys.stderr,
-            )
+            resumable = "; the same command goes on where it stopped" if command in RESUMABLE else ""
+            print(f"interrupted{resumable}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             _drop_stdout()  # whoever read our output has gone

@@ -139,6 +139,7 @@ def evaluation_json(model: "PrototypeModel", scores: "Scores") -> dict[str, Any]
     without = {name: None for name in NAMES if name not in scores.agreement and name != "black_box"}
     return {
         "schema": "protonmf.evaluation/1",
+        "model_digest": decision_digest(model),
         "images": scores.images,
         "classes": scores.classes,
         "accuracy": scores.accuracy | unknown,
@@ -160,6 +161,18 @@ def evaluation_json(model: "PrototypeModel", scores: "Scores") -> dict[str, Any]
         ],
         "tables": {},
     }
+
+
+def decision_digest(model: "PrototypeModel") -> str:
+    """sha256 of what a model decides by: a report knows by it whether an evaluation is of the model it shows."""
+    from protonmf_cli.files.atomic import digest_of_tensors
+
+    weights = model.weights
+    tensors = {
+        "prototypes": model.prototypes, "class": weights.class_index, "prototype": weights.prototype,
+        "value": weights.value, "residual": model.residual, "bias": model.bias,
+    }  # fmt: skip
+    return digest_of_tensors(tensors, model.card.source.digest)
 
 
 def _show(model: "PrototypeModel", scores: "Scores", shown: Shown) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from protonmf_cli.library import Loaded
+    from protonmf_cli.models.images import Skipped
     from protonmf_cli.models.results import Explanation
 
 PARTIAL = 6
@@ -44,11 +45,14 @@ def explain(
 ) -> None:  # fmt: skip
     """Explain why an image is what the classifier says: contributions, maps, training patches."""
     from protonmf_cli.cli.ledger import explanation_json, show_explanation
+    from protonmf_cli.models.images import Skipped
 
     shown = Shown(quiet=quiet)
     paths = paths_of(images)
     targets = _png_targets(png, paths, force)
     if html is not None:
+        if html.resolve() in {target.resolve() for target in targets if target is not None}:
+            raise UsageError(f"--png and --html both name {html}; give two names.")
         from protonmf_cli.cli.report import check_target
 
         check_target(html, False, force)
@@ -57,11 +61,11 @@ def explain(
 
     form = chosen_form(loaded.model, form)
     chosen = None if class_name is None else loaded.model.find_class(class_name)
-    done, seen, failed = [], {}, 0
+    done, seen, unread = [], {}, []
     for path, target in zip(paths, targets, strict=True):
         crop = _read(loaded, path, alone=len(paths) == 1)
-        if crop is None:
-            failed += 1
+        if isinstance(crop, Skipped):
+            unread.append(crop)
             continue
         if html is not None:
             seen[path] = crop
@@ -82,8 +86,8 @@ def explain(
             done[0] if len(paths) == 1 and done[0] else {"schema": "protonmf.explanations/1", "explanations": done}
         )
     if html is not None and done:
-        _write_page(loaded, seen, chosen, form, html, shown)
-    _check_failed(failed, len(paths))
+        _write_page(loaded, seen, unread, chosen, form, html, shown)
+    _check_failed(len(unread), len(paths))
 
 
 def _check_failed(failed: int, count: int) -> None:
@@ -102,15 +106,17 @@ def open_for(model: Path, device: str, dtype: str, threads: int | None, offline:
     return open_model(model, device=device, dtype=dtype, threads=threads, offline=offline)
 
 
-def _read(loaded: "Loaded", path: str, *, alone: bool) -> "Tensor | None":
-    """The crop of one image; None, said on stderr, where it cannot be read and others follow."""
+def _read(loaded: "Loaded", path: str, *, alone: bool) -> "Tensor | Skipped":
+    """The crop of one image; why not, said on stderr, where it cannot be read and others follow."""
+    from protonmf_cli.models.images import Skipped
+
     try:
         return loaded.crop(path)
     except InputError as failure:
         if alone:
             raise
         print(f"error: {failure}", file=sys.stderr)
-        return None
+        return Skipped(path=path, reason=str(failure).removeprefix(path).strip())
 
 
 def _explain_one(
@@ -131,18 +137,30 @@ def _explain_one(
 
 
 def _write_page(
-    loaded: "Loaded", seen: dict[str, "Tensor"], chosen: int | None, form: Form, target: Path, shown: Shown
+    loaded: "Loaded",
+    seen: dict[str, "Tensor"],
+    unread: "list[Skipped]",
+    chosen: int | None,
+    form: Form,
+    target: Path,
+    shown: Shown,
 ) -> None:
     """The report of the images that were explained."""
+    import torch
+
     from protonmf_cli.cli.report import MOST_MEGABYTES, draw_page, write_page
     from protonmf_cli.files.images import crop_of_jpeg
     from protonmf_cli.models.images import ImageBatch, ImageSource
     from protonmf_cli.pipelines.report import report_of
 
-    batches = (
-        ImageBatch(class_index=-1, crops=crop[None], sources=(ImageSource(path=path, sha256=""),))
-        for path, crop in seen.items()
-    )
+    nothing = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+    batches = [
+        *(
+            ImageBatch(class_index=-1, crops=crop[None], sources=(ImageSource(path=path, sha256=""),))
+            for path, crop in seen.items()
+        ),
+        ImageBatch(class_index=-1, crops=nothing, sources=(), skipped=tuple(unread)),
+    ]
     made = report_of(
         loaded.backbone, loaded.model, batches, file=str(loaded.path), decode=lambda jpeg: crop_of_jpeg(jpeg, 3),
         form=form, class_index=chosen, explained_only=True,

@@ -80,10 +80,16 @@ def _draw_curves(model: "PrototypeModel", path: Path, png: Path, force: bool, sh
 
 def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, class_index: int | None) -> dict[str, Any]:
     """`protonmf.inspection/1`: the card, counts, and each class's prototypes."""
+    listed = model.active_classes.tolist() if class_index is None else [class_index]
+    facts = inspection_facts(path, model, embedded=embedded)
+    return {**facts, "per_class": [_class_json(model, c) for c in listed]}
+
+
+def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> dict[str, Any]:
+    """`protonmf.inspection/1` without its list of classes."""
     from protonmf_cli.models.prototype import is_unstable
 
     card = model.card
-    listed = model.active_classes.tolist() if class_index is None else [class_index]
     return {
         "schema": "protonmf.inspection/1",
         "file": str(path),
@@ -98,7 +104,6 @@ def inspection_json(path: Path, model: "PrototypeModel", *, embedded: bool, clas
         "augmented": model.is_augmented,
         "unstable": sum(is_unstable(model.stability(j)) for j in range(len(model.prototypes))),
         "card": {key: value for key, value in card.as_json().items() if key != "classes"},
-        "per_class": [_class_json(model, c) for c in listed],
     }
 
 
@@ -211,7 +216,7 @@ def _lines_of_method(facts: dict[str, Any], model: "PrototypeModel") -> dict[str
 
 
 def lines_of(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
-    """What a model file holds, in words by topic."""
+    """What a model file holds, in words by topic; `facts` of `inspection_facts`."""
     card = facts["card"]
     readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"

@@ -166,7 +166,7 @@ def _ledger_table(explanation: Explanation, top: int, *, wide: bool) -> Table:
     if rest:
         add(f"{len(rest)} more", "", "", sum(rest))
     if explanation.additive:
-        if explanation.form == "plain":
+        if explanation.has_residual:
             add("residual", "", "", explanation.residual, style="grey50")
         add("bias", "", "", explanation.bias, style="grey50")
     add("= logit", "", "", explanation.logit, style="bold")

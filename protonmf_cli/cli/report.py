@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 PARTIAL = 6
 MEGABYTE = 1_000_000
 MOST_MEGABYTES = 20.0
+PER_CLASS = 10
+"""Images of each class of labelled data."""
 
 
 def report(
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write; with --folder a folder.")] = Path("report.html"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", show_default="report.html, or the folder report", help="HTML file to write; with --folder a folder.")] = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     images: Annotated[list[Path] | None, typer.Option("--images", help="Image, or folder of images, to explain. Repeatable.")] = None,
     data: Annotated[Path | None, typer.Option("--data", help="Labelled images to explain: as for evaluate; their true classes are shown.")] = None,
     split: arguments.Split = "val",
-    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Images of each class taken from --data.")] = 10,
+    per_class: Annotated[int | None, typer.Option("--per-class", min=1, show_default="10", help="Images of each class taken from --data.")] = None,
     class_map: arguments.ClassMapFile = None,
     class_order: arguments.ClassOrder = False,
     boxes: Annotated[Path | None, typer.Option("--boxes", help="Cut the images of --data to their bounding boxes: folder or zip of CUB-200-2011's text files.")] = None,
@@ -54,8 +56,11 @@ def report(
     shown = Shown(quiet=quiet)
     if not max_size > 0 or math.isinf(max_size):
         raise UsageError("--max-size must be a number of megabytes above zero.")
-    if boxes is not None and data is None:
-        raise UsageError("--boxes cuts the images of --data: give it.")
+    if data is None:
+        _check_needs_data(
+            {"--boxes": boxes, "--per-class": per_class, "--class-map": class_map, "--class-order": class_order}
+        )
+    output = output or Path("report" if folder else "report.html")
     check_target(output, folder, force)
     known = None if evaluation is None else _read_evaluation(evaluation)
     from protonmf_cli.cli.opened import open_model
@@ -70,14 +75,18 @@ def report(
     form = chosen_form(loaded.model, form)
     files = [*_loose_images(images or [])]
     if data is not None:
-        files += _labelled(loaded, data, split, per_class, class_map, class_order, boxes, seed, shown)
+        files += _labelled(loaded, data, split, per_class or PER_CLASS, class_map, class_order, boxes, seed, shown)
+    if not folder:
+        from protonmf_cli.pictures.page import check_size
+
+        check_size(loaded.model, len(files), round(max_size * MEGABYTE))
     if not files:
         shown.note("the page shows the gallery only: give images to explain with --images or --data.")
     made = _make(loaded, files, form, known, shown)
     if files and not made.cases:
         raise InputError(f"none of the {len(files)} images could be read, e.g. {_named(made)}.")
-    archive = any(not isinstance(file.path, Path) for file in files)
-    page = draw_page(loaded, made, max_size, archive=archive, folder=folder)
+    nameless = any(not isinstance(file.path, Path) or file.box is not None for file in files)
+    page = draw_page(loaded, made, max_size, nameless=nameless, folder=folder)
     write_page(output, page, folder, shown)
     for skip in made.unreadable[:5]:
         shown.warn(f"{skip.path} {skip.reason}; it is not on the page.")
@@ -86,6 +95,12 @@ def report(
     if made.unreadable:
         shown.warn(f"{len(made.unreadable)} of {len(files)} images could not be read; the page shows the others.")
         raise SystemExit(PARTIAL)
+
+
+def _check_needs_data(given: dict[str, Any]) -> None:
+    for option, value in given.items():
+        if value:
+            raise UsageError(f"{option} is about the images of --data: give it too.")
 
 
 def check_target(output: Path, folder: bool, force: bool) -> None:
@@ -104,7 +119,7 @@ def check_target(output: Path, folder: bool, force: bool) -> None:
 
 
 def draw_page(
-    loaded: "Loaded", made: "Report", max_size: float, *, archive: bool = False, folder: bool = False
+    loaded: "Loaded", made: "Report", max_size: float, *, nameless: bool = False, folder: bool = False
 ) -> "Page":
     """The page of a report.
 
@@ -112,15 +127,15 @@ def draw_page(
         loaded: the model.
         made: what is shown.
         max_size: most megabytes of a single file.
-        archive: the explained images lie in an archive.
+        nameless: no command can name what was explained.
         folder: pictures go beside the page.
     """
-    from protonmf_cli.cli.inspect import inspection_json
+    from protonmf_cli.cli.inspect import inspection_facts
     from protonmf_cli.cli.report_words import page_words
     from protonmf_cli.pictures.page import report_folder, report_page
 
-    facts = inspection_json(loaded.path, loaded.model, embedded=loaded.embedded, class_index=None)
-    words = page_words(made, facts, archive=archive)
+    facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
+    words = page_words(made, facts, nameless=nameless)
     return report_folder(made, words) if folder else report_page(made, words, round(max_size * MEGABYTE))
 
 
@@ -159,7 +174,7 @@ def _loose_images(paths: Iterable[Path]) -> "Iterable[ImageFile]":
     from protonmf_cli.files.datasets import images_below
     from protonmf_cli.files.images import ImageFile
 
-    for path in paths:
+    for path in dict.fromkeys(paths):
         found = images_below(path) if path.is_dir() else [path]
         if not found:
             raise InputError(f"there are no images in {path}. Give files, or a folder that holds some.")
@@ -198,11 +213,11 @@ def _read_evaluation(file: Path) -> dict[str, Any]:
         InputError: it is something else.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
         schema = found["schema"]
     except OSError as failure:
         raise InputError(f"{file} cannot be read: {failure.strerror or failure}.") from failure
-    except (ValueError, KeyError, TypeError) as failure:
+    except (ValueError, KeyError, TypeError, RecursionError) as failure:
         raise InputError(
             f"{file} is not what `protonmf evaluate --json` writes. Make it with `protonmf evaluate --data DIR --json > FILE`."
         ) from failure
@@ -211,27 +226,28 @@ def _read_evaluation(file: Path) -> dict[str, Any]:
     return found
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _check_evaluation(found: dict[str, Any], file: Path | None, model: "PrototypeModel") -> None:
-    """Refuse an evaluation of other classes, or one that lacks what is shown.
+    """Refuse an evaluation of another model, or one that lacks what is shown.
 
     Raises:
         InputError: naming the file.
     """
-    classes = model.card.classes
-    try:
-        for row in found["per_class"]:
-            if not 0 <= row["class_index"] < len(classes) or classes[row["class_index"]].label != row["label"]:
-                raise InputError(
-                    f"{file} evaluates another model: its class {row['class_index']} is {row['label']}. Give the "
-                    "evaluation of the model that is shown."
-                )
-        from protonmf_cli.cli.report_words import evaluation_tables
+    from protonmf_cli.cli.evaluate import decision_digest
+    from protonmf_cli.cli.report_words import evaluation_tables
 
+    try:
+        if found["model_digest"] != decision_digest(model):
+            raise InputError(f"{file} evaluates another model. Give the evaluation of the model that is shown.")
         evaluation_tables(found)
-    except (KeyError, TypeError, ValueError) as failure:
+        _ = [(row["class_index"] + 0, row["prototype_model"] + 0.0) for row in found["per_class"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as failure:
         raise InputError(
-            f"{file} lacks {failure} of an evaluation, or was made by another version. Make it again with `protonmf "
-            "evaluate --json`."
+            f"{file} is not a whole evaluation of this version ({type(failure).__name__}: {failure}). Make it again with "
+            "`protonmf evaluate --json`."
         ) from failure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from protonmf_cli import __version__
 
 if TYPE_CHECKING:
-    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.backbone import Preprocessing
     from protonmf_cli.models.report import Badge, PageWords, Report, WordTable
 
 METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "fewshot": "few-shot prototypes"}
@@ -36,6 +36,10 @@ GLOSSARY_OF = {
         "unused": "No training image matches the prototype most.",
     },
 }
+AUGMENTED = {
+    "contribution": "Weight × evidence, and the prototype's share of the residual: what it adds to the logit.",
+    "residual": "What the prototypes leave of the head. Here it is shared out: every prototype carries a part of it.",
+}
 SIGNS = (
     "A prototype is called suspicious when most of it lies on the pictures' border or on plain background, when it stands "
     "on one image, is unstable, speaks for several classes unlike its own, or nearly equals one of another class. That is "
@@ -43,13 +47,17 @@ SIGNS = (
 )
 
 
-def page_words(report: "Report", facts: dict[str, Any], *, archive: bool) -> "PageWords":
+BEFORE_EDITS = ("exactness", "accuracy", "residual share")
+"""Lines of `inspect` that were measured at the conversion."""
+
+
+def page_words(report: "Report", facts: dict[str, Any], *, nameless: bool) -> "PageWords":
     """All texts of a page.
 
     Args:
         report: what is shown.
-        facts: `protonmf.inspection/1` of the model.
-        archive: the explained images lie in an archive.
+        facts: `protonmf.inspection/1` of the model, without its classes.
+        nameless: no command can name what was explained.
     """
     from protonmf_cli.cli.inspect import lines_of
     from protonmf_cli.models.images import Skipped
@@ -58,20 +66,28 @@ def page_words(report: "Report", facts: dict[str, Any], *, archive: bool) -> "Pa
     model, card = report.model, report.model.card
     pooling = card.pooling
     skipped = [Skipped(path=str(s["path"]), reason=str(s["reason"])) for s in card.data.get("skipped", ())]
-    name = card.source.name.rpartition("/")[2].removeprefix("local-dir:")
+    lines = lines_of(facts, model)
+    for topic in BEFORE_EDITS if card.edits else ():
+        if topic in lines:
+            lines[topic] = f"before the edits: {lines[topic]}"
     count = f"{len(model.prototypes)} prototypes of {len(model.active_classes)} classes"
     return PageWords(
-        title=name,
+        title=" + ".join(each.source.short_name for each in card.members or (card,)),
         subtitle=f"{METHODS.get(card.method, card.method)}: {count}",
         badge=_badge(report),
-        lines=lines_of(facts, model),
+        lines=lines,
         tables=tuple(evaluation_tables(report.evaluation)) if report.evaluation else (),
         skipped=(*report.unreadable, *skipped),
         provenance=_provenance(report),
-        glossary={**GLOSSARY, **GLOSSARY_OF[pooling], "suspicious": SIGNS},
+        glossary={
+            **GLOSSARY,
+            **GLOSSARY_OF[pooling],
+            **(AUGMENTED if report.form == "augmented" else {}),
+            "suspicious": SIGNS,
+        },
         version=__version__,
         evidence=EVIDENCE[pooling],
-        archive=archive,
+        nameless=nameless,
     )
 
 
@@ -96,7 +112,8 @@ def _badge(report: "Report") -> "Badge":
     )
     errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]
     if errors:
-        words += f" Measured again on the {len(report.cases)} images of this page: {max(errors):.1e}."
+        where = f"the {len(report.cases)} images" if len(report.cases) > 1 else "the image"
+        words += f" Measured again on {where} of this page: {max(errors):.1e}."
     return Badge(kind="exact", title="Same decisions", words=words)
 
 
@@ -145,12 +162,14 @@ def _table(table: Mapping[str, Any]) -> "WordTable":
 
     columns = [Column(**column) for column in table["columns"]]
     rows = tuple(tuple(written_cell(column, row, True) for column in columns) for row in table["rows"])
-    title = str(table["title"])
+    title, notes = table["title"], table["notes"]
+    if not isinstance(title, str) or not isinstance(notes, list):
+        raise TypeError("a table has a title and a list of notes")
     return WordTable(
         title=title[:1].upper() + title[1:],
         head=tuple(column.heading for column in columns),
         rows=rows,
-        notes=tuple(table["notes"]),
+        notes=tuple(map(str, notes)),
     )
 
 
@@ -163,7 +182,7 @@ def _provenance(report: "Report") -> dict[str, str]:
         "weights, sha256": card.source.digest,
         "training data, sha256": str(data.get("digest", "")),
         "training images": str(data.get("images", "")),
-        "input": _preprocessing(report.model),
+        "input": "; ".join(dict.fromkeys(_preprocessing(each.preprocessing) for each in card.members or (card,))),
         "options": ", ".join(_written(card.options)),
         "seed": str(card.seed),
         "versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
@@ -179,7 +198,6 @@ def _written(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}={value}"
 
 
-def _preprocessing(model: "PrototypeModel") -> str:
-    used = model.card.preprocessing
+def _preprocessing(used: "Preprocessing") -> str:
     size = " × ".join(map(str, used.input_size[1:]))
     return f"{size} pixels, {used.interpolation}, {used.crop_mode} crop of {used.crop_pct:g}"

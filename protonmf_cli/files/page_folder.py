@@ -16,6 +16,8 @@ def check_folder(folder: Path, force: bool) -> None:
     Raises:
         InputError: with what to do about it.
     """
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder} is where you are; give the name of a new folder with -o.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give the name of a folder with -o.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -46,7 +48,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         InputError: the disk is full or read-only; nothing is left under the final name, or the old report is.
     """
-    work = None
+    folder, work = folder.resolve(), None
     try:
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         for name, content in files.items():
@@ -57,11 +59,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             folder.rename(work / "old")
         (work / "new").rename(folder)
     except OSError as failure:
-        if work is not None and (work / "old").exists() and not folder.exists():
-            (work / "old").rename(folder)
         raise InputError(
             f"{folder} could not be written: {failure.strerror or failure}. Nothing was changed."
         ) from failure
     finally:
+        if work is not None and (work / "old").exists() and not folder.exists():
+            (work / "old").rename(folder)
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)

@@ -69,6 +69,15 @@ class Source:
     digest: str = ""
     """sha256 over names and bytes of all weights."""
 
+    @property
+    def short_name(self) -> str:
+        """The name without its folder.
+
+        >>> Source(name="local-dir:../models/resnet18.caltech24", architecture="resnet18").short_name
+        'resnet18.caltech24'
+        """
+        return self.name.removeprefix("local-dir:").rstrip("/").rpartition("/")[2]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Backbone:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -189,11 +190,37 @@ class PrototypeModel:
         known = self.card.measured.get("stability") or []
         return known[prototype] if prototype < len(known) else None
 
+    @cached_property
+    def ledger(self) -> tuple[Tensor, Tensor]:
+        """(E,) connections class by class, own prototypes first, then borrowed ones; (C + 1,) where classes begin."""
+        weights = self.weights
+        order = weights.prototype.argsort(stable=True)
+        for key in (self.owner[weights.prototype] != weights.class_index, weights.class_index):
+            order = order[key[order].argsort(stable=True)]
+        counts = torch.bincount(weights.class_index, minlength=len(self.bias))
+        return order.cpu(), torch.nn.functional.pad(counts.cumsum(dim=0), (1, 0)).cpu()
+
     def entries(self, class_index: int) -> list[int]:
         """Connections of a class: own prototypes first, in their order, then borrowed ones."""
-        found = (self.weights.class_index == class_index).nonzero()[:, 0].tolist()
-        prototype = self.weights.prototype
-        return sorted(found, key=lambda e: (int(self.owner[prototype[e]]) != class_index, int(prototype[e])))
+        order, start = self.ledger
+        return order[start[class_index] : start[class_index + 1]].tolist()
+
+    @cached_property
+    def connected(self) -> Tensor:
+        """(C,) whether a class uses any prototype."""
+        return self.ledger[1].diff() > 0
+
+    @cached_property
+    def carried_share(self) -> Tensor:
+        """(E,) share of the residual that each augmented prototype carries: none where its weight is zero."""
+        return torch.where(self.weights.value != 0, self.weights.residual_share, 0.0)
+
+    @cached_property
+    def uncarried(self) -> Tensor:
+        """(C,) share of the residual that no augmented prototype carries, e.g. after its weight was set to zero."""
+        carried = torch.zeros_like(self.bias).index_add(0, self.weights.class_index, self.carried_share.to(self.bias))
+        left = 1 - carried
+        return torch.where(left.abs() < ROUNDING, 0.0, left)
 
     def basis(self, class_index: int) -> Tensor:
         """(s, D) b_j for the connections of a class, in the order of `entries`."""
@@ -227,10 +254,10 @@ class PrototypeModel:
         return self.dense_weights.double().mT @ self.prototypes.double() + self.residual.double()
 
     def augmented_vectors(self) -> Tensor:
-        """(C, D) head rows as sums of augmented prototypes; a class without prototypes keeps its residual whole."""
-        vectors = self.residual.clone()
-        for class_index in self.weights.class_index.unique().tolist():
-            vectors[class_index] = self.weights.value[self.entries(class_index)] @ self.augmented(class_index)
+        """(C, D) head rows as sums of augmented prototypes; what nobody carries of a residual is added to them."""
+        vectors = self.uncarried[:, None] * self.residual
+        for class_index in self.connected.nonzero()[:, 0].tolist():
+            vectors[class_index] += self.weights.value[self.entries(class_index)] @ self.augmented(class_index)
         return vectors
 
     @cached_property
@@ -355,6 +382,9 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
     )
 
 
+ROUNDING = 1e-5
+"""Shares of a residual add up to 1 in float32."""
+
 UNSTABLE = 0.7
 """Cosine between two halves of the images below which a prototype is flagged: other images would give another one."""
 
@@ -366,6 +396,25 @@ NAMES_OF_A_CLASS: tuple[Callable[[ClassName], list[str]], ...] = (
     lambda c: c.description.split(","),
     lambda c: [c.label[:9], c.label[10:]] if WORDNET_ID.match(c.label) else [],
 )
+
+
+def member_names(card: Card) -> list[str]:
+    """Short names of the networks that were combined, numbered where several are called the same."""
+    names = [member.source.short_name for member in card.members]
+    return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names, start=1)]
+
+
+def words_for(classes: tuple[ClassName, ...]) -> list[str]:
+    """For each class a word that `find_class` takes for it and a command line for no option: its label or its index.
+
+    >>> words_for((ClassName(label="tick"), ClassName(label="tick"), ClassName(label="--ox")))
+    ['0', '1', '2']
+    """
+    count = Counter(name.label for name in classes)
+    return [
+        name.label if _plain(name.label) and not name.label.startswith("-") and count[name.label] == 1 else str(c)
+        for c, name in enumerate(classes)
+    ]
 
 
 def _plain(name: str) -> str:

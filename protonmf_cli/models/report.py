@@ -76,8 +76,8 @@ class Gallery:
     classes: tuple[GalleryClass, ...]
     prototypes: tuple[GalleryPrototype, ...]
     """In the order of the model."""
-    accuracy_of: str
-    """What the classes' accuracy was measured on; empty where it is unknown."""
+    measured_on: str
+    """What the figures of the classes were measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,13 @@ class Neighbours:
 class Case:
     """One image: the explanations that are drawn, and the numbers from which every other one follows.
 
-    Contribution of prototype j to class c: a_cj evidence_j + beta_cj reach_c; logit_c is their sum over the class's
-    connections plus residual_c plus bias_c.
+    Contribution of prototype j to class c: a_cj evidence_j + beta_cj reach_c with `PrototypeModel.carried_share` beta;
+    logit_c is their sum over the class's connections plus residual_c plus bias_c.
     """
 
     explanations: tuple[Explanation, ...]
-    """Of the predicted class, the runner-up, the best class with prototypes, and the true one: each class once."""
+    """Of the predicted class, the runner-up, the best class with prototypes, and the true one: each class once. Only
+    the largest contributions, without training patches: the gallery has them."""
     crops: tuple[np.ndarray, ...]
     """(height, width, channels) uint8 what each network saw."""
     evidence: np.ndarray
@@ -184,5 +185,5 @@ class PageWords:
     version: str
     evidence: str
     """What evidence means where there is no residual."""
-    archive: bool
-    """The explained images lie in an archive, so that no command can name them."""
+    nameless: bool
+    """No command can name what was explained: images in an archive, or cut to boxes."""

@@ -136,6 +136,11 @@ class Explanation:
         """Whether evidence is a sum over places, so that there are residual and bias."""
         return self.pooling == "sum"
 
+    @property
+    def has_residual(self) -> bool:
+        """Whether something is left outside the prototypes; augmented ones usually carry all of it."""
+        return self.additive and (self.form == "plain" or self.residual != 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:

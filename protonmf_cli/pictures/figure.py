@@ -22,7 +22,7 @@ from protonmf_cli.models.results import (
     shortened,
     shortened_path,
 )
-from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, heat
+from protonmf_cli.pictures.overlay import Pixels, as_rgb, colour, composite, composite_floor, heat
 
 PATCHES = 4
 """Training patches drawn beside each prototype."""
@@ -93,13 +93,14 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     """First row: the crop, all prototypes in it, the residual's map, the ledger."""
     crop = as_rgb(explanation.crop)
     _picture(figure.add_subplot(grid[0, 0]), crop, "what the network saw")
-    placed = [c for c in shown if c.maps and c.owner_index == explanation.class_index]
+    # prototypes of another network of a combined model saw another crop
+    placed = [c for c in shown if c.maps and c.owner_index == explanation.class_index and _same_crop(explanation, c)]
     all_in_one = figure.add_subplot(grid[0, 1])
     residual = figure.add_subplot(grid[0, 2])
     if placed:
         maps = [drawn(c.maps["presence"], explanation.pooling) for c in placed]
         colours = [shade_of(explanation, c) for c in placed]
-        _picture(all_in_one, composite(crop, maps, colours), "its own prototypes")
+        _picture(all_in_one, composite(crop, maps, colours, composite_floor(explanation.pooling)), "its own prototypes")
     else:
         _words(all_in_one, _why_no_map(explanation, shown))
     if explanation.residual_codes is not None:
@@ -107,6 +108,10 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
+
+
+def _same_crop(explanation: Explanation, contribution: Contribution) -> bool:
+    return contribution.crop is None or np.array_equal(contribution.crop, explanation.crop)
 
 
 def _why_no_map(explanation: Explanation, shown: Sequence[Contribution]) -> str:
@@ -123,7 +128,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     rest = [c for c in explanation.contributions if c.prototype_id not in kept]
     if rest:
         steps.append((f"{len(rest)} more", sum(c.contribution for c in rest), "#dddddd"))
-    if explanation.form == "plain" and explanation.additive:
+    if explanation.has_residual:
         steps.append(("residual", explanation.residual, "#555555"))
     levels = np.cumsum([0.0] + [value for _, value, _ in steps])
     reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0

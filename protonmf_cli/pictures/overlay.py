@@ -66,7 +66,12 @@ def heat(pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float
     return (mixed * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def composite(pixels: Pixels, grids: Sequence[NDArray], colours: Sequence[str]) -> Pixels:
+def composite_floor(pooling: str) -> float:
+    """Share of a map's maximum from which `composite` colours it: similarities are high nearly everywhere."""
+    return 0.6 if pooling == "max" else 0.25
+
+
+def composite(pixels: Pixels, grids: Sequence[NDArray], colours: Sequence[str], floor: float = 0.25) -> Pixels:
     """All prototypes in one picture: each pixel has the colour of the one that is strongest there.
 
     Each map is divided by its own maximum first, as in the paper's Figures 3 and 4.
@@ -76,7 +81,7 @@ def composite(pixels: Pixels, grids: Sequence[NDArray], colours: Sequence[str]) 
     large = np.stack([enlarge(grid, pixels.shape[:2]).clip(0) for grid in grids])
     relative = large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-12)
     winner = relative.argmax(axis=0)
-    opacity = 0.75 * np.clip((relative.max(axis=0) - 0.25) / 0.5, 0, 1)[..., None]
+    opacity = 0.75 * np.clip((relative.max(axis=0) - floor) / 0.5, 0, 1)[..., None]
     shades = np.array([matplotlib.colors.to_rgb(name) for name in colours])
     grey = np.repeat((pixels / 255).mean(axis=2, keepdims=True), 3, axis=2)
     mixed = grey * (1 - opacity) + shades[winner] * opacity

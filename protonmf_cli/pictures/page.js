@@ -90,11 +90,12 @@
     return node;
   };
   const nameOf = (c) => data.classes[c][1];
-  const colourOf = (c, j) => {
-    for (let e = links.start[c]; e < links.start[c + 1]; e++)
-      if (links.prototype[e] === j) return data.palette[(e - links.start[c]) % data.palette.length];
-    return data.palette[j % data.palette.length];
+  const linkOf = (c, j) => {
+    for (let e = links.start[c]; e < links.start[c + 1]; e++) if (links.prototype[e] === j) return e;
+    return null;
   };
+  const weightOf = (c, j) => (linkOf(c, j) === null ? null : links.weight[linkOf(c, j)]);
+  const colourOf = (c, j) => data.palette[(linkOf(c, j) - links.start[c]) % data.palette.length];
   /** "prototype 2", with its owner where it is not the class itself. */
   const titleOf = (j, c) => {
     const one = data.prototypes[j];
@@ -152,7 +153,7 @@
       for (let x = 0; x < side; x++) {
         const relative = grids.map((one, n) => at(one, (x + 0.5) / side, (y + 0.5) / side) / tops[n]);
         const winner = bestOne(relative);
-        const opacity = 0.72 * Math.min(1, Math.max(0, (relative[winner] - 0.25) / 0.5));
+        const opacity = 0.72 * Math.min(1, Math.max(0, (relative[winner] - data.floor) / 0.5));
         picture.data.set([...colours[winner], 255 * opacity], 4 * (y * side + x));
       }
     context.putImageData(picture, 0, 0);
@@ -193,15 +194,15 @@
 
   function enlarge(shot) {
     const dialog = document.getElementById("large");
-    const draw = (bare) => {
+    const paint = (bare) => {
       const picture = stack(bare ? { ...shot, map: null, all: null, box: null, cut: false } : shot);
       dialog.replaceChildren(picture, el("div", { class: "row" },
         el("span", { class: "soft" }, shot.title ?? shot.alt),
         el("span", {},
-          el("button", { type: "button", onclick: () => draw(!bare) }, bare ? "with the map" : "picture alone"), " ",
+          shot.map || shot.all || shot.box ? [el("button", { type: "button", onclick: () => paint(!bare) }, bare ? "with the map" : "picture alone"), " "] : null,
           el("button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "close"))));
     };
-    draw(false);
+    paint(false);
     if (!dialog.open) dialog.showModal();
   }
 
@@ -232,11 +233,12 @@
     next.against = number("against", data.classes.length);
     for (const word of (given.get("edit") ?? "").split(",")) {
       const found = /^(\d+)\.(\d+)x(-?[\d.]+(?:e-?\d+)?)$/.exec(word);
-      if (found && Number(found[1]) < data.classes.length && Number.isFinite(Number(found[3])))
-        next.edits.set(key(Number(found[1]), Number(found[2])), Number(found[3]));
+      const [c, j, factor] = found ? found.slice(1).map(Number) : [];
+      // only what `protonmf intervene` would do
+      if (found && c < data.classes.length && weightOf(c, j) !== null && Math.abs(factor) < 1e6 && factor !== 1) next.edits.set(key(c, j), factor);
     }
     next.query = given.get("q") ?? "";
-    next.sort = given.get("sort") in SORTS ? given.get("sort") : "name";
+    next.sort = Object.hasOwn(SORTS, given.get("sort")) ? given.get("sort") : "name";
     next.suspicious = given.get("only") === "suspicious";
     next.page = number("page", 1e6) ?? 0;
     next.open = number("open", data.classes.length);
@@ -263,12 +265,25 @@
   }
 
   let written = null;
-  function writeAddress() {
+  /** Other images and parts of the report are steps that the browser can go back; edits and searches are not. */
+  function writeAddress(step = false) {
     written = address();
-    if (location.hash !== written) history.replaceState(null, "", written);
+    if (location.hash === written) return;
+    if (step && location.hash) history.pushState(null, "", written);
+    else history.replaceState(null, "", written);
   }
 
-  function show() {
+  /** Draw anew, and leave the focus on the control that was used. */
+  function show(step = false) {
+    const used = document.activeElement, name = used?.id ? `#${used.id}` : null;
+    draw();
+    writeAddress(step);
+    if (document.activeElement !== document.body || !used || used === document.body) return;
+    const again = name && document.querySelector(name);
+    (again && !again.disabled ? again : document.getElementById("choose-class") ?? document.getElementById("main")).focus({ preventScroll: true });
+  }
+
+  function draw() {
     for (const name of ["explain", "gallery", "summary"]) document.getElementById(`view-${name}`).hidden = name !== state.view;
     for (const link of document.querySelectorAll("nav a")) {
       if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
@@ -276,7 +291,6 @@
     }
     if (state.view === "explain") showExplanation();
     if (state.view === "gallery") showGallery();
-    writeAddress();
   }
 
   // ---------- explanations ----------
@@ -354,9 +368,10 @@
   }
 
   function go(change) {
+    const step = (change.view ?? state.view) !== state.view || (change.image ?? state.image) !== state.image;
     state = { ...state, ...change };
     if ("image" in change || "class" in change) whole = false;
-    show();
+    show(step);
   }
 
   /** Connections of a class as they are drawn: the largest by size, in falling order of value. */
@@ -371,7 +386,7 @@
   function showCase() {
     const main = document.querySelector("#view-explain .main"), one = cases[state.image], c = chosenClass();
     const drawn = one.drawn[c], found = ledger(one, c, whole ? Infinity : SHOWN);
-    const own = found.kept.filter((part) => data.prototypes[part.j].c === c && drawn?.parts[part.j]?.presence);
+    const own = found.kept.filter((part) => data.prototypes[part.j].c === c && !data.prototypes[part.j].m && drawn?.parts[part.j]?.presence);
     const title = `what the network saw of ${one.image}`;
     main.replaceChildren(
       el("section", { class: "card live", "aria-label": "Prediction" }, el("div", { id: "live" })),
@@ -409,9 +424,9 @@
     const shown = cases[state.image].drawn[chosenClass()];
     if (!shown || !Object.values(shown.parts).some((part) => part.presence)) return null;
     return el("span", { class: "choices" },
-      el("label", {}, "map", el("select", { id: "map", onchange: (event) => { mapKind = event.target.value; showCase(); } },
+      el("label", {}, "map", el("select", { id: "map", onchange: (event) => { mapKind = event.target.value; show(); } },
         Object.entries(kinds).map(([value, words]) => el("option", { value, selected: value === mapKind }, words)))),
-      el("label", {}, el("input", { type: "checkbox", id: "smooth", checked: smooth, onchange: (event) => { smooth = event.target.checked; showCase(); } }), "smooth"));
+      el("label", {}, el("input", { type: "checkbox", id: "smooth", checked: smooth, onchange: (event) => { smooth = event.target.checked; show(); } }), "smooth"));
   }
 
   function editing(c) {
@@ -446,7 +461,7 @@
     const heading = data.pooling === "soft" ? "This looks like these" : "This looks like that";
     const cards = found.kept.map((part) => partCard(one, c, part));
     if (found.all.length) cards.unshift(el("h2", {}, heading));
-    if (found.rest.length) cards.push(el("p", { class: "more" }, el("button", { type: "button", id: "all", onclick: () => { whole = true; showCase(); } }, `show all ${found.all.length} prototypes`)));
+    if (found.rest.length) cards.push(el("p", { class: "more" }, el("button", { type: "button", id: "all", onclick: () => { whole = true; show(); } }, `show all ${found.all.length} prototypes`)));
     return cards;
   }
 
@@ -462,11 +477,12 @@
       el("span", { class: "sum number" }, `${signed(links.weight[e], 3)} × ${plain(one.evidence[j])} `, el("span", { class: "soft" }, "weight × evidence"),
         links.share && links.share[e] ? ` ${signed(contribution(one, c, e) - links.weight[e] * one.evidence[j])} of the residual` : "", " = ", el("b", {}, signed(contribution(one, c, e))), el("span", { class: "flipped", "data-now": key(c, j) })),
       prototype.network ? el("span", { class: "chip" }, prototype.network) : null,
+      data.facts.some((fact) => fact.c === prototype.c) ? galleryLink(prototype.c, "in the gallery") : null,
       slider(c, j));
     const unplaced = kind === "contribution" && seen && Math.abs(seen.unplaced) > 5e-3 ? `${signed(seen.unplaced)} of it has no place` : null;
     const here = seen?.presence
       ? figure({ picture, map: seen[kind], style, box: seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
-      : figure({ picture, alt: "the image", caption: seen ? "this image: nothing can be placed" : "no map is kept for this class" });
+      : figure({ picture, alt: "the image", caption: seen ? "this image: nothing can be placed" : one.drawn[c] ? "maps are kept of the largest contributions only" : "maps are kept of the explained classes only" });
     const that = patches.slice(0, PATCHES).map((patch, n) => figure({ ...patchOf(j, patch, shade), caption: (n ? "" : isPatch ? "its patch: " : "that: ") + fileOf(patch[4]) }));
     const node = el("article", { class: "card part", "data-prototype": j }, head,
       flags.length ? el("div", { class: "chips", style: "margin-bottom:.6rem" }, flags) : null,
@@ -495,9 +511,9 @@
   function residualCard(one, c, drawn) {
     if (data.pooling !== "sum") return "";
     const maps = [];
-    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", alt: "what the residual adds at each place", caption: "what each place adds: for the class, or against it" }));
-    if (drawn?.codes) maps.push(figure({ picture: one.pictures[0], map: drawn.codes, style: "presence", alt: "where the residual shows", caption: "where it shows (eq. 6)" }));
-    const shared = links.share && has(c);
+    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", alt: "what the residual adds at each place", caption: "what each place adds: red for the class, blue against it" }));
+    if (drawn?.codes) maps.push(figure({ picture: one.pictures[0], map: drawn.codes, style: "presence", alt: "where the residual shows", caption: "where it shows" }));
+    const shared = links.share && has(c) && !one.residual[c];
     const words = shared ? "Augmented prototypes carry the residual: nothing is left outside them."
       : "What the prototypes do not explain. It is part of the logit and cannot be switched off.";
     const node = el("section", { class: "card part", "aria-label": "Residual" },
@@ -516,8 +532,7 @@
     drawEdits();
     for (const node of document.querySelectorAll("[data-now]")) {
       const [edited, j] = node.dataset.now.split(".").map(Number), factor = factorOf(edited, j);
-      const whole = ledger(one, edited, Infinity).all.find((part) => part.j === j).value;
-      node.textContent = factor === 1 ? "" : `  → ${signed(factor * whole)}`;
+      node.textContent = factor === 1 ? "" : `  → ${signed(factor * contribution(one, edited, linkOf(edited, j)))}`;
     }
   }
 
@@ -555,7 +570,7 @@
     if (data.pooling === "sum") steps.push(["bias", bias[c], "var(--grey-bar)"]);
     for (const part of kept) steps.push([titleOf(part.j, c), value(part), colourOf(c, part.j), part.j]);
     if (rest.length) steps.push([`${rest.length} more`, rest.reduce((sum, part) => sum + value(part), 0), "var(--grey-bar)"]);
-    if (data.pooling === "sum" && !(links.share && kept.length)) steps.push(["residual", one.residual[c], "var(--dark-bar)"]);
+    if (data.pooling === "sum" && (!links.share || !has(c) || one.residual[c])) steps.push(["residual", one.residual[c], "var(--dark-bar)"]);
     let level = 0;
     const levels = [0, ...steps.map(([, each]) => (level += each))];
     const reach = [Math.min(...levels), Math.max(...levels)];
@@ -572,7 +587,7 @@
     document.getElementById("what").textContent = `What the logit of ${nameOf(c)} is made of`;
     const share = one.drawn[c]?.share;
     document.getElementById("share").textContent = data.pooling !== "sum" ? data.evidence
-      : links.share && kept.length ? "augmented prototypes: each carries its share of the residual"
+      : links.share && has(c) ? "augmented prototypes: each carries its share of the residual"
         : share === null || share === undefined ? "" : `residual share ${percent(share, 0)}: what the prototypes do not carry of the logit`;
   }
 
@@ -618,8 +633,9 @@
       let sum = 0, count = 0;
       while (count < helpful.length && sum <= margin) sum += helpful[count++].value;
       words = sum > margin ? `No single prototype flips the decision; switching off ${named(helpful.slice(0, count), " and ")} together makes it ${nameOf(second)}.`
-        : `No prototypes flip the decision: ${nameOf(top)} stays first without all of them.`;
+        : `${nameOf(top)} stays first even without all the prototypes that speak for it.`;
     }
+    if (state.edits.size) words = `Without the edits: ${words}`;
     const first = helpful[0] && margin < helpful.reduce((sum, part) => sum + part.value, 0);
     node.replaceChildren(words, " ", first ? el("button", { type: "button", id: "try", onclick: () => tryHint(top, helpful, margin) }, "try it") : "");
   }
@@ -633,14 +649,14 @@
       sum += part.value;
     }
     whole = whole || edits.size > SHOWN;
-    state = { ...state, class: state.class === null ? null : top, edits };
+    state = { ...state, class: chosenClass() === top ? state.class : top, edits };
     show();
   }
 
   function drawEdits() {
     const edits = state.edits, flips = document.getElementById("flips");
     document.getElementById("command").hidden = !edits.size;
-    document.getElementById("words").textContent = commands().join("\n");
+    document.getElementById("words").textContent = commands().join(" &&\n");
     if (!edits.size || cases.length < 2) { flips.replaceChildren(); return; }
     const changed = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, edits)) !== cases[k].top);
     const known = cases.map((_, k) => k).filter((k) => cases[k].target !== null);
@@ -654,7 +670,7 @@
   /** A word that `--class` understands as exactly this class. */
   function wordOf(c) {
     const label = data.classes[c][0];
-    return data.unclear.includes(c) ? String(c) : label;
+    return data.words[c] ?? label;
   }
 
   /** The commands that do the same; several edited classes take one each. */
@@ -663,7 +679,7 @@
     let model = data.file;
     const classes = [...editedClasses(state.edits)];
     classes.forEach((c, n) => {
-      const words = ["protonmf intervene", quoted(data.archive ? "IMAGE" : one.image), "--model", quoted(model), "--class", quoted(wordOf(c))];
+      const words = ["protonmf intervene", quoted(data.nameless ? "IMAGE" : one.image), "--model", quoted(model), "--class", quoted(wordOf(c))];
       for (const [name, factor] of state.edits) {
         const [edited, j] = name.split(".").map(Number), prototype = data.prototypes[j];
         if (edited !== c) continue;
@@ -705,7 +721,7 @@
     return el("section", { class: "card plane", "aria-label": "Where it lies" },
       el("h2", {}, "Where this image lies"),
       el("p", { class: "soft" }, "The star is this image; dots are training images, diamonds prototypes tied to the mean of the images that match them."),
-      el("div", { class: "aside" }, el("div", {}, plane(place), legend()),
+      el("div", { class: "aside" }, el("div", {}, el("div", { class: "scroll" }, plane(place)), legend()),
         el("div", {}, el("h3", {}, "nearest training images"),
           el("ul", {}, nearest.map(([path, name, distance]) => el("li", {}, `${name}, ${distance.toFixed(2)} away: `, el("span", { class: "soft" }, tail(path, 40))))),
           el("p", { class: "note" }, typical ? `${percent(typical, 0)} of the training images are at least as far from their nearest neighbour.` : "No training image is as far from its nearest neighbour: it is unlike all of them."))));
@@ -795,7 +811,7 @@
       el("span", {}, `page ${state.page + 1} of ${pages}`),
       el("button", { type: "button", disabled: state.page === pages - 1, onclick: turn(state.page + 1) }, "next →")) : "";
     document.getElementById("shelf").replaceChildren(
-      data.plane && !state.query && !state.page ? el("section", { class: "card plane" }, el("h2", {}, "Training images and prototypes"), el("p", { class: "soft" }, "On their two principal axes. Diamonds are prototypes, tied to the mean of the images that match them; hollow ones are ambiguous or unused."), plane(null), legend()) : "",
+      data.plane && !state.query && !state.page ? el("section", { class: "card plane" }, el("h2", {}, "Training images and prototypes"), el("p", { class: "soft" }, "On their two principal axes. Diamonds are prototypes, tied to the mean of the images that match them; hollow ones are ambiguous or unused."), el("div", { class: "scroll" }, plane(null)), legend()) : "",
       ...here.map(classCard),
       here.length ? "" : el("p", { class: "card" }, data.facts.length ? "No class fits." : "This model has no prototypes."),
       pager);
@@ -806,25 +822,34 @@
     const c = fact.c, [label, name] = data.classes[c];
     const own = data.own[c].filter((j) => !state.suspicious || data.prototypes[j].signs.length);
     const predicted = cases.map((_, k) => k).filter((k) => cases[k].top === c);
-    const chip = (words, kind = "") => el("span", { class: `chip ${kind}` }, words);
+    const chip = (words, kind = "", title = null) => el("span", { class: `chip ${kind}`, title }, words);
     const grid = el("div", { class: "prototypes" }, own.slice(0, CROWD).map(prototypeCard));
     return el("article", { class: "card class", id: `class-${c}` },
       el("header", {}, el("h2", { style: "margin:0" }, name), el("small", {}, `${label === name ? "" : `${label}, `}class ${c}`),
         el("span", { class: "chips" },
-          fact.accuracy === null ? null : chip(`accuracy ${percent(fact.accuracy, 0)}`),
-          fact.residual === null ? null : chip(`residual share ${percent(fact.residual, 0)}`),
+          fact.accuracy === null ? null : chip(`accuracy ${percent(fact.accuracy, 0)}`, "", `on ${data.measured}`),
+          fact.residual === null ? null : chip(`residual share ${percent(fact.residual, 0)}`, "", "on the training images"),
           fact.stability === null ? null : chip(`stability ${fact.stability.toFixed(2)}`, fact.stability < data.unstable ? "warn" : ""),
           data.pooling === "sum" ? chip(`borrows ${fact.borrowed}`) : null,
           data.pooling === "sum" ? chip(`lends ${fact.lent}`) : null,
           fact.images === null ? null : chip(`${fact.images} training images`),
-          predicted.length ? el("a", { class: "chip", href: `#explain?image=${predicted[0]}` }, `${predicted.length} explained`) : null)),
+          predicted.length ? el("a", {
+            class: "chip", href: `#explain?image=${predicted[0]}`, title: "the images here that are predicted to be this class",
+            onclick: (event) => { event.preventDefault(); go({ view: "explain", image: predicted[0], class: null, against: null }); scrollTo(0, 0); },
+          }, `${predicted.length} explained`) : null)),
       grid,
       own.length > CROWD ? el("p", { class: "more" }, el("button", { type: "button", onclick: (event) => { grid.append(...own.slice(CROWD).map(prototypeCard)); event.target.remove(); } }, `show all ${own.length} prototypes`)) : null);
   }
 
+  const galleryLink = (c, words) => el("a", {
+    href: `#gallery?open=${c}`,
+    onclick: (event) => { event.preventDefault(); go({ view: "gallery", open: c, query: "", suspicious: false }); },
+  }, words);
+
   function prototypeCard(j) {
     const one = data.prototypes[j], shade = data.palette[(one.n - 1) % data.palette.length];
-    const link = (c, words) => el("a", { href: `#gallery?open=${c}` }, words);
+    const here = new Set(data.facts.map((fact) => fact.c));
+    const link = (c, words) => (here.has(c) ? galleryLink(c, words) : words);
     const listed = (items) => items.flatMap((item, n) => (n ? [", ", item] : [item]));
     const weight = weightOf(one.c, j);
     const patches = (one.patches ?? []).map((patch) => figure({ ...patchOf(j, patch, shade), caption: null }));
@@ -838,16 +863,12 @@
       el("div", { class: "pictures" }, patches.length ? patches : el("p", {}, one.patches ? "The file holds no training patches." : "Its training patches were left out.")),
       one.patches?.length ? el("p", { title: one.patches.map((patch) => patch[4]).join("\n") }, `from ${tail(one.patches[0][4], 44)}${one.patches.length > 1 ? ` and ${one.patches.length - 1} more` : ""}`) : null,
       one.facts.length ? el("p", {}, one.facts.join(", ")) : null,
-      one.near.length ? el("p", {}, "like ", listed(one.near.map(([k, cosine]) => link(data.prototypes[k].c, `${nameOf(data.prototypes[k].c)} ${data.prototypes[k].n} (${cosine.toFixed(2)})`)))) : null,
+      one.near.length ? el("p", { title: "cosine, prototypes of other classes" }, "nearest: ", listed(one.near.map(([k, cosine]) => link(data.prototypes[k].c, `${nameOf(data.prototypes[k].c)} ${data.prototypes[k].n} (${plain(cosine)})`)))) : null,
       one.users.length ? el("p", {}, "used by ", listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
     node.style.borderLeftColor = shade;
     return node;
   }
 
-  function weightOf(c, j) {
-    for (let e = links.start[c]; e < links.start[c + 1]; e++) if (links.prototype[e] === j) return links.weight[e];
-    return null;
-  }
 
   // ---------- keys and address ----------
   document.addEventListener("keydown", (event) => {
@@ -860,7 +881,8 @@
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (step && !typing && state.view === "explain" && cases[state.image + step]) go({ image: state.image + step, class: null, against: null });
   });
-  addEventListener("hashchange", () => {
+  addEventListener("hashchange", () => { // by hand, or back and forth
+    if (location.hash === "#main") writeAddress(); // the link that skips to the content
     if (location.hash === written) return;
     const edits = state.edits;
     state = readAddress();

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,17 @@ from markupsafe import Markup
 from PIL import Image
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel
+from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, member_names, words_for
 from protonmf_cli.models.report import Case, GalleryPrototype, PageWords, Report
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Plane, drawn
-from protonmf_cli.pictures.overlay import DIVERGING, PALETTE, RAMP, Pixels, as_rgb
+from protonmf_cli.pictures.overlay import DIVERGING, PALETTE, RAMP, Pixels, as_rgb, composite_floor
 
 SHADES = 32
 """Steps of a colour map in the page."""
+NUMBER = 16 / 3
+"""Bytes of a float32 in base64."""
 SAMPLED = 48
 """Pictures encoded to guess the size of all."""
-DRAWN = 12
-"""Prototypes of one explanation whose maps are kept, the largest contributions first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Detail:
         )
 
 
-FULL = Detail(patch=224, crop=448, patches=1000, quality=82)
+FULL = Detail(patch=100_000, crop=100_000, patches=1000, quality=90)
 DETAILS = (
     Detail(patch=168, crop=384, patches=1000, quality=78),
     Detail(patch=128, crop=256, patches=4, quality=72),
@@ -88,14 +88,29 @@ def report_page(report: Report, words: PageWords, most_bytes: int) -> Page:
             html = _render(report, words, _Pictures(detail=detail), left_out)
             if len(html) <= most_bytes:
                 return Page(html=html, pictures={}, left_out=left_out)
-    raise InputError(
-        f"the report does not fit into {_megabytes(most_bytes)}, even with small pictures. Give a larger --max-size, "
-        "fewer images, or --folder for a folder with the pictures beside the page."
+    raise too_large(most_bytes)
+
+
+def check_size(model: PrototypeModel, images: int, most_bytes: int) -> None:
+    """Refuse, before any work, more images than can fit: each needs the evidence of all prototypes and classes.
+
+    Raises:
+        InputError: with what to do about it.
+    """
+    if images * (len(model.prototypes) + len(model.bias)) * NUMBER > most_bytes:
+        raise too_large(most_bytes)
+
+
+def too_large(most_bytes: int) -> InputError:
+    """Even the least detailed page is too large."""
+    return InputError(
+        f"the report does not fit into {_megabytes(most_bytes)}, even with small pictures. Give fewer images, or use "
+        "`protonmf report` with a larger --max-size, or with --folder for a folder with the pictures beside the page."
     )
 
 
 def report_folder(report: Report, words: PageWords) -> Page:
-    """A page with its pictures beside it, in full detail."""
+    """A page with its pictures beside it, in full size: training patches are those of the model file."""
     pictures = _Pictures(detail=FULL, folder="pictures")
     html = _render(report, words, pictures, ())
     return Page(html=html, pictures=pictures.files, left_out=())
@@ -114,14 +129,22 @@ class _Pictures:
     """Where files go; empty: into the page."""
     listed: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
-    known: dict[tuple[bytes | int, int], int] = field(default_factory=dict)
+    known: dict[bytes, int] = field(default_factory=dict)
+    sizes: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
     def patch(self, jpeg: bytes) -> int:
         """Number of a training image, given as a JPEG file."""
-        if (jpeg, self.detail.patch) not in self.known:
-            picture = Image.open(io.BytesIO(jpeg)).convert("RGB")
-            self.known[jpeg, self.detail.patch] = self._add(_jpeg(picture, self.detail.patch, self.detail.quality))
-        return self.known[jpeg, self.detail.patch]
+        if jpeg not in self.known:
+            whole = self.detail is FULL
+            small = jpeg if whole else _jpeg(_opened(jpeg), self.detail.patch, self.detail.quality)
+            self.known[jpeg] = self._add(small)
+        return self.known[jpeg]
+
+    def size(self, jpeg: bytes) -> tuple[int, int]:
+        """Width and height of a training image."""
+        if jpeg not in self.sizes:
+            self.sizes[jpeg] = _opened(jpeg).size
+        return self.sizes[jpeg]
 
     def crop(self, pixels: Pixels) -> int:
         """Number of an explained image (height, width, channels)."""
@@ -136,6 +159,14 @@ class _Pictures:
         else:
             self.listed.append(base64.b64encode(jpeg).decode())
         return number
+
+
+def _opened(jpeg: bytes) -> Image.Image:
+    """A training image of a model file, which holds JPEG files alone."""
+    try:
+        return Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")
+    except OSError as failure:
+        raise InputError("a training patch in the model file is not a JPEG image: the file is damaged.") from failure
 
 
 def _jpeg(picture: Image.Image, most: int, quality: int) -> bytes:
@@ -159,9 +190,7 @@ def _guess(report: Report, detail: Detail) -> float:
         chosen = items[:: max(1, len(items) // SAMPLED)]
         return sum(len(encode(item)) for item in chosen) / len(chosen) if chosen else 0.0
 
-    of_patch = mean(
-        patches, lambda jpeg: _jpeg(Image.open(io.BytesIO(jpeg)).convert("RGB"), detail.patch, detail.quality)
-    )
+    of_patch = mean(patches, lambda jpeg: _jpeg(_opened(jpeg), detail.patch, detail.quality))
     of_crop = mean(crops, lambda pixels: _jpeg(Image.fromarray(as_rgb(pixels)), detail.crop, detail.quality))
     return (of_patch * len(patches) + of_crop * len(crops)) * 4 / 3
 
@@ -189,23 +218,25 @@ def _render(report: Report, words: PageWords, pictures: _Pictures, left_out: tup
 
 def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, Any]:
     """What page.js works on; names as there."""
-    model, gallery = report.model, report.gallery
+    model, gallery, classes = report.model, report.gallery, report.model.card.classes
     own: dict[int, list[int]] = {}
     for prototype in gallery.prototypes:
         own.setdefault(prototype.owner_index, []).append(prototype.prototype_id)
     return {
-        "schema": "protonmf.report/1",
+        "schema": "protonmf.page/1",
         "file": report.file,
         "option": f"--form {report.form}" if report.form != ("augmented" if model.is_augmented else "plain") else "",
-        "archive": words.archive,
+        "nameless": words.nameless,
+        "measured": gallery.measured_on,
+        "floor": composite_floor(model.card.pooling),
         "pooling": model.card.pooling,
         "evidence": words.evidence,
         "palette": PALETTE,
         "ramp": _shades(RAMP),
         "diverging": _shades(DIVERGING),
         "unstable": UNSTABLE,
-        "classes": [[c.label, c.shown] for c in model.card.classes],
-        "unclear": _unclear(model),
+        "classes": [[c.label, c.shown] for c in classes],
+        "words": {c: w for c, (w, name) in enumerate(zip(words_for(classes), classes, strict=True)) if w != name.label},
         "bias": _floats(report.bias),
         "links": _links(model, report.form),
         "facts": [
@@ -222,7 +253,7 @@ def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, An
         ],
         "own": own,
         "prototypes": [_prototype(report, prototype, pictures) for prototype in gallery.prototypes],
-        "cases": [_case(case, pictures) for case in report.cases],
+        "cases": [_case(model, case, pictures) for case in report.cases],
         "plane": None if report.plane is None else _plane(report.plane),
         "pictures": pictures.listed,
     }
@@ -241,26 +272,14 @@ def _integers(values: Sequence[int]) -> str:
     return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
 
 
-def _unclear(model: PrototypeModel) -> list[int]:
-    """Classes whose label does not name them on the command line: their index does."""
-    labels = [c.label for c in model.card.classes]
-    count = {label: labels.count(label) for label in set(labels)} if len(set(labels)) < len(labels) else {}
-    return [
-        c for c, label in enumerate(labels) if not label.strip() or label.startswith("-") or count.get(label, 1) > 1
-    ]
-
-
 def _links(model: PrototypeModel, form: str) -> dict[str, Any]:
-    """The connections class by class, in the order of the ledger: own prototypes first."""
-    weights = model.weights
-    owner = model.owner[weights.prototype]
-    order = np.lexsort((weights.prototype.numpy(), (owner != weights.class_index).numpy(), weights.class_index.numpy()))
-    counts = np.bincount(weights.class_index.numpy(), minlength=len(model.bias))
+    """The connections class by class, in the order of the ledger."""
+    order, start = model.ledger
     return {
-        "start": _integers([0, *np.cumsum(counts).tolist()]),
-        "prototype": _integers(weights.prototype.numpy()[order].tolist()),
-        "weight": _floats(weights.value.numpy()[order]),
-        "share": _floats(weights.residual_share.numpy()[order]) if form == "augmented" else None,
+        "start": _integers(start.tolist()),
+        "prototype": _integers(model.weights.prototype[order].tolist()),
+        "weight": _floats(model.weights.value[order].numpy()),
+        "share": _floats(model.carried_share[order].numpy()) if form == "augmented" else None,
     }
 
 
@@ -273,7 +292,7 @@ def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures)
         "c": prototype.owner_index,
         "n": prototype.number,
         "m": network,
-        "network": model.card.members[network].source.name if model.card.members else "",
+        "network": member_names(model.card)[network] if model.card.members else "",
         "stability": prototype.stability,
         "near": [[near.prototype_id, round(near.cosine, 4)] for near in prototype.near],
         "users": [[c, _short(weight)] for c, weight in prototype.users],
@@ -286,11 +305,9 @@ def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures)
 
 
 def _patch(view: ExampleView, pooling: str, pictures: _Pictures) -> list[Any]:
-    with Image.open(io.BytesIO(view.jpeg)) as picture:
-        size = picture.size
     return [
         pictures.patch(view.jpeg),
-        _box(view.box, size),
+        _box(view.box, pictures.size(view.jpeg)),
         None if view.map is None else _map(drawn(view.map, pooling)),
         _short(view.score),
         view.path,
@@ -323,8 +340,15 @@ def _map(grid: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _case(case: Case, pictures: _Pictures) -> dict[str, Any]:
-    sizes = [(crop.shape[1], crop.shape[0]) for crop in case.crops]
+_Sizes = Callable[[Contribution], tuple[int, int]]
+"""Width and height of what a prototype's network saw."""
+
+
+def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, Any]:
+    def sizes(contribution: Contribution) -> tuple[int, int]:
+        seen = case.crops[0 if model.member is None else int(model.member[contribution.prototype_id])]
+        return seen.shape[1], seen.shape[0]
+
     crops = [pictures.crop(crop) for crop in case.crops]
     first = case.explanations[0]
     return {
@@ -337,13 +361,13 @@ def _case(case: Case, pictures: _Pictures) -> dict[str, Any]:
         "top": case.top,
         "probability": _short(case.probability),
         "first": first.class_index if first.class_index != first.predictions[0].class_index else None,
-        "drawn": {e.class_index: _explanation(e, sizes[0]) for e in case.explanations},
+        "drawn": {e.class_index: _explanation(e, sizes) for e in case.explanations},
         "similar": [
             {
                 "j": c.prototype_id,
                 "evidence": _short(c.evidence),
                 "weight": _short(c.weight),
-                "box": _box(c.box, _seen(c, sizes[0])) if c.box else [0, 0, 1, 1],
+                "box": _box(c.box, sizes(c)) if c.box else [0, 0, 1, 1],
                 "map": _map(drawn(c.maps["presence"], first.pooling)),
             }
             for c in case.similar
@@ -357,25 +381,19 @@ def _case(case: Case, pictures: _Pictures) -> dict[str, Any]:
     }
 
 
-def _seen(contribution: Contribution, size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of what the prototype's network saw."""
-    return size if contribution.crop is None else (contribution.crop.shape[1], contribution.crop.shape[0])
-
-
-def _explanation(explanation: Explanation, size: tuple[int, int]) -> dict[str, Any]:
-    kept = sorted(explanation.contributions, key=lambda c: -abs(c.contribution))[:DRAWN]
+def _explanation(explanation: Explanation, sizes: _Sizes) -> dict[str, Any]:
     return {
         "share": explanation.residual_share,
         "residual": None if explanation.residual_map is None else _map(explanation.residual_map),
         "codes": None if explanation.residual_codes is None else _map(explanation.residual_codes.clip(0)),
         "parts": {
             c.prototype_id: {
-                "box": _box(c.box, _seen(c, size)) if c.box else None,
+                "box": _box(c.box, sizes(c)) if c.box else None,
                 "presence": _map(drawn(c.maps["presence"], explanation.pooling)) if c.maps else None,
                 "contribution": _map(c.maps["contribution"]) if c.maps else None,
                 "unplaced": _short(c.unlocalised),
             }
-            for c in kept
+            for c in explanation.contributions
         },
     }
 

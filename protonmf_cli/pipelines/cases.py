@@ -1,6 +1,7 @@
 """Explained images of a report: what is drawn of each, and the numbers that every intervention follows from."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.report import Case, Neighbours
+from protonmf_cli.models.results import Contribution, Explanation
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explanation import Answer, answers_of, explain_answer
 from protonmf_cli.pipelines.fewshot_interpretation import position_of
@@ -17,6 +19,8 @@ from protonmf_cli.pipelines.fewshot_plane import place_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.prototype_analysis import contributions_of, most_similar
 
+DRAWN = 12
+"""Prototypes of one explanation whose maps are kept, the largest contributions first."""
 SIMILAR = 10
 """Most similar prototypes of all classes, for ProtoPNet's local analysis."""
 
@@ -70,7 +74,11 @@ def _case(
     top = int(logits.argmax())
     return Case(
         explanations=tuple(
-            explain_answer(backbone, model, answer, image=image, model_name=model_name, class_index=c, form=form)
+            _bare(
+                explain_answer(
+                    backbone, model, answer, image=image, model_name=model_name, class_index=c, form=form, most=DRAWN
+                )
+            )
             for c in wanted
         ),
         crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
@@ -80,11 +88,20 @@ def _case(
         top=top,
         probability=float(logits.softmax(dim=0)[top]),
         target=target,
-        similar=contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0])
+        similar=_without_pictures(contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0]))
         if model.card.pooling == "max"
         else (),
         neighbours=_neighbours(model, answer) if model.matching is not None else None,
     )
+
+
+def _bare(explanation: Explanation) -> Explanation:
+    """Without what the gallery and the case hold anyway: a report may explain thousands of images."""
+    return replace(explanation, contributions=_without_pictures(explanation.contributions))
+
+
+def _without_pictures(contributions: tuple[Contribution, ...]) -> tuple[Contribution, ...]:
+    return tuple(replace(c, examples=(), crop=None) for c in contributions)
 
 
 def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
@@ -99,23 +116,15 @@ def _outside(model: PrototypeModel, answer: Answer, form: Form) -> tuple[Tensor,
     residual = answer.parts.residual[0]
     if form == "plain":
         return residual, torch.zeros_like(residual)
-    reach = residual + model.exact.intercept
-    has = has_connections(model)
-    return torch.where(has, 0.0, residual), torch.where(has, reach, 0.0)
-
-
-def has_connections(model: PrototypeModel) -> Tensor:
-    """(C,) whether a class uses any prototype."""
-    has = torch.zeros(len(model.bias), dtype=torch.bool)
-    has[model.weights.class_index] = True
-    return has
+    reach, has = residual + model.exact.intercept, model.connected
+    return torch.where(has, model.exact.uncarried * reach, residual), torch.where(has, reach, 0.0)
 
 
 def bias_of(model: PrototypeModel, form: Form) -> np.ndarray:
     """(C,) what does not depend on the image, as explanations count it."""
     exact = model.exact
     whole = exact.bias + exact.intercept
-    return (whole if form == "plain" else torch.where(has_connections(model), exact.bias, whole)).numpy()
+    return (whole if form == "plain" else torch.where(model.connected, exact.bias, whole)).numpy()
 
 
 def _neighbours(model: PrototypeModel, answer: Answer) -> Neighbours:

@@ -103,12 +103,14 @@ def explain_answer(
     class_index: int | None = None,
     map_kind: MapKind = "presence",
     form: Form | None = None,
+    most: int | None = None,
 ) -> Explanation:
     """As `explain_image`, for an image that was read before.
 
     Args:
         answer: of this model.
         backbone, model, image, model_name, class_index, map_kind, form: as in `explain_image`.
+        most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
     """
     exact, form = model.exact, chosen_form(model, form)
     rows, parts, response, logits = answer.rows, answer.parts, answer.response, answer.logits
@@ -116,19 +118,28 @@ def explain_answer(
     chosen = best[0].class_index if class_index is None else class_index
     entries = exact.entries(chosen)
     augmented = form == "augmented" and bool(entries)
+    left = float(exact.uncarried[chosen]) if augmented else 1.0
     residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
     if response is None:
         basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
-        maps = _Maps(backbone, rows, basis, None if augmented else exact.residual[chosen])
+        maps = _Maps(backbone, rows, basis, left * exact.residual[chosen] if left else None)
         contributions = maps.contributions(exact, entries, map_kind)
+        carried = sum(c.contribution for c in contributions)
+        contributions = _largest(contributions, most)
         residual_maps = maps.residual, maps.residual_codes
     else:
         weights = connections(exact, chosen)
+        evidence = response.evidence[0]
+        carried = sum(weight * float(evidence[j]) for j, weight in weights.items())
+        ranked = sorted(weights, key=lambda j: -abs(weights[j] * float(evidence[j])))[:most]
+        weights = {j: weight for j, weight in weights.items() if j in set(ranked)}
         views = {j: tuple(example_views(exact, j)) for j in weights}
         contributions = similarity_contributions(backbone, exact, response, answer.crop, weights, views)
-    residual = 0.0 if augmented else float(parts.residual[0, chosen])
+    residual = float(parts.residual[0, chosen])
+    if augmented:
+        residual = left * (residual + float(exact.intercept[chosen]))
     bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
-    total = sum(c.contribution for c in contributions) + residual + bias
+    total = carried + residual + bias
     share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), exact.active_classes)
     return Explanation(
         image=image,
@@ -145,7 +156,13 @@ def explain_answer(
         residual_map=residual_maps[0],
         intercept=0.0 if augmented else float(exact.intercept[chosen]),
         residual_codes=residual_maps[1],
-        residual_share=0.0 if augmented else _residual_share(share) if entries else 1.0 if exact.is_additive else None,
+        residual_share=0.0
+        if augmented and not left
+        else _residual_share(share)
+        if entries
+        else 1.0
+        if exact.is_additive
+        else None,
         ledger_error=abs(total - float(logits[chosen])),
         map_kind=map_kind,
         form=form,
@@ -153,6 +170,14 @@ def explain_answer(
         without_prototypes=not entries,
         best_with_prototypes=None if entries else _best_with_prototypes(exact, logits),
     )
+
+
+def _largest(contributions: tuple[Contribution, ...], most: int | None) -> tuple[Contribution, ...]:
+    """The largest by size, in their order."""
+    if most is None or len(contributions) <= most:
+        return contributions
+    kept = {c.prototype_id for c in sorted(contributions, key=lambda c: -abs(c.contribution))[:most]}
+    return tuple(c for c in contributions if c.prototype_id in kept)
 
 
 def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
@@ -199,8 +224,10 @@ def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, clas
     )
 
 
-def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction:
+def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction | None:
     classes = model.active_classes
+    if not len(classes):
+        return None
     best = int(classes[logits[classes].argmax()])
     return _prediction(model, logits, logits.softmax(dim=0), best)
 

@@ -1,6 +1,6 @@
 """The gallery of a model: what is known of every class and prototype, and which prototypes look suspicious."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,12 @@ Decode = Callable[[bytes], Tensor]
 """A JPEG file -> uint8 (channels, height, width)."""
 
 
-def gallery_of(model: PrototypeModel, evaluation: Mapping[str, Any] | None, decode: Decode) -> Gallery:
+def gallery_of(
+    model: PrototypeModel,
+    evaluation: Mapping[str, Any] | None,
+    decode: Decode,
+    shown: Collection[int] | None = None,
+) -> Gallery:
     """Facts about every class that has prototypes.
 
     Args:
@@ -41,6 +46,7 @@ def gallery_of(model: PrototypeModel, evaluation: Mapping[str, Any] | None, deco
         evaluation: `protonmf.evaluation/1` of this model, whose accuracy of each class goes before that on the
             training images.
         decode: reads the pictures of the training patches.
+        shown: prototypes that are looked at; the others are named only. All if None.
     """
     near = list(_nearest_of_others(model))
     users = _users(model)
@@ -48,8 +54,11 @@ def gallery_of(model: PrototypeModel, evaluation: Mapping[str, Any] | None, deco
     facts = interpret(model).prototypes if model.matching is not None else None
     prototypes = []
     for j, number in enumerate(_numbers(model)):
-        examples = tuple(example_views(model, j))
         owner = int(model.owner[j])
+        if shown is not None and j not in shown:
+            prototypes.append(_named_only(model, j, number, users[j]))
+            continue
+        examples = tuple(example_views(model, j))
         prototypes.append(
             GalleryPrototype(
                 prototype_id=j,
@@ -69,12 +78,17 @@ def gallery_of(model: PrototypeModel, evaluation: Mapping[str, Any] | None, deco
     return Gallery(
         classes=tuple(_classes(model, prototypes, evaluation)),
         prototypes=tuple(prototypes),
-        accuracy_of="the images evaluated" if evaluation else _measured_on(model),
+        measured_on="the images evaluated" if evaluation else "the training images",
     )
 
 
-def _measured_on(model: PrototypeModel) -> str:
-    return "the training images" if model.card.measured.get("per_class") else ""
+def _named_only(
+    model: PrototypeModel, prototype: int, number: int, users: tuple[tuple[int, float], ...]
+) -> GalleryPrototype:
+    return GalleryPrototype(
+        prototype_id=prototype, number=number, owner_index=int(model.owner[prototype]),
+        stability=model.stability(prototype), examples=(), near=(), users=users, signs=(),
+    )  # fmt: skip
 
 
 def _numbers(model: PrototypeModel) -> list[int]:
@@ -91,9 +105,10 @@ def _nearest_of_others(model: PrototypeModel) -> Iterator[tuple[Near, ...]]:
 
     Patches of a ProtoPNet lie far from zero in nearly one direction: they are compared by what sets them apart.
     """
-    vectors = model.exact.prototypes
-    if model.card.pooling == "max":
-        vectors = vectors - vectors.mean(dim=0)
+    vectors = model.exact.prototypes.clone()
+    for number in range(len(model.spaces) if model.card.pooling == "max" else 0):
+        own = model.of_member(number)
+        vectors[own] -= vectors[own].mean(dim=0)
     vectors = torch.nn.functional.normalize(vectors, dim=1)
     member = torch.zeros_like(model.owner) if model.member is None else model.member
     for start in range(0, len(vectors), CHUNK):
@@ -233,7 +248,8 @@ def _facts(facts: PrototypeFacts) -> tuple[str, ...]:
 def _classes(
     model: PrototypeModel, prototypes: Sequence[GalleryPrototype], evaluation: Mapping[str, Any] | None
 ) -> Iterator[GalleryClass]:
-    measured = model.card.measured.get("per_class") or {}
+    # the card's figures are those of the model before it was edited
+    measured = {} if model.card.edits else model.card.measured.get("per_class") or {}
     evaluated = {row["class_index"]: row for row in (evaluation or {}).get("per_class", ())}
     images = model.card.data.get("images_per_class") or {}
     borrowed = dict.fromkeys(model.active_classes.tolist(), 0)

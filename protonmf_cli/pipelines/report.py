@@ -7,7 +7,7 @@ from typing import Any
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, Skipped
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.report import Report
+from protonmf_cli.models.report import Case, Report
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.cases import bias_of, cases_of
 from protonmf_cli.pipelines.explanation import chosen_form, connections
@@ -58,14 +58,11 @@ def report_of(
             backbone, model, watched(), model_name=file, form=form, class_index=class_index, progress=progress
         )
     )  # fmt: skip
-    gallery = gallery_of(model, evaluation, decode)
-    shown = frozenset(range(len(model.prototypes)))
+    shown = _shown(model, cases) if explained_only else frozenset(range(len(model.prototypes)))
+    gallery = gallery_of(model, evaluation, decode, shown)
     if explained_only:
         classes = {explanation.class_index for case in cases for explanation in case.explanations}
         gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in classes))
-        similar = {c.prototype_id for case in cases for c in case.similar}
-        own = {j for c in classes for j in model.own(c)}
-        shown = frozenset(similar | own | {j for c in classes for j in connections(model, c)})
     return Report(
         model=model,
         file=file,
@@ -78,3 +75,13 @@ def report_of(
         unreadable=tuple(unreadable),
         shown=shown,
     )
+
+
+def _shown(model: PrototypeModel, cases: Iterable[Case]) -> frozenset[int]:
+    """Prototypes that the explanations name, and all own ones of the classes explained."""
+    found: set[int] = set()
+    for case in cases:
+        found.update(c.prototype_id for c in case.similar)
+        for explanation in case.explanations:
+            found.update(model.own(explanation.class_index), connections(model, explanation.class_index))
+    return frozenset(found)

@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+import pages
 import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.library import load
 from protonmf_cli.models.backbone import ClassName
 from toys import run
-
-pages = pytest.importorskip("pages")
 
 
 def made(model, output, *words, code=0):
@@ -60,7 +59,27 @@ def protopnet(toy) -> Path:
 
 @pytest.fixture(scope="module")
 def combined(protopnet, toy) -> Path:
-    code, _, err = run("protopnet", "combine", protopnet, protopnet, "-o", toy.folder / "both.safetensors", "--json")
+    """Two networks that see crops of different sizes."""
+    other = toy.folder / "report-other.safetensors"
+    words = (
+        "--no-pretrained",
+        "--img-size",
+        96,
+        "--epochs",
+        1,
+        "--cycles",
+        1,
+        "--batch-size",
+        8,
+        "-p",
+        2,
+        "--width",
+        16,
+    )
+    data = ("--data", toy.data, "-o", other, "--device", "cpu", "-q")
+    code, _, err = run("protopnet", "train", "test_efficientnet", *data, *words)
+    assert code == 0, err
+    code, _, err = run("protopnet", "combine", protopnet, other, "-o", toy.folder / "both.safetensors", "--json")
     assert code == 0, err
     return toy.folder / "both.safetensors"
 
@@ -97,7 +116,7 @@ def test_it_opens_without_error_or_request(browser, page_file):
 
 def shown_command(page, model):
     """The commands of the page, run one after the other; the JSON of the last."""
-    lines = page.inner_text("#words").split("\n")
+    lines = page.inner_text("#words").split(" &&\n")
     out = ""
     for line in lines:
         words = shlex.split(line)
@@ -149,7 +168,7 @@ def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, monkeyp
         assert page.input_value("#choose-class") != first
         other = int(page.get_attribute("article.part", "data-prototype"))
         pages.slide(page, other, 1.5)
-        assert len(page.inner_text("#words").splitlines()) == 2
+        assert page.inner_text("#words").count("protonmf intervene") == 2
         check_same(page, shown_command(page, model))
         page.click("#reset")
         assert pages.logits(page) == before and not page.locator("#command").is_visible()
@@ -313,8 +332,25 @@ def test_the_address_keeps_the_state(browser, page_file):
         page.go_back()
         page.wait_for_selector("#view-explain:not([hidden])")
         assert pages.logits(page) == logits
-    for broken in ("#explain?image=99&class=x&edit=1.2xNaN,foo,9.9x3", "#nowhere", "#gallery?sort=bad&page=77&open=-1"):
-        with pages.opened(browser, page_file, broken) as page:
+    with pages.opened(browser, page_file, fragment) as page:  # the link to the content is no other address
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        pages.until(page, "location.hash !== '#main'")
+        assert page.url.endswith(fragment) and pages.logits(page) == logits
+        page.click("nav a[data-view=gallery]")
+        page.locator("a.chip").first.click()
+        assert "edit=" in page.url, "edits stay when another image is looked at"
+
+
+def test_broken_addresses(browser, page_file, converted):
+    model, _ = load_model(converted)
+    stranger = next(j for j in range(8) if j not in model.weights.prototype[model.entries(0)].tolist())
+    for words in ("image=99&class=x&against=-1", "edit=1.2xNaN,foo,9.9x3", "edit=0.99999x0", f"edit=0.{stranger}x0",
+                  f"edit=0.{model.own(0)[0]}x1", f"edit=0.{model.own(0)[0]}x5000000"):  # fmt: skip
+        with pages.opened(browser, page_file, f"#explain?{words}") as page:
+            assert page.locator("article.part").count() and not page.locator("#command").is_visible()
+    for fragment in ("#nowhere", "#gallery?sort=bad&page=77&open=-1", "#explain?image=1&class=2&against=2"):
+        with pages.opened(browser, page_file, fragment) as page:
             assert page.locator("main").inner_text()
 
 
@@ -344,6 +380,19 @@ def test_it_works_with_the_keyboard_alone(browser, page_file):
         page.keyboard.press("/")
         page.keyboard.type("grey")
         assert page.locator("#shelf article.class").count() == 1
+        page.click("nav a[data-view=explain]")
+        for chosen, key in (
+            ("#next", "Enter"),
+            ("#smooth", "Space"),
+            ("#map", "ArrowDown"),
+            ("#choose-class", "ArrowDown"),
+        ):
+            page.focus(chosen)
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.id") == chosen[1:], "the focus stays on what was used"
+        page.go_back()  # to the image before
+        pages.until(page, "location.hash.includes('image=1')")
+        page.click("nav a[data-view=gallery]")
         reached = set()
         for _ in range(25):
             page.keyboard.press("Tab")
@@ -431,10 +480,84 @@ def test_an_edited_model_is_not_called_the_same(browser, converted, toy, tmp_pat
     with pages.opened(browser, tmp_path / "page.html", "#summary") as page:
         words = page.inner_text(".badge")
         assert "Edited" in words and "Same decisions" not in words
+        assert page.inner_text("#view-summary").count("before the edits") == 3
+        page.click("nav a[data-view=gallery]")
+        assert "accuracy" not in page.inner_text("#shelf") and "residual share" not in page.inner_text("#shelf")
         page.click("nav a[data-view=explain]")
         shown = int(page.get_attribute("article.part", "data-prototype"))
         pages.slide(page, shown, 0.5)
         check_same(page, shown_command(page, tmp_path / "e.safetensors"))
+
+
+def test_a_plain_edit_of_an_augmented_model_keeps_the_ledger(browser, toy, tmp_path):
+    image, augmented, edited = toy.image(0), tmp_path / "a.safetensors", tmp_path / "e.safetensors"
+    made_of = ("convert", toy.name, "--data", toy.data, "-p", 2, "--borrow", 0, "--augment", "paper")
+    assert run(*made_of, "--reconstruction", "paper", "-o", augmented, "-q")[0] == 0
+    words = (
+        "intervene",
+        image,
+        "--model",
+        augmented,
+        "--form",
+        "plain",
+        "--class",
+        0,
+        "--zero",
+        "1",
+        "-o",
+        edited,
+        "-q",
+    )
+    assert run(*words)[0] == 0
+    code, out, err = run("explain", image, "--model", edited, "--class", 0, "--json", "--html", tmp_path / "page.html")
+    found = json.loads(out)
+    assert code == 0 and found["form"] == "augmented" and found["ledger_error"] < 1e-5, err
+    residual = found["residual"]["contribution"]
+    assert abs(residual) > 1e-3, "what the prototype carried is left"
+    with pages.opened(browser, tmp_path / "page.html", "#explain?class=0") as page:
+        assert abs(float(page.get_attribute("#logit", "data-value")) - found["logit"]) < 1e-4
+        assert f"{residual:+.2f}".replace("-", "−") in page.inner_text("#waterfall")
+
+
+def test_a_class_without_prototypes_is_all_residual(browser, toy, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(toy.data, data)
+    shutil.rmtree(data / "train" / toys.LABELS[3])
+    code, _, err = run("convert", toy.name, "--data", data, "-o", tmp_path / "m.safetensors", "-p", 2, "-q")
+    assert code == 0, err
+    made(tmp_path / "m.safetensors", tmp_path / "page.html", "--data", toy.data, "--per-class", 3)
+    model, _ = load_model(tmp_path / "m.safetensors")
+    data = pages.data_of(tmp_path / "page.html")
+    number = next(n for n, one in enumerate(data["cases"]) if one["top"] == 3)
+    with pages.opened(browser, tmp_path / "page.html", f"#explain?image={number}") as page:
+        assert "all of its logit is residual" in page.inner_text("main")
+        assert page.locator("article.part").count() == 0 and page.locator("[aria-label=Residual] canvas").count() == 2
+        logits = pages.logits(page)
+        nearest = max(model.active_classes.tolist(), key=lambda c: logits[c])
+        assert nearest == int(page.input_value("#choose-against"))
+        page.click("#nearest")
+        assert page.inner_text("#what") == f"What the logit of {model.card.classes[nearest].shown} is made of"
+        assert page.locator("article.part canvas").count()
+
+
+def test_a_combined_model_shows_what_each_network_saw(combined, toy, tmp_path):
+    made(combined, tmp_path / "page.html", "--images", toy.image(0))
+    data = pages.data_of(tmp_path / "page.html")
+    sizes = []
+    for number in data["cases"][0]["pictures"]:
+        (tmp_path / "crop.jpg").write_bytes(base64.b64decode(data["pictures"][number]))
+        with Image.open(tmp_path / "crop.jpg") as crop:
+            sizes.append(crop.size)
+    assert sizes == [(64, 64), (96, 96)]
+    explanation = load(combined).explain(toy.image(0))
+    parts = data["cases"][0]["drawn"][str(explanation.class_index)]["parts"]
+    for c in explanation.contributions:
+        wanted = np.array(c.box) / (64 if c.network == "local-dir:" + str(toy.network) else 96)
+        assert np.allclose(parts[str(c.prototype_id)]["box"], wanted, atol=1e-4)
+    assert (tmp_path / "page.html").read_text().count("<title>network + test_efficientnet") == 1
+    # prototypes are compared within their network, by what sets them apart there
+    for j, one in enumerate(data["prototypes"]):
+        assert all(data["prototypes"][k]["m"] == one["m"] for k, _ in one["near"]), j
 
 
 def test_methods_show_their_own_pictures(browser, toy, protopnet, fewshot, tmp_path):
@@ -458,8 +581,11 @@ def test_a_folder_holds_the_pictures_beside_the_page(browser, converted, toy, tm
     files = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
     assert report["bytes"] == sum(path.stat().st_size for path in files) and len(files) > 4
     with pages.opened(browser, tmp_path / "r" / "index.html") as page:
-        page.wait_for_function("[...document.images].every((each) => !each.complete || each.naturalWidth)")
+        pages.until(page, "[...document.images].every((each) => !each.complete || each.naturalWidth)")
         assert page.evaluate("document.querySelector('.main img').naturalWidth") == 64
+    model, _ = load_model(converted)
+    held = {model.examples.picture(e) for e in range(len(model.examples.prototype))}
+    assert held <= {path.read_bytes() for path in files if path.suffix == ".jpg"}, "the file's own pictures"
     code, _, err = run("report", "--model", converted, "-o", tmp_path / "r", *words)
     assert code == 3 and "exists already" in err
     made(converted, tmp_path / "r", *words, "--force")
@@ -478,6 +604,34 @@ def test_pictures_get_smaller_to_fit(browser, converted, toy, tmp_path):
         assert "To stay below" in page.inner_text("#view-summary")
     code, _, err = run("report", "--model", converted, "-o", tmp_path / "x.html", "--max-size", 0.01)
     assert code == 3 and "does not fit into 0.01 MB" in err and "--folder" in err and not (tmp_path / "x.html").exists()
+
+
+def test_too_many_images_are_refused_before_they_are_read(converted):
+    from protonmf_cli.errors import InputError
+    from protonmf_cli.pictures.page import check_size
+
+    model, _ = load_model(converted)
+    check_size(model, 1000, 10**6)
+    with pytest.raises(InputError, match="does not fit into 1 MB.*Give fewer images"):
+        check_size(model, 10**5, 10**6)
+
+
+def test_one_image_needs_no_other_class(browser, converted, toy, tmp_path):
+    code, _, err = run(
+        "explain", toy.image(0), "--model", converted, "--html", tmp_path / "page.html", "--class", 2, "-q"
+    )
+    assert code == 0, err
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        assert page.inner_text("#what") == "What the logit of blue things is made of"
+        shown = page.eval_on_selector_all("#choose-class option", "all => all.length")
+        assert shown == 4 and page.locator("#images").count() == 0
+        page.click("#try")  # the hint is about the predicted class: it is explained then
+        top = int(page.input_value("#choose-class"))
+        assert f"edit={top}." in page.url
+        page.click("nav a[data-view=gallery]")
+        there = {int(each.get_attribute("id")[6:]) for each in page.query_selector_all("article.class")}
+        links = page.eval_on_selector_all("#shelf .prototype a", "all => all.map((each) => each.hash)")
+        assert {int(link.split("=")[1]) for link in links} <= there < {0, 1, 2, 3}
 
 
 def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
@@ -541,15 +695,26 @@ def test_images_that_cannot_be_read(browser, converted, toy, tmp_path):
     assert report["images"] == 1 and report["unreadable"][0]["path"].endswith("a.jpg")
     with pages.opened(browser, tmp_path / "x.html", "#summary") as page:
         assert "a.jpg" in page.inner_text("#view-summary")
+    words = ("explain", *sorted((tmp_path / "in").iterdir()), "--model", converted, "-q")
+    assert run(*words, "--html", tmp_path / "e.html")[0] == 6
+    with pages.opened(browser, tmp_path / "e.html", "#summary") as page:
+        assert "a.jpg" in page.inner_text("#view-summary")
+    code, _, err = run(
+        "explain", toy.image(0), "--model", converted, "--html", tmp_path / "s.png", "--png", tmp_path / "s.png"
+    )
+    assert code == 2 and "--png and --html both name" in err and not (tmp_path / "s.png").exists()
 
 
 def test_refusals(converted, toy, tmp_path):
     output = tmp_path / "report.html"
     (tmp_path / "empty").mkdir()
-    other = hostile(converted, tmp_path / "other.safetensors", [("a", ""), ("b", ""), ("c", ""), ("d", "")])
     code, out, _ = run("evaluate", "--data", toy.data, "--model", converted, "--json", "--device", "cpu")
     assert code == 0
     (tmp_path / "evaluation.json").write_text(out)
+    edited = tmp_path / "edited.safetensors"
+    assert run("intervene", toy.image(0), "--model", converted, "--zero", 1, "-o", edited, "-q")[0] == 0
+    for name, change in (("list", {"tables": []}), ("nan", {"images": float("nan")}), ("text", {"accuracy": "high"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(json.loads(out) | change))
     (tmp_path / "wrong.json").write_text('{"schema": "protonmf.explanation/1"}')
     (tmp_path / "less.json").write_text(json.dumps({k: v for k, v in json.loads(out).items() if k != "intervals"}))
     (tmp_path / "not.json").write_text("[1, 2")
@@ -559,15 +724,24 @@ def test_refusals(converted, toy, tmp_path):
         (("--images", tmp_path / "empty"), 3, "there are no images in"),
         (("--images", tmp_path / "gone.png"), 3, "none of the 1 images could be read"),
         (("--data", tmp_path / "gone"), 3, "does not exist"),
-        (("--boxes", toy.data), 2, "--boxes cuts the images of --data"),
+        (("--boxes", toy.data), 2, "--boxes is about the images of --data"),
+        (("--per-class", 3, "--images", toy.image(0)), 2, "--per-class is about the images of --data"),
         (("--max-size", 0), 2, "--max-size must be a number of megabytes above zero"),
         (("--max-size", "nan"), 2, "--max-size must be"),
         (("--form", "augmented"), 3, "no augmented prototypes"),
         (("--evaluation", tmp_path / "gone.json"), 3, "cannot be read"),
         (("--evaluation", tmp_path / "wrong.json"), 3, "holds protonmf.explanation/1, not protonmf.evaluation/1"),
         (("--evaluation", tmp_path / "not.json"), 3, "is not what `protonmf evaluate --json` writes"),
-        (("--evaluation", tmp_path / "less.json"), 3, "lacks 'intervals' of an evaluation"),
-        (("--evaluation", tmp_path / "evaluation.json", "--model", other), 3, "evaluates another model"),
+        (
+            ("--evaluation", tmp_path / "less.json"),
+            3,
+            "is not a whole evaluation of this version (KeyError: 'intervals')",
+        ),
+        (("--evaluation", tmp_path / "evaluation.json", "--model", edited), 3, "evaluates another model"),
+        (("--evaluation", tmp_path / "list.json"), 3, "is not a whole evaluation of this version"),
+        (("--evaluation", tmp_path / "nan.json"), 3, "is not what `protonmf evaluate --json` writes"),
+        (("--evaluation", tmp_path / "text.json"), 3, "is not a whole evaluation of this version"),
+        (("--folder", "-o", "."), 3, "is where you are"),
         (("-o", tmp_path), 3, "is a folder"),
         (("-o", tmp_path / "no" / "page.html"), 3, "does not exist"),
         (("--folder", "-o", tmp_path / "evaluation.json"), 3, "is a file; give the name of a folder"),

@@ -56,7 +56,7 @@ def test_counts_are_those_of_the_file(model):
         assert fact.lent == len(lent)
         assert fact.images == 6 + c
         assert fact.stability == min(model.stability(j) for j in model.own(c))
-    assert gallery.accuracy_of == "the training images"
+    assert gallery.measured_on == "the training images"
     for j, prototype in enumerate(gallery.prototypes):
         assert (prototype.prototype_id, prototype.number) == (j, model.number(j))
         assert dict(prototype.users) == {c: v for c, jj, v in pairs if jj == j and c != prototype.owner_index}
@@ -139,6 +139,27 @@ def test_twins_and_unstable_prototypes_are_flagged(model):
         s.words for s in gallery.prototypes[0].signs if s.kind == "twin"
     )
     assert [j for j, p in enumerate(gallery.prototypes) if "unstable" in [s.kind for s in p.signs]] == [5]
+
+
+def test_networks_are_compared_apart(model):
+    """Two networks, the second one's prototypes far away: each is centred by itself."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.rand(8, model.prototypes.shape[1], generator=generator)
+    vectors[4:] += 50
+    member = torch.tensor([0] * 4 + [1] * 4)
+    planted = replace(
+        model, prototypes=vectors, member=member,
+        card=replace(model.card, pooling="max", members=(model.card, model.card)),
+    )  # fmt: skip
+    near = [prototype.near for prototype in gallery_of(planted, None, decode).prototypes]
+    assert all(member[each.prototype_id] == member[j] for j, found in enumerate(near) for each in found)
+    assert max(found[0].cosine for found in near if found) < 0.7
+
+
+def test_prototypes_that_are_not_shown_are_named_only(model):
+    gallery = gallery_of(model, None, decode, {1})
+    assert [bool(p.examples) for p in gallery.prototypes] == [j == 1 for j in range(8)]
+    assert [p.number for p in gallery.prototypes] == [model.number(j) for j in range(8)]
 
 
 def test_prototypes_shared_by_unrelated_classes_are_flagged(model):
