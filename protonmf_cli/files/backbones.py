@@ -19,6 +19,7 @@ from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, ClassName, Preprocessing, Source, probe_readout
 from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
+from protonmf_cli.models.image_row import IMAGE_ROW
 from protonmf_cli.models.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
 from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
@@ -145,7 +146,8 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         InputError: the weights are not to be had, or are not the ones the model was made from.
     """
     card = model.card
-    rows = card.readout["rows"]
+    # a head that had no better readout when the file was made may have one now
+    rows = "image" if card.readout["kind"] == IMAGE_ROW else card.readout["rows"]
     if card.readout["kind"] == COMBINED:
         parts = [_restore_latent(member, weights_of_member(weights or {}, n)) for n, member in enumerate(card.members)]
         return combined_backbone(parts, card)

@@ -9,15 +9,28 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import NotExactError
+from protonmf_cli.models.attention_pool import attention_pool
+from protonmf_cli.models.branches import branches_head
 from protonmf_cli.models.class_token import token_writes
+from protonmf_cli.models.frozen_head import frozen_head
 from protonmf_cli.models.image_row import image_row
 from protonmf_cli.models.pooled_heads import affine_head, normalised_head
 from protonmf_cli.models.readout import FORMULA_LIMIT, Network, Reading, Readout, in_float64, relative_difference
+from protonmf_cli.models.selecting_heads import selecting_head
 
 Candidate = Callable[[Network, object], Readout | None]
 
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
-    "auto": (token_writes, affine_head, normalised_head, image_row),
+    "auto": (
+        token_writes,
+        affine_head,
+        branches_head,
+        normalised_head,
+        selecting_head,
+        attention_pool,
+        frozen_head,
+        image_row,
+    ),
     "all-layers": (token_writes,),
     "last-block": (partial(token_writes, first_block=-1),),
     "cls": (affine_head,),

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from protonmf_cli.models.readout import Network, Reading, Readout, find_classifier, record_head, weight_and_bias
 
+IMAGE_ROW = "image-row"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRowReadout(Readout):
@@ -33,7 +35,7 @@ def image_row(network: Network, features: object) -> Readout | None:
         return None
     vectors, bias = weight_and_bias(call.module)
     return ImageRowReadout(
-        kind="image-row",
+        kind=IMAGE_ROW,
         vectors=vectors,
         bias=bias,
         grid=None,

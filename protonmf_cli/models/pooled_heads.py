@@ -1,6 +1,6 @@
 """Heads that read a weighted sum of positions: affine ones, and pool -> norm -> linear."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -96,17 +96,13 @@ def affine_head(network: Network, features: object) -> Readout | None:
     Runs on float64 features (B, ...). Whatever lies between pool and logits (batch norms, two averaged
     classifiers, convolutions) is folded into V by feeding unit features.
     """
-    if not isinstance(features, Tensor) or not _is_affine(network.forward_head, features):
+    if not isinstance(features, Tensor) or not is_affine(network.forward_head, features):
         return None
     found = position_weights(network.forward_head, features)
     if found is None:
         return _joined_head(network.forward_head, features)
 
-    def spread(rows: Tensor) -> Tensor:
-        # a_n sums to 1, so a row put at every active position comes out of the pool as itself
-        return found.layout.features(rows[:, None] * (found.values != 0)[:, None])
-
-    bias, vectors = _probe(network.forward_head, spread, found.layout.rows(features).shape[-1], features)
+    bias, vectors = probe_vectors(network.forward_head, found, features)
     order, grid, unplaced = _places(network, found)
     return AveragedReadout(
         kind="average" if grid else "single-row",
@@ -211,6 +207,16 @@ def _joined_head(head: Callable[[Tensor], Tensor], features: Tensor) -> Readout 
     )
 
 
+def probe_vectors(head: Callable[[Tensor], Tensor], found: PositionWeights, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias (C,) and V (C, D) of an affine head that reads positions with these weights."""
+
+    def spread(rows: Tensor) -> Tensor:
+        # a_n sums to 1, so a row put at every active position comes out of the pool as itself
+        return found.layout.features(rows[:, None] * (found.values != 0)[:, None])
+
+    return _probe(head, spread, found.layout.rows(features).shape[-1], features)
+
+
 def _probe(
     head: Callable[[Tensor], Tensor], place: Callable[[Tensor], Tensor], width: int, features: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -221,7 +227,8 @@ def _probe(
     return bias, torch.cat([head(place(block)) - bias for block in units.split(step)]).mT.contiguous()
 
 
-def _is_affine(head: Callable[[Tensor], Tensor], features: Tensor) -> bool:
+def is_affine(head: Callable[[Tensor], Tensor], features: Tensor) -> bool:
+    """Whether a head is affine in its features, on two random mixtures."""
     first, second = _random_like(features, 1), _random_like(features, 2)
     mixed = head(0.3 * first + 0.7 * second)
     return relative_difference(0.3 * head(first) + 0.7 * head(second), mixed) <= FORMULA_LIMIT
@@ -242,6 +249,15 @@ def _places(network: Network, found: PositionWeights) -> tuple[Tensor, tuple[int
     before = active[:prefix].nonzero()[:, 0]
     order = torch.cat([torch.arange(prefix, count, device=before.device), before])
     return order, (grid[0], grid[1]), tuple(token_names(prefix)[n] for n in before.tolist())
+
+
+def layouts_of(network: Network, features: Tensor) -> Iterator[tuple[Layout, int]]:
+    """Ways to read a feature tensor: its layout, and how many tokens before the patches are left out."""
+    shape, prefix = tuple(features.shape[1:]), int(getattr(network, "num_prefix_tokens", 0))
+    for axis in {3: (-1, 1), 4: (1, -1)}.get(features.ndim, ()):
+        layout = Layout(shape=shape, channel_axis=axis)
+        for left_out in dict.fromkeys((prefix if len(layout.positions) == 1 else 0, 0)):
+            yield layout, left_out
 
 
 def token_names(prefix: int) -> tuple[str, ...]:

@@ -93,3 +93,18 @@ def test_another_networks_weights_are_refused(toy, tmp_path):
     other = replace(model, card=replace(model.card, source=replace(model.card.source, name=f"local-dir:{moved}")))
     with pytest.raises(InputError, match="Give the checkpoint it was converted from"):
         restore_backbone(other, None, True)
+
+
+def test_a_file_keeps_its_readout_when_a_better_one_is_known_now(toy, tmp_path):
+    from dataclasses import replace
+
+    from protonmf_cli.files.store import load_model, save_model
+    from protonmf_cli.library import load
+
+    old = toys.convert(toy, tmp_path / "old.safetensors", "--rows", "image")
+    model, weights = load_model(old)
+    assert model.card.readout["kind"] == "image-row"
+    automatic = replace(model.card, readout={**model.card.readout, "rows": "auto"})
+    save_model(tmp_path / "auto.safetensors", replace(model, card=automatic), weights)
+    explanation = load(tmp_path / "auto.safetensors").explain(toy.image(0))
+    assert explanation.ledger_error < 1e-4 and explanation.residual_map is None

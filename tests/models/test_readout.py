@@ -1,6 +1,7 @@
 """Every kind of head is found by numbers, exact in float64, and a wrong readout fails."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -32,10 +33,22 @@ HEADS = [
     ("xcit_nano_12_p8_224", {}, "single-row", None),
     ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "single-row", None),
     ("pit_ti_224", {}, "single-row", None),
-    ("mobilenetv3_small_050", {}, "image-row", None),
-    ("hgnetv2_b0", {}, "image-row", None),
-    ("test_resnet", {"global_pool": "max"}, "image-row", None),
-    ("test_vit3", {}, "image-row", None),
+    ("mobilenetv3_small_050", {}, "gated", (7, 7)),  # an activation that writes to its input
+    ("hgnetv2_b0", {}, "gated", (7, 7)),
+    ("test_mambaout", {}, "gated", (5, 5)),  # a norm before the hidden layer
+    ("caformer_s18", {}, "gated", (7, 7)),  # a norm after an activation that is made of another one
+    ("coatnet_0_224", {}, "gated", (7, 7)),
+    ("efficientvit_b0", {}, "gated", (7, 7)),  # an activation before the pool
+    ("test_resnet", {"global_pool": "max"}, "max pool", (5, 5)),
+    ("test_resnet", {"global_pool": "avgmax"}, "avgmax pool", (5, 5)),
+    ("test_resnet", {"global_pool": "catavgmax"}, "catavgmax pool", (5, 5)),
+    ("crossvit_tiny_240", {}, "branches", None),
+    ("coat_tiny", {}, "branches", None),
+    ("efficientvim_m1", {}, "branches", None),  # channels before positions
+    ("test_vit3", {}, "attention-pool", (10, 10)),
+    ("vit_pe_core_tiny_patch16_384", {"img_size": 64}, "attention-pool", (4, 4)),
+    ("resnet50_clip", {}, "attention-pool", (7, 7)),
+    pytest.param("vgg11", {}, "gated", (7, 7), marks=pytest.mark.slow),  # 129 million weights
 ]
 
 
@@ -46,7 +59,7 @@ def network(name: str, arguments: dict) -> tuple[torch.nn.Module, tuple[int, int
     return built, (3, side, side)
 
 
-@pytest.mark.parametrize(("name", "arguments", "kind", "grid"), HEADS, ids=[f"{n}-{k}" for n, _, k, _ in HEADS])
+@pytest.mark.parametrize(("name", "arguments", "kind", "grid"), HEADS)
 def test_kind_grid_and_exactness(name, arguments, kind, grid):
     built, size = network(name, arguments)
     readout, difference = probe_readout(built, size, "auto", name)
@@ -64,18 +77,33 @@ def test_kind_grid_and_exactness(name, arguments, kind, grid):
             assert short > 100 * FORMULA_LIMIT, "a readout that lacks a row passes"
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit2"])
-def test_rows_are_right_on_random_features_too(name):
+def answering(built, features):
+    """The same head behind other features."""
+    return SimpleNamespace(
+        forward_features=lambda _: features, forward_head=built.forward_head, get_submodule=built.get_submodule
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_resnet", {}),
+        ("test_resnet", {"global_pool": "avgmax"}),
+        ("test_convnext", {}),
+        ("test_vit2", {}),
+        ("mobilenetv3_small_050", {}),
+        ("caformer_s18", {}),
+        ("efficientvit_b0", {}),
+    ],
+)
+def test_rows_are_right_on_random_features_too(name, arguments):
     """Deep random networks give nearly constant maps, which would hide a wrong weight of a position."""
-    built, size = network(name, {})
+    built, size = network(name, arguments)
     readout, _ = probe_readout(built, size, "auto", name)
     with in_float64(built), torch.no_grad():
         features = torch.randn_like(built.forward_features(torch.zeros(2, *size, dtype=torch.float64)))
-        fake = type(
-            "Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)}
-        )()
         exact = readout.to(dtype=torch.float64)
-        reading = exact.read(fake, features)
+        reading = exact.read(answering(built, features), features)
         # vectors went through float32
         assert relative_difference(exact.logits(reading.rows), reading.logits) < 1e-6
 
@@ -123,6 +151,38 @@ def test_refused_with_a_sentence(name, rows):
     ) as caught:
         probe_readout(built, size, rows, name)
     assert ("--rows image" if rows == "auto" else "--rows auto") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda gate, inputs, outputs: torch.ones_like(inputs),
+        lambda gate, inputs, outputs: (outputs / inputs).nan_to_num(),  # without phi(0)
+        lambda gate, inputs, outputs: torch.where(inputs > 0, 1.0, 0.0),
+    ],
+)
+def test_a_wrong_gate_is_not_taken(monkeypatch, wrong):
+    from protonmf_cli.models.frozen_head import Gate
+
+    built, size = network("efficientvit_b0", {})
+    for module in built.head.modules():  # sigmoid(0) is not zero
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Hardswish):
+                setattr(module, name, torch.nn.Sigmoid())
+    assert probe_readout(built, size, "auto", "toy")[0].kind == "gated"
+    monkeypatch.setattr(Gate, "constant", wrong)
+    assert probe_readout(built, size, "auto", "toy")[0].kind == "image-row"
+
+
+def test_gated_rows_follow_the_image():
+    """The same place counts differently in another image: its gates are those of the whole image."""
+    built, size = network("mobilenetv3_small_050", {})
+    readout, _ = probe_readout(built, size, "auto", "toy")
+    features = torch.rand(2, *built.forward_features(torch.zeros(1, *size)).shape[1:])
+    features[1, :, 0, 0] = features[0, :, 0, 0]
+    with torch.no_grad():
+        rows = readout.read(answering(built, features), features).rows
+    assert not torch.allclose(rows[0, 0], rows[1, 0], rtol=1e-2)
 
 
 def test_a_wrong_formula_is_refused(monkeypatch):
@@ -182,7 +242,4 @@ def test_placed_rows_come_first_in_the_order_of_the_grid(name, arguments, unplac
         else:
             features[0, built.num_prefix_tokens + 6] = torch.arange(features.shape[2])
             expected = 6
-        fake = type(
-            "Fake", (), {"forward_features": lambda _, x: features, "forward_head": lambda _, f: built.forward_head(f)}
-        )()
-        assert int(readout.read(fake, features).rows[0].norm(dim=1).argmax()) == expected
+        assert int(readout.read(answering(built, features), features).rows[0].norm(dim=1).argmax()) == expected

@@ -1,0 +1,130 @@
+"""Attention pools: one query reads every position, so every position writes into the pooled vector (HEADS kind C1)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from protonmf_cli.models.attention import attention_of
+from protonmf_cli.models.norms import FoldedNorm
+from protonmf_cli.models.pooled_heads import patch_grid, token_names
+from protonmf_cli.models.readout import (
+    FORMULA_LIMIT,
+    Network,
+    Reading,
+    Readout,
+    find_classifier,
+    record_head,
+    relative_difference,
+    weight_and_bias,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentPoolReadout(Readout):
+    """A latent query: pooled = sum_n W_O (a_n v_n) + output bias + MLP write, then at most a norm (SigLIP's pool).
+
+    The norm is folded over the sum. Tokens before the patches, the bias and the MLP write have no place.
+    """
+
+    prefix: int
+    """Tokens before the patches that the pool reads."""
+    norm: FoldedNorm | None
+
+    def read(self, network: Network, pixels: Tensor) -> Reading:
+        pool: Network = network.attn_pool
+        with _Watch(pool) as seen, attention_of(pool) as calls:
+            logits = network.forward_head(network.forward_features(pixels))
+        writes = calls[0].writes() @ pool.proj.weight.mT
+        start = torch.zeros_like(writes[:, :1]) if pool.proj.bias is None else pool.proj.bias.expand(len(writes), 1, -1)
+        attended = writes.sum(dim=1, keepdim=True) + start
+        mlp = torch.zeros_like(attended) if pool.mlp is None else pool.mlp(pool.norm(attended))
+        rows = torch.cat([writes[:, self.prefix :], writes[:, : self.prefix], start, mlp], dim=1)
+        return Reading(rows=rows if self.norm is None else self.norm.rows(rows, seen.pooled), logits=logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanQueryReadout(Readout):
+    """A query made of the mean of all positions, itself a token: r_n = a_n v_n, V = projection (CLIP's ResNets)."""
+
+    def read(self, network: Network, pixels: Tensor) -> Reading:
+        with attention_of(network.head) as calls:
+            logits = network.forward_head(network.forward_features(pixels))
+        writes = calls[0].writes()
+        return Reading(rows=torch.cat([writes[:, 1:], writes[:, :1]], dim=1), logits=logits)
+
+
+def attention_pool(network: Network, features: object) -> Readout | None:
+    """Readout of an attention pool in front of the classifier; None for any other head."""
+    if not isinstance(features, Tensor):
+        return None
+    if hasattr(getattr(network, "attn_pool", None), "latent"):
+        return _latent_pool(network, features)
+    head: Network = getattr(network, "head", None)
+    if features.ndim == 4 and isinstance(getattr(head, "proj", None), nn.Linear) and hasattr(head, "pool_type"):
+        vectors, bias = weight_and_bias(head.proj)
+        grid = (features.shape[2], features.shape[3])
+        return MeanQueryReadout(kind="attention-pool", vectors=vectors, bias=bias, grid=grid, unplaced=("mean query",))
+    return None
+
+
+def _latent_pool(network: Network, features: Tensor) -> Readout | None:
+    pool: Network = network.attn_pool
+    with _Watch(pool) as seen:
+        logits, calls = record_head(network, features)
+    classifier = find_classifier(calls, logits)
+    if classifier is None or not hasattr(seen, "pooled") or pool.latent_len != 1:
+        return None
+    norm, read = None, classifier.inputs.flatten(1)
+    if read.shape != seen.pooled.shape:
+        return None
+    if relative_difference(read, seen.pooled) > FORMULA_LIMIT:
+        found = (FoldedNorm.identify(call.module, seen.pooled, read) for call in calls)
+        norm = next((each for each in found if each is not None), None)
+        if norm is None:
+            return None
+    count = seen.tokens.shape[1]
+    left = count - _patches(network, count)
+    grid = patch_grid(network, count - left)
+    if grid is None:
+        return None
+    vectors, bias = weight_and_bias(classifier.module)
+    return LatentPoolReadout(
+        kind="attention-pool",
+        vectors=vectors,
+        bias=bias if norm is None else bias + vectors @ norm.shift,
+        grid=grid,
+        unplaced=(*token_names(left)[:left], "output bias", "MLP write"),
+        prefix=left,
+        norm=norm,
+    )
+
+
+def _patches(network: Network, count: int) -> int:
+    """How many of the tokens that the pool reads are patches: some pools leave the tokens before them out."""
+    prefix = int(getattr(network, "num_prefix_tokens", 0))
+    said = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if said is not None and said[0] * said[1] in (count, count - prefix):
+        return int(said[0] * said[1])
+    return count - prefix
+
+
+@dataclass
+class _Watch:
+    """What goes into a module and comes out during one pass."""
+
+    module: nn.Module
+    tokens: Tensor = field(init=False)
+    """(B, N, D)"""
+    pooled: Tensor = field(init=False)
+    """(B, D)"""
+
+    def __enter__(self) -> "_Watch":
+        self._handle = self.module.register_forward_hook(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _note(self, _: nn.Module, args: tuple, output: Tensor) -> None:
+        self.tokens, self.pooled = args[0].clone(), output.clone().flatten(1)
