@@ -149,8 +149,7 @@ def write_page(output: Path, page: "Page", folder: bool, shown: Shown) -> None:
         output = output / "index.html"
     else:
         write_atomically(output, page.html)
-    size = len(page.html) + sum(map(len, page.pictures.values()))
-    shown.note(f"wrote {output} ({size / MEGABYTE:.1f} MB)")
+    shown.note(f"wrote {output} ({page.size / MEGABYTE:.1f} MB)")
     for note in page.left_out:
         shown.note(note)
 
@@ -262,7 +261,7 @@ def _report_json(output: Path, made: "Report", page: "Page") -> dict[str, Any]:
         "schema": "protonmf.report/1",
         "output": str(output),
         "model": made.file,
-        "bytes": len(page.html) + sum(map(len, page.pictures.values())),
+        "bytes": page.size,
         "classes": len(made.gallery.classes),
         "prototypes": len(made.gallery.prototypes),
         "suspicious": [

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from protonmf_cli.models.pooled_heads import PositionWeights, is_affine, patch_grid, position_weights, probe_vectors
+from protonmf_cli.models.pooled_heads import PositionWeights, grid_of, is_affine, position_weights, probe_vectors
 from protonmf_cli.models.readout import Network, Reading, Readout
 
 Grid = tuple[int, int]
@@ -98,5 +98,4 @@ def _grid(network: Network, weights: PositionWeights) -> Grid | None:
     """The grid of a branch that is read at every position."""
     if not (weights.values != 0).all():
         return None
-    positions = weights.layout.positions
-    return (positions[0], positions[1]) if len(positions) == 2 else patch_grid(network, positions[0])
+    return grid_of(network, weights.layout, 0)

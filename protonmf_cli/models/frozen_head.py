@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from protonmf_cli.models.norms import FoldedNorm
-from protonmf_cli.models.pooled_heads import Layout, layouts_of, patch_grid
+from protonmf_cli.models.pooled_heads import Layout, grid_of, layouts_of
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
@@ -141,15 +141,14 @@ def frozen_head(network: Network, features: object) -> Readout | None:
     vectors, bias = weight_and_bias(classifier.module)
     for layout, prefix, masked in _ways(network, features):
         count = layout.rows(features[:1]).shape[1] - prefix
-        positions = layout.positions
-        grid = positions if len(positions) == 2 else patch_grid(network, count)
+        grid = grid_of(network, layout, prefix)
         if grid is None or count < 2:
             continue
         readout = FrozenReadout(
             kind="gated",
             vectors=vectors,
             bias=bias,
-            grid=(grid[0], grid[1]),
+            grid=grid,
             unplaced=("no place at all",) if masked else (),
             layout=layout,
             prefix=prefix,

@@ -1,5 +1,6 @@
 """Heads that read a weighted sum of positions: affine ones, and pool -> norm -> linear."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -240,7 +241,7 @@ def _places(network: Network, found: PositionWeights) -> tuple[Tensor, tuple[int
     active = found.values != 0
     count = active.numel()
     prefix = int(getattr(network, "num_prefix_tokens", 0)) if len(positions) == 1 else 0
-    grid = positions if len(positions) == 2 else patch_grid(network, count - prefix)
+    grid = grid_of(network, found.layout, prefix)
     if count == 1 or grid is None or not active[prefix:].all():
         order = active.nonzero()[:, 0]
         names = token_names(prefix) if prefix else ("pooled features",)
@@ -248,7 +249,7 @@ def _places(network: Network, found: PositionWeights) -> tuple[Tensor, tuple[int
         return order, None, labels
     before = active[:prefix].nonzero()[:, 0]
     order = torch.cat([torch.arange(prefix, count, device=before.device), before])
-    return order, (grid[0], grid[1]), tuple(token_names(prefix)[n] for n in before.tolist())
+    return order, grid, tuple(token_names(prefix)[n] for n in before.tolist())
 
 
 def layouts_of(network: Network, features: Tensor) -> Iterator[tuple[Layout, int]]:
@@ -263,6 +264,12 @@ def layouts_of(network: Network, features: Tensor) -> Iterator[tuple[Layout, int
 def token_names(prefix: int) -> tuple[str, ...]:
     """Names of the tokens before the patches."""
     return ("class token", *(f"register {n}" for n in range(1, prefix)))
+
+
+def grid_of(network: Network, layout: Layout, prefix: int) -> tuple[int, int] | None:
+    """Height and width of the grid that the positions after `prefix` tokens lie on; None where it is unknown."""
+    positions = layout.positions
+    return (positions[0], positions[1]) if len(positions) == 2 else patch_grid(network, math.prod(positions) - prefix)
 
 
 def patch_grid(network: Network, patches: int) -> tuple[int, int] | None:

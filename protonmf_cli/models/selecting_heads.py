@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protonmf_cli.models.pooled_heads import Layout, layouts_of, patch_grid
+from protonmf_cli.models.pooled_heads import Layout, grid_of, layouts_of
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
@@ -61,12 +61,12 @@ def selecting_head(network: Network, features: object) -> Readout | None:
     vectors, bias = weight_and_bias(classifier.module)
     for layout, prefix in layouts_of(network, features):
         rows = layout.rows(features)[:, prefix:]
-        grid = layout.positions if len(layout.positions) == 2 else patch_grid(network, rows.shape[1])
+        grid = grid_of(network, layout, prefix)
         for name, pool in POOLS.items():
             pooled = pool(rows).sum(dim=1)
             if grid and pooled.shape == seen.shape and relative_difference(pooled, seen) <= FORMULA_LIMIT:
                 return SelectingReadout(
-                    kind=f"{name} pool", vectors=vectors, bias=bias, grid=(grid[0], grid[1]), unplaced=(),
+                    kind=f"{name} pool", vectors=vectors, bias=bias, grid=grid, unplaced=(),
                     layout=layout, prefix=prefix, pool=name,
                 )  # fmt: skip
     return None

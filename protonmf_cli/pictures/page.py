@@ -68,6 +68,11 @@ class Page:
     left_out: tuple[str, ...]
     """What did not fit."""
 
+    @property
+    def size(self) -> int:
+        """Bytes of the page and its pictures."""
+        return len(self.html) + sum(map(len, self.pictures.values()))
+
 
 def report_page(report: Report, words: PageWords, most_bytes: int) -> Page:
     """One file with everything in it, as detailed as the size allows.
@@ -131,20 +136,16 @@ class _Pictures:
     files: dict[str, bytes] = field(default_factory=dict)
     known: dict[bytes, int] = field(default_factory=dict)
     sizes: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    """Width and height of the training images, before they were made smaller."""
 
     def patch(self, jpeg: bytes) -> int:
         """Number of a training image, given as a JPEG file."""
         if jpeg not in self.known:
+            picture = _opened(jpeg)
+            self.sizes[jpeg] = picture.size
             whole = self.detail is FULL
-            small = jpeg if whole else _jpeg(_opened(jpeg), self.detail.patch, self.detail.quality)
-            self.known[jpeg] = self._add(small)
+            self.known[jpeg] = self._add(jpeg if whole else _jpeg(picture, self.detail.patch, self.detail.quality))
         return self.known[jpeg]
-
-    def size(self, jpeg: bytes) -> tuple[int, int]:
-        """Width and height of a training image."""
-        if jpeg not in self.sizes:
-            self.sizes[jpeg] = _opened(jpeg).size
-        return self.sizes[jpeg]
 
     def crop(self, pixels: Pixels) -> int:
         """Number of an explained image (height, width, channels)."""
@@ -305,9 +306,10 @@ def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures)
 
 
 def _patch(view: ExampleView, pooling: str, pictures: _Pictures) -> list[Any]:
+    number = pictures.patch(view.jpeg)
     return [
-        pictures.patch(view.jpeg),
-        _box(view.box, pictures.size(view.jpeg)),
+        number,
+        _box(view.box, pictures.sizes[view.jpeg]),
         None if view.map is None else _map(drawn(view.map, pooling)),
         _short(view.score),
         view.path,
