@@ -19,7 +19,6 @@ from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, ClassName, Preprocessing, Source, probe_readout
 from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
-from protonmf_cli.models.image_row import IMAGE_ROW
 from protonmf_cli.models.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
 from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
@@ -146,23 +145,22 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         InputError: the weights are not to be had, or are not the ones the model was made from.
     """
     card = model.card
-    # a head that had no better readout when the file was made may have one now
-    rows = "image" if card.readout["kind"] == IMAGE_ROW else card.readout["rows"]
-    if card.readout["kind"] == COMBINED:
+    rows, kind = card.readout["rows"], card.readout["kind"]  # of which there may be a better one now
+    if kind == COMBINED:
         parts = [_restore_latent(member, weights_of_member(weights or {}, n)) for n, member in enumerate(card.members)]
         return combined_backbone(parts, card)
-    if card.readout["kind"] == LATENT_PATCHES:
+    if kind == LATENT_PATCHES:
         return _restore_latent(card, weights or {})
-    if card.readout["kind"] == POOLED_FEATURES:
+    if kind == POOLED_FEATURES:
         return _restore_features(model, weights, offline)
     if weights is None:
         loaded, _ = load_backbone(_request_of(card, offline))
-        backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows)
+        backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows, kind)
     else:
         network = _network_of(card)
         _load_into(network, _part(weights, BACKBONE), card)
         network.eval()
-        backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows)
+        backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows, kind)
     check_backbone(model, backbone)
     return backbone
 
@@ -478,10 +476,15 @@ def _class_names(timm: Any, network: Network, config: Mapping[str, Any]) -> tupl
 
 
 def _backbone(
-    network: Network, preprocessing: Preprocessing, classes: tuple[ClassName, ...], source: Source, rows: str
+    network: Network,
+    preprocessing: Preprocessing,
+    classes: tuple[ClassName, ...],
+    source: Source,
+    rows: str,
+    kind: str | None = None,
 ) -> Backbone:
     try:
-        readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name)
+        readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name, kind=kind)
     except NotImplementedError as failure:
         raise _encoder(source.name) from failure
     except RuntimeError as failure:

@@ -1,99 +1,119 @@
-"""What an attention layer did in one pass: how much of every token its first query took, and of what.
+"""What an attention layer did in one pass: how much of every token its first queries took, and of what.
 
 timm's attention layers differ in norms, rotary embeddings, biases and masks, but all of them end in torch's
-`scaled_dot_product_attention`, whose arguments are caught here.
+`scaled_dot_product_attention`, or multiply the values by weights that add up to one over the tokens. Both are caught
+here.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from protonmf_cli.models.readout import Network
 
 FUSED = "fused_attn"
 """Attribute of timm's layers: whether they use torch's own attention."""
+PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 @dataclass(frozen=True)
 class Attended:
-    """The arguments of one call, for the first query alone."""
+    """What one call did for the first Q queries."""
 
-    query: Tensor
-    """(B, heads, 1, d)"""
-    key: Tensor
-    """(B, heads, N, d)"""
+    share: Tensor
+    """(B, heads, Q, N) how much of each token; adds up to one over the tokens."""
     value: Tensor
-    mask: Tensor | None
-    """Added to the scores, or True where a token is seen; broadcast to (B, heads, 1, N)."""
-    scale: float
+    """(B, heads, N, d)"""
 
     def writes(self) -> Tensor:
-        """(B, N, heads d) what the first query takes of each token; their sum is the layer's output for it."""
-        scores = (self.query * self.scale) @ self.key.mT
-        if self.mask is not None and self.mask.dtype == torch.bool:
-            scores = scores.masked_fill(~self.mask, -torch.inf)
-        elif self.mask is not None:
-            scores = scores + self.mask
-        share = scores.softmax(dim=-1)
-        return (share.mT * self.value).transpose(1, 2).flatten(2)
+        """(B, Q, N, heads d) what each query takes of each token; their sum over N is the layer's output for it."""
+        taken = self.share[..., None] * self.value[:, :, None]
+        return taken.permute(0, 2, 3, 1, 4).flatten(3)
 
 
-class _Caught(TorchFunctionMode):
-    """Notes every call of torch's attention."""
+class _Catch(TorchFunctionMode):
+    """Hands every attention that runs to a function."""
 
-    def __init__(self) -> None:
+    def __init__(self, queries: int, note: Callable[[Attended], None], is_wanted: Callable[[], bool]) -> None:
         super().__init__()
-        self.calls: list[Attended] = []
+        self.queries = queries
+        self.note = note
+        self.is_wanted = is_wanted
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            self.calls.append(_attended(*args, **kwargs))
+        if self.is_wanted():
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                self.note(self._fused(*args, **kwargs))
+            elif func in PRODUCTS and _is_share(*args[:2]):
+                self.note(Attended(args[0][:, :, : self.queries].clone(), args[1]))
         return func(*args, **kwargs)
 
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **_: Any,
+    ) -> Attended:
+        grouped = query.shape[1] // key.shape[1]
+        if grouped > 1:
+            key, value = (part.repeat_interleave(grouped, dim=1) for part in (key, value))
+        scores = (query[:, :, : self.queries] * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+        if attn_mask is not None:
+            mask = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., : self.queries, :]
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        return Attended(scores.softmax(dim=-1), value)
 
-def _attended(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    **_: Any,
-) -> Attended:
-    mask = attn_mask if attn_mask is None or attn_mask.shape[-2] == 1 else attn_mask[..., :1, :]
-    return Attended(query[:, :, :1], key, value, mask, query.shape[-1] ** -0.5 if scale is None else scale)
+
+def _is_share(left: Tensor, right: Tensor) -> bool:
+    """Whether a product is that of attention weights (B, heads, queries, N) and values (B, heads, N, d)."""
+    if left.ndim != 4 or right.ndim != 4 or not left.numel():
+        return False
+    first = left[:, :, 0]
+    return bool((first >= 0).all()) and torch.allclose(first.sum(dim=-1), torch.ones_like(first[..., 0]), atol=1e-4)
 
 
 @contextmanager
-def attention_of(module: Network) -> Iterator[list[Attended]]:
-    """Every attention inside a module, in order, while it runs once."""
-    changed = [each for each in module.modules() if getattr(each, FUSED, True) is False]
-    for each in changed:
+def attention_of(modules: Iterable[nn.Module], queries: int = 1) -> Iterator[dict[nn.Module, list[Attended]]]:
+    """Every attention that runs inside some modules, by the innermost of them, in order.
+
+    Args:
+        modules: those to watch.
+        queries: Q, how many of the first queries to note.
+    """
+    watched = list(dict.fromkeys(modules))
+    inside: list[Network] = [each for module in watched for each in module.modules()]
+    unfused = [each for each in dict.fromkeys(inside) if getattr(each, FUSED, True) is False]
+    found: dict[nn.Module, list[Attended]] = defaultdict(list)
+    running: list[nn.Module] = []
+
+    def note(attended: Attended) -> None:
+        found[running[-1]].append(attended)
+
+    handles = []
+    for module in watched:
+        handles += [
+            module.register_forward_pre_hook(lambda module, _: running.append(module)),
+            module.register_forward_hook(lambda *_: running.pop() and None, always_call=True),
+        ]
+    for each in unfused:
         setattr(each, FUSED, True)
-    caught = _Caught()
-    entered = []
-
-    def begin(*_: object) -> None:
-        caught.__enter__()
-        entered.append(True)
-
-    def end(*_: object) -> None:
-        if entered:
-            entered.pop()
-            caught.__exit__(None, None, None)
-
-    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]
     try:
-        yield caught.calls
+        with _Catch(queries, note, lambda: bool(running)):
+            yield found
     finally:
         for handle in handles:
             handle.remove()
-        for each in changed:
+        for each in unfused:
             setattr(each, FUSED, False)

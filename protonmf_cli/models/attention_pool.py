@@ -11,6 +11,7 @@ from protonmf_cli.models.pooled_heads import patch_grid, token_names
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
+    Probe,
     Reading,
     Readout,
     find_classifier,
@@ -33,9 +34,9 @@ class LatentPoolReadout(Readout):
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
         pool: Network = network.attn_pool
-        with _Watch(pool) as seen, attention_of(pool) as calls:
+        with _Watch(pool) as seen, attention_of([pool]) as found:
             logits = network.forward_head(network.forward_features(pixels))
-        writes = calls[0].writes() @ pool.proj.weight.mT
+        writes = found[pool][0].writes()[:, 0] @ pool.proj.weight.mT
         start = torch.zeros_like(writes[:, :1]) if pool.proj.bias is None else pool.proj.bias.expand(len(writes), 1, -1)
         attended = writes.sum(dim=1, keepdim=True) + start
         mlp = torch.zeros_like(attended) if pool.mlp is None else pool.mlp(pool.norm(attended))
@@ -48,14 +49,15 @@ class MeanQueryReadout(Readout):
     """A query made of the mean of all positions, itself a token: r_n = a_n v_n, V = projection (CLIP's ResNets)."""
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
-        with attention_of(network.head) as calls:
+        with attention_of([network.head]) as found:
             logits = network.forward_head(network.forward_features(pixels))
-        writes = calls[0].writes()
+        writes = found[network.head][0].writes()[:, 0]
         return Reading(rows=torch.cat([writes[:, 1:], writes[:, :1]], dim=1), logits=logits)
 
 
-def attention_pool(network: Network, features: object) -> Readout | None:
+def attention_pool(network: Network, probe: Probe) -> Readout | None:
     """Readout of an attention pool in front of the classifier; None for any other head."""
+    features = probe.features
     if not isinstance(features, Tensor):
         return None
     if hasattr(getattr(network, "attn_pool", None), "latent"):

@@ -15,10 +15,10 @@ from protonmf_cli.models.class_token import token_writes
 from protonmf_cli.models.frozen_head import frozen_head
 from protonmf_cli.models.image_row import image_row
 from protonmf_cli.models.pooled_heads import affine_head, normalised_head
-from protonmf_cli.models.readout import FORMULA_LIMIT, Network, Reading, Readout, in_float64, relative_difference
+from protonmf_cli.models.readout import FORMULA_LIMIT, Network, Probe, Reading, Readout, in_float64, relative_difference
 from protonmf_cli.models.selecting_heads import selecting_head
 
-Candidate = Callable[[Network, object], Readout | None]
+Candidate = Callable[[Network, Probe], Readout | None]
 
 CANDIDATES: dict[str, tuple[Candidate, ...]] = {
     "auto": (
@@ -32,7 +32,7 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         image_row,
     ),
     "all-layers": (token_writes,),
-    "last-block": (partial(token_writes, first_block=-1),),
+    "last-block": (partial(token_writes, first_layer=-1),),
     "cls": (affine_head,),
     "image": (image_row,),
 }
@@ -139,7 +139,9 @@ class Backbone:
         return replace(self, readout=self.readout.to(device=device, dtype=dtype))
 
 
-def probe_readout(network: Network, input_size: tuple[int, int, int], rows: str, name: str) -> tuple[Readout, float]:
+def probe_readout(
+    network: Network, input_size: tuple[int, int, int], rows: str, name: str, *, kind: str | None = None
+) -> tuple[Readout, float]:
     """Find how the head is read and prove it in float64 on two seeded images.
 
     Args:
@@ -147,6 +149,7 @@ def probe_readout(network: Network, input_size: tuple[int, int, int], rows: str,
         input_size: channels, height, width of an image.
         rows: a key of `CANDIDATES`.
         name: of the model, for messages.
+        kind: take no readout of another kind.
 
     Returns:
         The readout with float32 tensors, and its relative difference in float64.
@@ -161,8 +164,8 @@ def probe_readout(network: Network, input_size: tuple[int, int, int], rows: str,
     with in_float64(network), torch.no_grad():
         features = network.forward_features(pixels)
         for candidate in CANDIDATES[rows]:
-            readout = candidate(network, _copied(features))
-            if readout is None or (rows == "cls" and readout.spatial):
+            readout = candidate(network, Probe(pixels=pixels, features=_copied(features)))
+            if readout is None or kind not in (None, readout.kind) or (rows == "cls" and readout.spatial):
                 continue
             reading = readout.read(network, pixels)
             difference = relative_difference(readout.logits(reading.rows), reading.logits)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.models.pooled_heads import PositionWeights, grid_of, is_affine, position_weights, probe_vectors
-from protonmf_cli.models.readout import Network, Reading, Readout
+from protonmf_cli.models.readout import Network, Probe, Reading, Readout
 
 Grid = tuple[int, int]
 
@@ -56,8 +56,9 @@ class BranchesReadout(Readout):
         return Reading(rows=rows, logits=network.forward_head(features))
 
 
-def branches_head(network: Network, features: object) -> Readout | None:
+def branches_head(network: Network, probe: Probe) -> Readout | None:
     """Readout of a head that is affine in a list of feature tensors; None for any other head."""
+    features = probe.features
     if not isinstance(features, list | tuple) or not all(isinstance(part, Tensor) for part in features):
         return None
     parts = list(features)

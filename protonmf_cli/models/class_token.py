@@ -1,150 +1,211 @@
-"""Class-token vision transformers: what every token wrote into the class token, layer by layer.
+"""Class-token transformers: what every token wrote into the class token, layer by layer.
 
 With t_n the sum over layers of token n's attention write into the class token, e the class token that
-enters the first block plus all attention output biases, and m the sum of the MLP writes,
+enters the first layer plus all attention output biases, and m the sum of the MLP writes,
 
     final class token = sum_n t_n + e + m
 
 and the last norm, folded over the sum, turns each part into a row that the classifier reads. The patches'
-rows have a place; the class token's write to itself, registers, e and m have none.
+rows have a place; the class token's write to itself, registers, e and m have none. A distillation token is read
+like the class token, and its rows stand beside those of the class token.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from protonmf_cli.models.attention import Attended, attention_of
 from protonmf_cli.models.norms import FoldedNorm
-from protonmf_cli.models.pooled_heads import patch_grid, token_names
-from protonmf_cli.models.readout import Network, Reading, Readout, find_classifier, record_head, weight_and_bias
+from protonmf_cli.models.pooled_heads import joined_tokens, patch_grid, token_names
+from protonmf_cli.models.readout import (
+    FORMULA_LIMIT,
+    HeadCall,
+    Network,
+    Probe,
+    Reading,
+    Readout,
+    record_head,
+    relative_difference,
+    weight_and_bias,
+)
+from protonmf_cli.models.residual_stream import Layer, Stream, find_stream, first_tokens
+from protonmf_cli.models.selecting_heads import winners
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenWritesReadout(Readout):
-    """Rows of all blocks from `first_block` on; earlier blocks stay inside the start row."""
+    """Rows of all layers of the stream; layers before them stay inside the start row."""
 
-    first_block: int
+    stream: Stream
+    queries: int
+    """Q, the tokens that the classifier reads; a row is Q vectors side by side."""
     prefix: int
-    norm: FoldedNorm
+    """Tokens before the patches."""
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
-        with _Recorder(network, self.first_block) as seen:
-            logits = network.forward_head(network.forward_features(pixels))
-        tokens = seen.writes
-        parts = torch.cat(
-            [tokens[:, self.prefix :], tokens[:, : self.prefix], seen.start[:, None], seen.mlp[:, None]], dim=1
-        )
-        return Reading(rows=self.norm.rows(parts, seen.final), logits=logits)
+        rows, features = self._rows(network, pixels)
+        return Reading(rows=rows, logits=network.forward_head(features))
+
+    def _rows(self, network: Network, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, Q D) rows, and the features."""
+        with _record(network, self.stream, self.queries) as seen:
+            features = network.forward_features(pixels)
+        tokens, prefix = seen.writes, self.prefix
+        parts = torch.cat([tokens[:, :, prefix:], tokens[:, :, :prefix], seen.start, seen.mlp], dim=2)
+        rows = self.stream.final.norm.rows(parts.flatten(0, 1), seen.final.flatten(0, 1))
+        return rows.unflatten(0, parts.shape[:2]).transpose(1, 2).flatten(2), features
 
 
-def token_writes(network: Network, features: object, *, first_block: int = 0) -> Readout | None:
-    """Readout through the tokens' writes, for a plain VisionTransformer read at its class token; else None."""
-    if not isinstance(features, Tensor) or not _is_plain(network):
+@dataclass(frozen=True, kw_only=True)
+class VotedReadout(TokenWritesReadout):
+    """A class-token head, to which every class adds half the logit of the one patch that wins it (VOLO).
+
+    The winners' halves are C more columns of the patches' rows, each read by its own class alone.
+    """
+
+    votes: str
+    """Name of the layer that gives every patch logits."""
+
+    def read(self, network: Network, pixels: Tensor) -> Reading:
+        rows, features = self._rows(network, pixels)
+        votes = winners(network.get_submodule(self.votes)(features[:, self.prefix :])) / 2
+        votes = nn.functional.pad(votes, (0, 0, 0, rows.shape[1] - votes.shape[1]))
+        return Reading(rows=torch.cat([rows, votes], dim=2), logits=network.forward_head(features))
+
+
+def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Readout | None:
+    """Readout through the tokens' writes, for a head that reads class tokens; None for any other.
+
+    Runs on float64 features (B, N, D).
+    """
+    if not isinstance(probe.features, Tensor) or probe.features.ndim != 3:
         return None
+    features = probe.features
+    voted = _voted_head(network, features)
+    read = joined_tokens(network.forward_head, features) if voted is None else None
+    if voted is not None:
+        queries, (vectors, bias) = 1, weight_and_bias(voted[0].module)
+    elif read is not None and torch.equal(read.order, torch.arange(len(read.order))):
+        queries, vectors, bias = len(read.order), read.vectors, read.bias
+    else:
+        return None
+    stream = find_stream(network, probe.pixels, queries)
+    if stream is None:
+        return None
+    prefix = int(getattr(network, "num_prefix_tokens", queries))
+    grid = patch_grid(network, stream.tokens - prefix)
+    if grid is None:
+        return None
+    bias = bias + vectors @ stream.final.norm.shift.repeat(queries)
+    common: dict[str, Any] = {
+        "grid": grid,
+        "unplaced": (*token_names(prefix), "start and biases", "MLP writes"),
+        "stream": replace(stream, layers=stream.layers[first_layer:]),
+        "queries": queries,
+        "prefix": prefix,
+        "bias": bias,
+    }
+    if voted is None:
+        return TokenWritesReadout(kind="token-writes", vectors=vectors, **common)
+    beside = torch.cat([vectors, torch.eye(len(vectors)).to(vectors)], dim=1)
+    return VotedReadout(kind="token-writes and votes", vectors=beside, votes=voted[1].name, **common)
+
+
+def _voted_head(network: Network, features: Tensor) -> tuple[HeadCall, HeadCall] | None:
+    """The layers for the class token and for the patches, where logits = one + half the other's maximum."""
     logits, calls = record_head(network, features)
-    classifier = find_classifier(calls, logits)
-    if classifier is None or not torch.equal(classifier.inputs, features[:, 0]):
+    own = [c for c in calls if isinstance(c.module, nn.Linear) and torch.equal(c.inputs, features[:, 0])]
+    votes = [c for c in calls if isinstance(c.module, nn.Linear) and torch.equal(c.inputs, features[:, 1:])]
+    if len(own) != 1 or len(votes) != 1 or own[0].outputs.shape != logits.shape:
         return None
-    probe = _random_tokens(features)
-    norm = FoldedNorm.identify(network.norm, probe, network.norm(probe))
-    prefix = int(network.num_prefix_tokens)
-    grid = patch_grid(network, features.shape[1] - prefix)
-    if norm is None or grid is None:
-        return None
-    vectors, bias = weight_and_bias(classifier.module)
-    first = range(len(network.blocks))[first_block]
-    return TokenWritesReadout(
-        kind="token-writes",
-        vectors=vectors,
-        bias=bias + vectors @ norm.shift,
-        grid=grid,
-        unplaced=(*token_names(prefix), "start and biases", "MLP writes"),
-        first_block=first,
-        prefix=prefix,
-        norm=norm,
-    )
-
-
-def _is_plain(network: Network) -> bool:
-    """Pre-norm blocks x + ls1(attn(norm1 x)), x + ls2(mlp(norm2 x)) with one fused qkv and no extra gate."""
-    blocks = getattr(network, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or not len(blocks) or getattr(network, "global_pool", "") != "token":
-        return False
-    return all(
-        type(block).__name__ == "Block"
-        and type(block.attn).__name__ == "Attention"
-        and isinstance(getattr(block.attn, "norm", nn.Identity()), nn.Identity)
-        and getattr(block.attn, "gate", None) is None
-        for block in blocks
-    )
-
-
-def _random_tokens(features: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(6)
-    return torch.randn(4, features.shape[-1], generator=generator, dtype=torch.float64).to(features)
+    found = own[0].outputs + votes[0].outputs.amax(dim=1) / 2
+    return (own[0], votes[0]) if relative_difference(found, logits) <= FORMULA_LIMIT else None
 
 
 @dataclass
-class _Recorder:
-    """Hooks that add up the class token's incoming writes during one forward pass."""
+class _Seen:
+    """What was written into the first tokens, added up during one forward pass."""
 
-    network: Network
-    first_block: int
+    queries: int
     writes: Tensor = field(init=False)
-    """(B, N, D) sum over layers of each token's attention write."""
+    """(B, Q, N, D) sum over layers of each token's attention write."""
     start: Tensor = field(init=False)
-    """(B, D) class token entering the first block, plus output biases."""
+    """(B, Q, 1, D) tokens entering the first layer, plus output biases."""
     mlp: Tensor = field(init=False)
-    """(B, D) sum of the MLP writes."""
+    """(B, Q, 1, D) sum of the MLP writes."""
     final: Tensor = field(init=False)
-    """(B, D) class token entering the last norm."""
+    """(B, Q, D) tokens entering the last norm."""
 
-    def __enter__(self) -> "_Recorder":
-        blocks = list(self.network.blocks)[self.first_block :]
-        self._handles = [
-            blocks[0].register_forward_pre_hook(self._begin),
-            self.network.norm.register_forward_pre_hook(self._end),
-        ]
-        for block in blocks:
-            self._handles.append(block.attn.qkv.register_forward_hook(self._attention(block)))
-            self._handles.append(block.mlp.register_forward_hook(self._mlp(block)))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _begin(self, _: nn.Module, args: tuple) -> None:
-        self.start = args[0][:, 0].clone()
-        self.writes = torch.zeros_like(args[0])
+    def begin(self, stream: Stream, entering: Tensor) -> None:
+        """The first layer starts from tokens (B, Q, D)."""
+        self.start = entering[:, :, None]
+        self.writes = self.start.new_zeros(1, 1, stream.tokens, 1)
         self.mlp = torch.zeros_like(self.start)
 
-    def _end(self, _: nn.Module, args: tuple) -> None:
-        self.final = args[0][:, 0].clone()
+    def attend(self, layer: Layer, linear: Network, attended: Attended, output: Tensor) -> None:
+        """A layer's attention has run."""
+        taken = attended.writes()
+        parts = torch.cat([taken, torch.zeros_like(taken[:, :, :1])], dim=2)  # the last one: what is written anyway
+        if layer.inner_norm is not None:
+            parts = _normed(parts, layer.inner_norm, taken.sum(dim=2))
+        parts = parts @ linear.weight.mT
+        if linear.bias is not None:
+            parts[:, :, -1] += linear.bias
+        if layer.write_norm is not None:
+            parts = _normed(parts, layer.write_norm, output[:, : self.queries])
+        parts *= layer.scale
+        self.writes = self.writes + parts[:, :, :-1]
+        self.start = self.start + parts[:, :, -1:]
 
-    def _attention(self, block: Network) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(_: nn.Module, __: tuple, qkv: Tensor) -> None:
-            attn = block.attn
-            batch, count, width = qkv.shape
-            heads = attn.num_heads
-            query, key, value = qkv.reshape(batch, count, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
-            query, key = attn.q_norm(query[:, :, :1]), attn.k_norm(key)
-            share = ((query * attn.scale) @ key.mT).softmax(dim=-1)  # (B, heads, 1, N)
-            moved = (share.mT * value).transpose(1, 2).reshape(batch, count, -1)
-            self.writes += _scaled(block, "ls1", moved @ attn.proj.weight.mT)
-            if attn.proj.bias is not None:
-                self.start += _scaled(block, "ls1", attn.proj.bias)
+    def add_mlp(self, layer: Layer, output: Tensor) -> None:
+        """A layer's MLP has run."""
+        self.mlp = self.mlp + (layer.mlp_scale * output[:, : self.queries])[:, :, None]
 
-        return hook
+    def pass_norm(self, norm: FoldedNorm, entering: Tensor) -> None:
+        """The stream itself passes a norm."""
+        parts = torch.cat([self.writes, self.mlp, self.start], dim=2)
+        parts = _normed(parts, norm, entering[:, : self.queries])
+        self.writes, self.mlp, self.start = parts[:, :, :-2], parts[:, :, -2:-1], parts[:, :, -1:]
 
-    def _mlp(self, block: Network) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(_: nn.Module, __: tuple, output: Tensor) -> None:
-            self.mlp += _scaled(block, "ls2", output[:, 0])
-
-        return hook
+    def end(self, entering: Tensor) -> None:
+        """The last norm is reached."""
+        self.final = entering[:, : self.queries].clone()
 
 
-def _scaled(block: Network, name: str, tensor: Tensor) -> Tensor:
-    gamma = getattr(getattr(block, name, None), "gamma", None)
-    return tensor if gamma is None else tensor * gamma
+def _normed(parts: Tensor, norm: FoldedNorm, whole: Tensor) -> Tensor:
+    """(B, Q, K, D) parts of (B, Q, D) wholes behind a norm, whose shift goes to the last part."""
+    passed = norm.rows(parts.flatten(0, 1), whole.flatten(0, 1)).view_as(parts)
+    passed[:, :, -1] += norm.shift
+    return passed
+
+
+@contextmanager
+def _record(network: Network, stream: Stream, queries: int) -> Iterator[_Seen]:
+    """Watch a stream during one forward pass."""
+    named, seen, first = network.get_submodule, _Seen(queries), stream.layers[0]
+    with attention_of([named(layer.attention) for layer in stream.layers], queries) as found, ExitStack() as hooks:
+
+        def before(module: str, note: Callable[[tuple], None]) -> None:
+            handle = named(module).register_forward_pre_hook(lambda _, args: note(args))
+            hooks.callback(handle.remove)
+
+        def after(module: str, note: Callable[[Tensor], None]) -> None:
+            handle = named(module).register_forward_hook(lambda _, __, output: note(output))
+            hooks.callback(handle.remove)
+
+        def watch(layer: Layer) -> None:
+            attention, linear, norm = named(layer.attention), named(layer.output), layer.stream_norm
+            after(layer.attention, lambda out: seen.attend(layer, linear, found.pop(attention)[0], out))
+            if norm is not None:
+                before(norm.module, lambda args: seen.pass_norm(norm.norm, args[0]))
+            after(layer.mlp, lambda out: seen.add_mlp(layer, out))
+
+        before(first.block, lambda args: seen.begin(stream, first_tokens(args, queries)[first.stream]))
+        for layer in stream.layers:
+            watch(layer)
+        before(stream.final.module, lambda args: seen.end(args[0]))
+        yield seen

@@ -19,6 +19,7 @@ from protonmf_cli.models.pooled_heads import Layout, grid_of, layouts_of
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
+    Probe,
     Reading,
     Readout,
     find_classifier,
@@ -126,11 +127,12 @@ class FrozenReadout(Readout):
         return self.layout.features((rows[:, None] * masks[:, :, None]).flatten(0, 1))
 
 
-def frozen_head(network: Network, features: object) -> Readout | None:
+def frozen_head(network: Network, probe: Probe) -> Readout | None:
     """Readout of pool -> norms, linear layers and activations -> linear; None for any other head.
 
     Runs on float64 features (B, ...); the ways to take the features apart are tried until one is exact.
     """
+    features = probe.features
     if not isinstance(features, Tensor):
         return None
     logits, calls = record_head(network, features)

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from protonmf_cli.models.readout import Network, Reading, Readout, find_classifier, record_head, weight_and_bias
-
-IMAGE_ROW = "image-row"
+from protonmf_cli.models.readout import Network, Probe, Reading, Readout, find_classifier, record_head, weight_and_bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +25,16 @@ class ImageRowReadout(Readout):
         return Reading(rows=caught[-1].flatten(1)[:, None], logits=logits)
 
 
-def image_row(network: Network, features: object) -> Readout | None:
+def image_row(network: Network, probe: Probe) -> Readout | None:
     """Readout through the last layer that computes the logits; None when there is no such layer."""
+    features = probe.features
     logits, calls = record_head(network, features)
     call = find_classifier(calls, logits)
     if call is None:
         return None
     vectors, bias = weight_and_bias(call.module)
     return ImageRowReadout(
-        kind=IMAGE_ROW,
+        kind="image-row",
         vectors=vectors,
         bias=bias,
         grid=None,

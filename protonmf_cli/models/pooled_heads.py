@@ -11,6 +11,7 @@ from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
+    Probe,
     Reading,
     Readout,
     find_classifier,
@@ -91,17 +92,18 @@ class JoinedReadout(Readout):
         return Reading(rows=self.layout.rows(features)[:, self.order].flatten(1)[:, None], logits=logits)
 
 
-def affine_head(network: Network, features: object) -> Readout | None:
+def affine_head(network: Network, probe: Probe) -> Readout | None:
     """Readout of a head that is affine in one feature tensor; None for any other head.
 
     Runs on float64 features (B, ...). Whatever lies between pool and logits (batch norms, two averaged
     classifiers, convolutions) is folded into V by feeding unit features.
     """
+    features = probe.features
     if not isinstance(features, Tensor) or not is_affine(network.forward_head, features):
         return None
     found = position_weights(network.forward_head, features)
     if found is None:
-        return _joined_head(network.forward_head, features)
+        return joined_tokens(network.forward_head, features)
 
     bias, vectors = probe_vectors(network.forward_head, found, features)
     order, grid, unplaced = _places(network, found)
@@ -117,8 +119,9 @@ def affine_head(network: Network, features: object) -> Readout | None:
     )
 
 
-def normalised_head(network: Network, features: object) -> Readout | None:
+def normalised_head(network: Network, probe: Probe) -> Readout | None:
     """Readout of pool -> norm -> linear; None for any other head."""
+    features = probe.features
     if not isinstance(features, Tensor):
         return None
     logits, calls = record_head(network, features)
@@ -185,9 +188,9 @@ def _relative_weights(gradient: Tensor) -> Tensor | None:
     return weights / total if total > FORMULA_LIMIT else None
 
 
-def _joined_head(head: Callable[[Tensor], Tensor], features: Tensor) -> Readout | None:
-    """One row of a few tokens with weights of their own (distilled class tokens)."""
-    if features.ndim != 3:
+def joined_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> JoinedReadout | None:
+    """One row of the few tokens that an affine head reads (class and distillation tokens); None for any other."""
+    if features.ndim != 3 or not is_affine(head, features):
         return None
     layout = Layout(shape=tuple(features.shape[1:]), channel_axis=-1)
     active = _gradient(head, _random_like(features[:1], seed=3), 4)[0].norm(dim=1) > 0

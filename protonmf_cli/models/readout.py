@@ -37,6 +37,16 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Images by which a head is probed."""
+
+    pixels: Tensor
+    """(B, channels, H, W)"""
+    features: object
+    """What `forward_features` makes of them; a head may overwrite it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Readout(ABC):
     """A head written as a sum over T rows of width D."""
 

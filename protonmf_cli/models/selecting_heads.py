@@ -10,6 +10,7 @@ from protonmf_cli.models.pooled_heads import Layout, grid_of, layouts_of
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
+    Probe,
     Reading,
     Readout,
     find_classifier,
@@ -19,16 +20,16 @@ from protonmf_cli.models.readout import (
 )
 
 
-def _winners(rows: Tensor) -> Tensor:
+def winners(rows: Tensor) -> Tensor:
     """(B, N, D) rows with each channel kept at the position of its maximum alone."""
     best = rows.argmax(dim=1, keepdim=True)
     return torch.zeros_like(rows).scatter(1, best, rows.gather(1, best))
 
 
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
-    "max": _winners,
-    "avgmax": lambda rows: (_winners(rows) + rows / rows.shape[1]) / 2,
-    "catavgmax": lambda rows: torch.cat([rows / rows.shape[1], _winners(rows)], dim=2),
+    "max": winners,
+    "avgmax": lambda rows: (winners(rows) + rows / rows.shape[1]) / 2,
+    "catavgmax": lambda rows: torch.cat([rows / rows.shape[1], winners(rows)], dim=2),
 }
 """(B, N, D) positions -> (B, N, D') rows that add up to what the pool gives."""
 
@@ -49,8 +50,9 @@ class SelectingReadout(Readout):
         return Reading(rows=POOLS[self.pool](self.layout.rows(features)[:, self.prefix :]), logits=logits)
 
 
-def selecting_head(network: Network, features: object) -> Readout | None:
+def selecting_head(network: Network, probe: Probe) -> Readout | None:
     """Readout of a pool with a maximum, then linear; None for any other head."""
+    features = probe.features
     if not isinstance(features, Tensor):
         return None
     logits, calls = record_head(network, features)

@@ -75,7 +75,7 @@ def test_trained_heads_take_an_edit(shared, name):
     change = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     change[3:] = 0
     if backbone.readout.kind == "token-writes":
-        assert backbone.readout.norm.centred
+        assert backbone.readout.stream.final.norm.centred
     assert write_head(backbone, vectors + 0.1 * change) < 1e-7
 
 

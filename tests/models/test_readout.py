@@ -29,10 +29,18 @@ HEADS = [
     ("test_vit", {}, "token-writes", (10, 10)),
     ("deit3_small_patch16_224", {"img_size": 64}, "token-writes", (4, 4)),
     ("vit_small_patch14_reg4_dinov2", {"img_size": 70}, "token-writes", (5, 5)),
-    ("cait_xxs24_224", {}, "single-row", None),
-    ("xcit_nano_12_p8_224", {}, "single-row", None),
-    ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "single-row", None),
-    ("pit_ti_224", {}, "single-row", None),
+    ("vit_small_patch16_rope_224", {"img_size": 64}, "token-writes", (4, 4)),  # rotary embeddings
+    ("vit_relpos_medium_patch16_cls_224", {"img_size": 64}, "token-writes", (4, 4)),  # biased scores
+    ("cait_xxs24_224", {"img_size": 64}, "token-writes", (4, 4)),  # class attention, two tensors per block
+    ("xcit_nano_12_p8_224", {"img_size": 64}, "token-writes", (8, 8)),  # the stream itself passes a norm
+    ("convit_tiny", {"img_size": 64}, "token-writes", (4, 4)),  # attention without torch's function
+    ("tnt_s_patch16_224", {"img_size": 64}, "token-writes", (4, 4)),  # two streams
+    ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "token-writes", (4, 4)),  # two tokens, two classifiers
+    ("pit_ti_224", {}, "token-writes", (7, 7)),  # the last stage of three
+    ("pit_ti_distilled_224", {}, "token-writes", (7, 7)),
+    ("volo_d1_224", {"img_size": 64}, "token-writes and votes", (4, 4)),
+    ("vit_base_patch16_xp_224", {"img_size": 64}, "single-row", None),  # attention and MLP in one module
+    ("mvitv2_small_cls", {"img_size": 64}, "single-row", None),  # attention that adds its query
     ("mobilenetv3_small_050", {}, "gated", (7, 7)),  # an activation that writes to its input
     ("hgnetv2_b0", {}, "gated", (7, 7)),
     ("test_mambaout", {}, "gated", (5, 5)),  # a norm before the hidden layer
@@ -129,6 +137,57 @@ def test_token_writes_name_what_has_no_place_and_last_block_keeps_the_sum():
     assert all_rows[:25].norm() > 1.5 * last_rows[:25].norm()
 
 
+def test_token_writes_are_attention_times_values_times_output_matrix():
+    """Against the formula with the weights of a plain transformer with layer scales, written out."""
+    built, size = network("deit3_small_patch16_224", {"img_size": 64})
+    readout, _ = probe_readout(built, size, "auto", "deit3")
+    qkv, blocks = [], list(built.blocks)
+    for block in blocks:
+        block.attn.qkv.register_forward_hook(lambda _, __, out: qkv.append(out))
+    stream = []
+    built.norm.register_forward_pre_hook(lambda _, args: stream.append(args[0][:, 0]))
+    pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with in_float64(built), torch.no_grad():
+        rows = readout.to(dtype=torch.float64).read(built, pixels).rows
+        writes = 0
+        for block, made in zip(blocks, qkv, strict=True):
+            query, key, value = made.unflatten(2, (3, 6, 64)).permute(2, 0, 3, 1, 4)
+            share = torch.einsum("bhd,bhnd->bhn", query[:, :, 0], key) / 8
+            matrix = block.attn.proj.weight.unflatten(1, (6, 64))
+            written = torch.einsum("bhn,bhnd,ehd->bne", share.softmax(-1), value, matrix)
+            writes = writes + written * block.ls1.gamma
+        spread = (stream[0].var(dim=1, unbiased=False) + built.norm.eps).sqrt()[:, None, None]
+        expected = (writes - writes.mean(dim=2, keepdim=True)) / spread * built.norm.weight
+    # scales and norms went through float32
+    assert torch.allclose(rows[:, :16], expected[:, 1:], rtol=1e-6, atol=1e-9)
+    assert torch.allclose(rows[:, 16], expected[:, 0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("strange", "layers"), [(2, 3), (5, 0)])
+def test_layers_before_one_that_is_not_understood_stay_in_the_start_row(strange, layers):
+    built, size = network("test_vit", {"depth": 6})
+    block = built.blocks[strange]
+    forward = block.forward
+    block.forward = lambda tokens, **_: 1.5 * forward(tokens)
+    readout, difference = probe_readout(built, size, "auto", "toy")
+    assert difference <= 1e-12
+    assert readout.kind == ("token-writes" if layers else "single-row")
+    if layers:
+        assert [layer.block for layer in readout.stream.layers] == [f"blocks.{n}" for n in range(strange + 1, 6)]
+
+
+def test_votes_are_columns_of_the_patches_that_win():
+    built, size = network("volo_d1_224", {"img_size": 64})
+    readout, _ = probe_readout(built, size, "auto", "volo")
+    pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        votes = readout.read(built, pixels).rows[:, :, -10:]
+        aux = built.aux_head(built.forward_features(pixels)[:, 1:])
+    assert torch.equal((votes != 0).sum(dim=1), torch.ones(2, 10))
+    assert torch.allclose(votes.sum(dim=1), aux.amax(dim=1) / 2)
+    assert torch.equal(votes.abs().argmax(dim=1), aux.argmax(dim=1))
+
+
 def test_cls_is_one_row():
     built, size = network("test_vit", {})
     readout, _ = probe_readout(built, size, "cls", "test_vit")
@@ -141,11 +200,13 @@ def test_image_row_on_request():
     assert (readout.kind, readout.vectors.shape) == ("image-row", (10, 96))
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"), [("test_resnet", "all-layers"), ("test_convnext", "cls"), ("volo_d1_224", "auto")]
-)
-def test_refused_with_a_sentence(name, rows):
+@pytest.mark.parametrize("rows", ["all-layers", "cls", "auto"])
+def test_refused_with_a_sentence(rows):
+    name = "test_resnet"
     built, size = network(name, {})
+    if rows == "auto":
+        head = built.forward_head
+        built.forward_head = lambda features: head(features).square()
     with pytest.raises(
         NotExactError, match=f"the classifier of {name} could not be written as a sum over rows"
     ) as caught:
