@@ -1,10 +1,12 @@
 """Options that several commands share, declared once."""
 
+import ast
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from protonmf_cli.errors import UsageError
 from protonmf_cli.options import Form
 
 DEFAULT_MODEL = Path("prototypes.safetensors")
@@ -60,3 +62,17 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Offline = Annotated[bool, typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Never download weights.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes.")]
+
+
+def model_arguments(pairs: list[str]) -> dict[str, Any]:
+    """key=value words as Python values: numbers, true/false, else text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--model-arg {pair!r} is not of the form key=value.")
+        try:
+            found[key] = {"true": True, "false": False}.get(text.lower(), ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            found[key] = {"true": True, "false": False}.get(text.lower(), text)
+    return found

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -46,7 +47,8 @@ class Shown:
     def lines(self, texts: Mapping[str, str]) -> None:
         """Names and what is said of them, in two columns on stdout."""
         for name, text in texts.items():
-            self.out.print(f"{name:>15}  {text}", markup=False)
+            wrapped = textwrap.wrap(text, self.out.width - 17, break_long_words=False, break_on_hyphens=False)
+            self.out.print(f"{name:>15}  " + f"\n{'':17}".join(wrapped), markup=False, soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """Something for those who asked for more."""

@@ -83,7 +83,7 @@ def convert(
     started = time.monotonic()
     shown = Shown(quiet=quiet, verbose=verbose)
     extra = {"num_classes": num_classes} if num_classes else {}
-    arguments_of_model = model_arguments(model_arg or []) | extra
+    arguments_of_model = arguments.model_arguments(model_arg or []) | extra
     chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment)
     if borrow and chosen.reconstruction == "paper":
         raise UsageError(
@@ -264,22 +264,6 @@ def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str
         "versions": installed_versions(("protonmf", "torch", "timm")),
     }
     return digest_of_facts(parts)
-
-
-def model_arguments(pairs: list[str]) -> dict[str, Any]:
-    """key=value words as Python values: numbers, true/false, else text."""
-    import ast
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"--model-arg {pair!r} is not of the form key=value.")
-        try:
-            found[key] = {"true": True, "false": False}.get(text.lower(), ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            found[key] = {"true": True, "false": False}.get(text.lower(), text)
-    return found
 
 
 def _warn_about(backbone: "Backbone", images: "LabelledImages", options: ConversionOptions, shown: Shown) -> None:

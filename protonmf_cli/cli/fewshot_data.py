@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protonmf_cli.cli.arguments import model_arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.errors import InputError, UsageError
 
@@ -52,7 +53,6 @@ def open_features(words: NetworkWords, classes: "tuple[ClassName, ...]", place: 
     """
     import torch
 
-    from protonmf_cli.cli.convert import model_arguments
     from protonmf_cli.files.backbones import BackboneRequest, features_backbone, load_features
 
     joined = words.joined

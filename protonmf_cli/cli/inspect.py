@@ -1,5 +1,6 @@
-"""protonmf inspect: what is in a model file."""
+"""protonmf inspect: what is in a model file, or how a network would be read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,27 +9,68 @@ import typer
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.conversion_report import median_of
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.options import RECIPES, RowsOption
 
 if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
 
+ROWS = RECIPES["default"].rows
+
 
 def inspect(
-    file: Annotated[Path | None, typer.Argument(help="Prototype model file. Default: as --model.")] = None,
+    what: Annotated[str | None, typer.Argument(help="Prototype model file (default: as --model), or a network, named as for convert.")] = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option("--png", help="Picture of a class's prototypes (--class), or of the curves of -p auto."),
-    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Picture of a class's prototypes (--class), or of the curves of -p auto.")] = None,
+    rows: Annotated[RowsOption, typer.Option("--rows", help="Of a network: which rows the head is read through.")] = ROWS,
+    weights: arguments.Weights = None,
+    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1, help="Classes of the checkpoint given with --weights.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Of a network: its weights, or random ones, without a download.")] = True,
+    model_arg: arguments.ModelArg = None,
+    img_size: arguments.ImgSize = None,
+    offline: arguments.Offline = False,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
     quiet: arguments.Quiet = False,
-) -> None:
-    """Show what a model file holds, how exact it is and how much the residual carries."""
+) -> None:  # fmt: skip
+    """Show what a model file holds and how exact it is, or how a network's head would be read."""
     shown = Shown(quiet=quiet)
-    path = file or model
+    of_network = {
+        "--rows": rows != ROWS,
+        "--weights": weights,
+        "--num-classes": num_classes,
+        "--no-pretrained": not pretrained,
+        "--model-arg": model_arg,
+        "--img-size": img_size,
+    }
+    if what is None or Path(what).is_file() or what.endswith(".safetensors"):
+        _refuse(of_network, f"{what or model} is a model file, which keeps them")
+        _inspect_file(Path(what) if what else model, class_name, png, force, as_json, shown)
+        return
+    _refuse({"--class": class_name, "--png": png, "--force": force}, f"{what} is a network, not a model file")
+    if weights is not None and not pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other.")
+    from protonmf_cli.cli.inspect_network import inspect_network
+    from protonmf_cli.files.backbones import BackboneRequest
+
+    extra = {"num_classes": num_classes} if num_classes else {}
+    request = BackboneRequest(
+        name=what, weights=weights, model_args=arguments.model_arguments(model_arg or []) | extra, rows=rows,
+        img_size=img_size, offline=offline, pretrained=pretrained,
+    )  # fmt: skip
+    inspect_network(request, as_json, shown)
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot be given here: {reason}.")
+
+
+def _inspect_file(
+    path: Path, class_name: str | None, png: Path | None, force: bool, as_json: bool, shown: Shown
+) -> None:
     from protonmf_cli.files.store import load_model
 
     found, network = load_model(path)
@@ -167,6 +209,7 @@ def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
         "stability": _stability_words(facts),
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
+        "clipped": f"{measured['clipped_share']:.0%} of the squared rows lie below zero; the residual carries them",
     }
 
 

@@ -79,7 +79,6 @@ def train(
     if not data.exists():
         raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
     from protonmf_cli.cli import machine
-    from protonmf_cli.cli.convert import model_arguments
     from protonmf_cli.files.atomic import check_writable
 
     for target in (output, log, figure):
@@ -95,7 +94,7 @@ def train(
         from protonmf_cli.files.backbones import BackboneRequest, load_features
 
         request = BackboneRequest(
-            name=model, weights=weights, model_args=model_arguments(model_arg or []), img_size=img_size, offline=offline,
+            name=model, weights=weights, model_args=arguments.model_arguments(model_arg or []), img_size=img_size, offline=offline,
             pretrained=pretrained, seed=seed,
         )  # fmt: skip
         network, preprocessing, source, notes = load_features(request)

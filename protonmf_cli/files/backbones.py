@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from protonmf_cli.errors import InputError, NotExactError, UsageError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images import Crop
-from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, ClassName, Preprocessing, Source, probe_readout
+from protonmf_cli.models.backbone import (
+    ADDON,
+    BACKBONE,
+    MISFITS,
+    Backbone,
+    ClassName,
+    Preprocessing,
+    Source,
+    probe_readout,
+    unreadable,
+)
 from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
 from protonmf_cli.models.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
@@ -80,9 +90,10 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     name, notes = complete_name(request.name)
     network = _create(timm, name, request)
     network.eval()
-    _check_classifier(name, network)
-    _check_finite(name, network)
     config = dict(network.pretrained_cfg)
+    _check_classifier(name, network)
+    _check_trained(name, network, config, request)
+    _check_finite(name, network)
     source = _source(network, name, config, request)
     classes = _class_names(timm, network, config)
     return _backbone(network, _preprocessing(timm, network, config, request), classes, source, request.rows), notes
@@ -110,8 +121,8 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
         drop_unused(network, preprocessing.input_size)
     except NotImplementedError as failure:
         raise _encoder(name) from failure
-    except RuntimeError as failure:
-        raise _unreadable(name, preprocessing, failure) from failure
+    except MISFITS as failure:
+        raise unreadable(name, preprocessing.input_size, failure) from failure
     return network, preprocessing, source, notes
 
 
@@ -422,13 +433,36 @@ def _prepare_download(offline: bool) -> None:
 
 
 def _check_classifier(name: str, network: Network) -> None:
+    if _is_encoder(network):
+        raise _encoder(name)
     if not getattr(network, "num_classes", 0):
         raise NotExactError(
             f"{name} has no classifier (num_classes is 0), so there are no logits to explain. "
             "Give a checkpoint with a head: --weights FILE --num-classes C."
         )
+
+
+def _is_encoder(network: Network) -> bool:
+    """Whether a network has no head at all, whatever number of classes is asked for."""
     if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
-        raise _encoder(name)
+        return True
+    try:
+        network.forward_head(torch.zeros(1, 1, 1))
+    except NotImplementedError:
+        return True
+    except Exception:  # a head that wants other features than these
+        return False
+    return False
+
+
+def _check_trained(name: str, network: Network, config: Mapping[str, Any], request: BackboneRequest) -> None:
+    """Refuse the random classifier that timm adds where another number of classes is asked of pretrained weights."""
+    trained = config.get("num_classes")
+    if request.pretrained and request.weights is None and trained is not None and trained != network.num_classes:
+        raise InputError(
+            f"the pretrained weights of {name} have {trained or 'no'} classes, so a classifier of "
+            f"{network.num_classes} would be random. Give the trained checkpoint with --weights FILE."
+        )
 
 
 def _check_finite(name: str, network: Network) -> None:
@@ -483,12 +517,7 @@ def _backbone(
     rows: str,
     kind: str | None = None,
 ) -> Backbone:
-    try:
-        readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name, kind=kind)
-    except NotImplementedError as failure:
-        raise _encoder(source.name) from failure
-    except RuntimeError as failure:
-        raise _unreadable(source.name, preprocessing, failure) from failure
+    readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name, kind=kind)
     return Backbone(
         network=network,
         readout=readout,
@@ -497,10 +526,4 @@ def _backbone(
         classes=classes,
         source=source,
         formula_difference=difference,
-    )
-
-
-def _unreadable(name: str, preprocessing: Preprocessing, failure: RuntimeError) -> InputError:
-    return InputError(
-        f"{name} cannot read images of {preprocessing.input_size} (channels, height, width): {_first_line(failure)}."
     )

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import NotExactError
+from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.models.attention_pool import attention_pool
 from protonmf_cli.models.branches import branches_head
 from protonmf_cli.models.class_token import token_writes
@@ -38,6 +38,9 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
 }
 """Readouts to try for each value of --rows, best first; the first one that is exact is taken."""
 
+
+MISFITS = (RuntimeError, AssertionError, IndexError, ValueError)
+"""What networks raise on images of a size that they cannot read."""
 
 BACKBONE, ADDON = "backbone.", "addon."
 """Prefixes of the weights of the network, and of trained layers between its features and the rows."""
@@ -155,6 +158,7 @@ def probe_readout(
         The readout with float32 tensors, and its relative difference in float64.
 
     Raises:
+        InputError: the network reads no images of this size.
         NotExactError: no candidate reproduces the logits to `FORMULA_LIMIT`.
     """
     generator = torch.Generator().manual_seed(7)
@@ -162,9 +166,16 @@ def probe_readout(
     tried = []
     dtype = next(network.parameters()).dtype
     with in_float64(network), torch.no_grad():
-        features = network.forward_features(pixels)
+        try:
+            features = network.forward_features(pixels)
+        except MISFITS as failure:
+            raise unreadable(name, input_size, failure) from failure
         for candidate in CANDIDATES[rows]:
-            readout = candidate(network, Probe(pixels=pixels, features=_copied(features)))
+            try:
+                readout = candidate(network, Probe(pixels=pixels, features=_copied(features)))
+            except (*MISFITS, TypeError, AttributeError, KeyError) as failure:  # a head unlike any that is known
+                tried.append(f"{type(failure).__name__} while probing: {failure}")
+                continue
             if readout is None or kind not in (None, readout.kind) or (rows == "cls" and readout.spatial):
                 continue
             reading = readout.read(network, pixels)
@@ -178,6 +189,12 @@ def probe_readout(
         f"the classifier of {name} could not be written as a sum over rows with --rows {rows} "
         f"(float64, at most {FORMULA_LIMIT:.0e} relative to the spread of the logits is allowed): {found}. {advice}."
     )
+
+
+def unreadable(name: str, input_size: tuple[int, int, int], failure: Exception) -> InputError:
+    """The refusal of a network that failed on images of a size."""
+    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300]
+    return InputError(f"{name} cannot read images of {input_size} (channels, height, width): {reason}.")
 
 
 def _copied(features: object) -> object:

@@ -151,7 +151,7 @@ def frozen_head(network: Network, probe: Probe) -> Readout | None:
             vectors=vectors,
             bias=bias,
             grid=grid,
-            unplaced=("no place at all",) if masked else (),
+            unplaced=("biases",) if masked else (),
             layout=layout,
             prefix=prefix,
             masked=masked,

@@ -1,0 +1,205 @@
+"""How every architecture of the installed timm is read: kind, exactness, places, and what is refused.
+
+    python tests/benchmarks/census.py RESULTS.jsonl [--only 'vit_*'] [--again single-row ...] [--memory 14]
+    python tests/benchmarks/census.py RESULTS.jsonl --table
+
+Nothing is downloaded: weights are drawn. One forked process per architecture, one at a time, with a limit on its
+memory and time. Every result is a line of RESULTS.jsonl, and architectures that are in it are not run again.
+"""
+
+import argparse
+import fnmatch
+import json
+import math
+import multiprocessing
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from protonmf_cli.errors import NotExactError
+from protonmf_cli.files.backbones import import_timm
+from protonmf_cli.models.backbone import probe_readout
+
+timm: Any = import_timm()
+
+SIDES = (112, 128)
+"""Image sizes to try before the architecture's own, so that a forward pass is cheap."""
+BYTES_PER_WEIGHT = 9
+"""Weights are converted to float64 one by one."""
+SPACE_FOR_ACTIVATIONS = 2**31
+NO_CLASSIFIER, TOO_LARGE, REFUSED, EXACT, FAILED = "no classifier", "too large", "refused", "exact", "failed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--only", default="*", help="architectures whose names fit this pattern")
+    parser.add_argument("--again", nargs="*", default=[], help="kinds or outcomes to run again")
+    parser.add_argument("--memory", type=float, default=14, help="GiB for one architecture")
+    parser.add_argument("--minutes", type=float, default=15, help="for one architecture")
+    parser.add_argument("--table", action="store_true", help="print the summary alone")
+    options = parser.parse_args()
+    found = read(options.results)
+    names = fnmatch.filter(timm.list_models(), options.only)
+    if not options.table:
+        wanted = [n for n in names if n not in found or {found[n]["outcome"], found[n]["kind"]} & {*options.again}]
+        for done, name in enumerate(wanted, start=1):
+            found[name] = examine_apart(name, options.memory, options.minutes)
+            with options.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found[name]) + "\n")
+            print(f"[{done}/{len(wanted)}] {in_words(found[name])}", flush=True)
+    print(table([found[name] for name in names if name in found], missing=sum(n not in found for n in names)))
+
+
+def read(results: Path) -> dict[str, dict[str, Any]]:
+    """The newest result of every architecture that this timm knows, by name."""
+    if not results.exists():
+        return {}
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    return {line["name"]: line for line in lines if line["timm"] == timm.__version__}
+
+
+def examine_apart(name: str, memory: float, minutes: float) -> dict[str, Any]:
+    """The result of one architecture, from a process of its own that may fail without harm."""
+    started = time.perf_counter()
+    here, there = multiprocessing.Pipe(duplex=False)
+    # forked from a process that has imported timm but not computed anything
+    process = multiprocessing.get_context("fork").Process(target=examine_within, args=(name, memory, there))
+    process.start()
+    there.close()
+    try:
+        seen = here.recv() if here.poll(minutes * 60) else {"outcome": FAILED, "said": f"longer than {minutes} minutes"}
+    except EOFError:
+        seen = {"outcome": TOO_LARGE, "said": "the process was stopped"}
+    process.kill()
+    process.join()
+    blank = {"kind": None, "grid": None, "difference": None, "weights": None, "side": None, "said": None}
+    common = {"name": name, "timm": timm.__version__, "seconds": round(time.perf_counter() - started, 1)}
+    return common | blank | seen
+
+
+def examine_within(name: str, memory: float, answer: Any) -> None:
+    """Examine one architecture with at most this many GiB."""
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        answer.send(examine(name, limit))
+    except MemoryError:
+        answer.send({"outcome": TOO_LARGE, "said": f"more than {memory} GiB"})
+    except RuntimeError as failure:
+        outcome = TOO_LARGE if "allocate memory" in str(failure) else FAILED
+        answer.send({"outcome": outcome, "said": f"{type(failure).__name__}: {failure}"[:300]})
+    except Exception as failure:  # whatever an architecture of timm raises is a result
+        answer.send({"outcome": FAILED, "said": f"{type(failure).__name__}: {failure}"[:300]})
+
+
+def examine(name: str, limit: int) -> dict[str, Any]:
+    """Build an architecture at the smallest size that it takes, and find how its head is read."""
+    torch.manual_seed(0)
+    skip_initialisation()
+    seen: dict[str, Any] = {}
+    for network, side in built(name):
+        seen["weights"] = sum(tensor.numel() for tensor in network.parameters())
+        if not network.num_classes or not hasattr(network, "forward_head"):
+            return seen | {"outcome": NO_CLASSIFIER}
+        if BYTES_PER_WEIGHT * seen["weights"] + SPACE_FOR_ACTIVATIONS > limit:
+            return seen | {"outcome": TOO_LARGE}
+        seen["side"] = side
+        draw_weights(network)
+        channels = network.pretrained_cfg.get("input_size", (3,))[0]
+        try:
+            readout, difference = probe_readout(network, (channels, side, side), "auto", name)
+        except NotImplementedError:
+            return seen | {"outcome": NO_CLASSIFIER}
+        except NotExactError as failure:
+            return seen | {"outcome": REFUSED, "said": str(failure)}
+        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as failure:
+            seen["said"] = f"{type(failure).__name__}: {failure}"[:300]  # the next size may do
+            continue
+        return seen | {
+            "outcome": EXACT, "kind": readout.kind, "grid": readout.grid, "difference": difference, "said": None
+        }  # fmt: skip
+    return seen | {"outcome": FAILED}
+
+
+def built(name: str) -> Iterator[tuple[Any, int]]:
+    """The architecture at growing image sizes, with the size."""
+    config = timm.get_pretrained_cfg(name)
+    own = int(config.input_size[-1]) if config else 224
+    fixed = bool(config and config.fixed_input_size)
+    for side in (*(side for side in SIDES if side < own), own):
+        try:
+            yield timm.create_model(name, **({"img_size": side} if fixed and side != own else {})).eval(), side
+        except NotImplementedError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, TypeError, ZeroDivisionError):
+            if side == own:
+                raise
+
+
+def skip_initialisation() -> None:
+    """Make timm's random starts free; `draw_weights` follows."""
+    for name in ("uniform_", "normal_", "erfinv_"):
+        setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor)
+
+
+def draw_weights(network: Any) -> None:
+    """Fill every weight with numbers of variance 1 / fan in, and move all norms, statistics and layer scales."""
+    block = torch.rand(1_048_573, generator=torch.Generator().manual_seed(1))  # a prime: no two rows are alike
+    start = 0
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        times = math.ceil((start + tensor.numel()) / block.numel())
+        noise = block.repeat(times)[start : start + tensor.numel()].view(tensor.shape)
+        start = (start + tensor.numel()) % block.numel()
+        with torch.no_grad():
+            if isinstance(tensor, torch.nn.Parameter) and tensor.ndim > 1:
+                tensor.copy_((2 * noise - 1) * (3 / max(1, tensor[0].numel())) ** 0.5)
+            elif isinstance(tensor, torch.nn.Parameter) or "running" in name:
+                tensor.nan_to_num_(0, 0, 0).clamp_(-1, 1).add_(0.3 * noise)
+
+
+def in_words(seen: dict[str, Any]) -> str:
+    """A line on one architecture."""
+    size = f"{(seen['weights'] or 0) / 1e6:.0f} M"
+    place = "x".join(map(str, seen["grid"])) if seen["grid"] else "no places" if seen["kind"] else ""
+    off = "" if seen["difference"] is None else f"{seen['difference']:.0e}"
+    words = (seen["name"], size, seen["outcome"], seen["kind"] or "", place, off, f"{seen['seconds']:.1f} s")
+    return "  ".join([*filter(None, words), *([seen["said"]] if seen["said"] else [])])
+
+
+def table(found: list[dict[str, Any]], *, missing: int) -> str:
+    """The summary in Markdown."""
+    outcomes = Counter(seen["outcome"] for seen in found)
+    exact = [seen for seen in found if seen["outcome"] == EXACT]
+    rows = []
+    for kind in dict.fromkeys(k for k, _ in Counter(seen["kind"] for seen in exact).most_common()):
+        of_kind = [seen for seen in exact if seen["kind"] == kind]
+        worst = max(seen["difference"] for seen in of_kind)
+        maps = sum(seen["grid"] is not None for seen in of_kind)
+        rows.append(f"| {kind} | {len(of_kind)} | {maps} | {worst:.0e} | {of_kind[0]['name']} |")
+    seconds = sum(seen["seconds"] for seen in found)
+    maps = sum(seen["grid"] is not None for seen in exact)
+    return "\n".join(
+        [
+            f"timm {timm.__version__}: {len(found)} architectures in {seconds / 3600:.1f} hours"
+            + (f", {missing} still missing" if missing else ""),
+            f"with a classifier: {len(found) - outcomes[NO_CLASSIFIER]}; "
+            f"exact {len(exact)}, with maps {maps}, by image row {sum(s['kind'] == 'image-row' for s in exact)}, "
+            + ", ".join(f"{outcome} {outcomes[outcome]}" for outcome in (REFUSED, FAILED, TOO_LARGE)),
+            "",
+            "| kind | architectures | with maps | worst relative difference | for example |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

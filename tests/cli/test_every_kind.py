@@ -1,0 +1,91 @@
+"""One small architecture of each kind of head: converted, explained and drawn on crops of real photographs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import toys
+from protonmf_cli.files.checkpoints import save_checkpoint
+from protonmf_cli.models.backbone import ClassName
+from toys import run
+
+KINDS = {
+    "average": ("test_resnet", {}, 96),
+    "scaled": ("test_convnext", {}, 96),
+    "gated": ("mobilenetv3_small_050", {}, 96),
+    "max pool": ("test_resnet", {"global_pool": "max"}, 96),
+    "attention-pool": ("test_vit3", {"img_size": 96}, 96),
+    "token-writes": ("test_vit", {"img_size": 96}, 96),
+    "token-writes and votes": ("volo_d1_224", {"img_size": 96}, 96),
+    "single-row": ("vit_base_patch16_xp_224", {"img_size": 32, "depth": 2}, 32),
+    "branches": ("efficientvim_m1", {}, 128),
+    "image-row": ("test_resnet", {}, 96),
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Class folders of crops of a temple and of a flower."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for label, pixels in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        for split, count in (("train", 4), ("val", 1)):
+            (folder / split / label).mkdir(parents=True)
+            for n in range(count):
+                top, left = generator.integers(0, 200, 2)
+                Image.fromarray(pixels[top : top + 200, left : left + 260]).save(folder / split / label / f"{n}.png")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convert_explain_and_intervene(kind, photographs, tmp_path):
+    architecture, model_args, side = KINDS[kind]
+    torch.manual_seed(0)
+    network = toys.randomised(timm.create_model(architecture, num_classes=2, **model_args))
+    save_checkpoint(
+        tmp_path / "network",
+        network,
+        architecture=architecture,
+        model_args=model_args,
+        preprocessing=replace(toys.PREPROCESSING, input_size=(3, side, side)),
+        classes=(ClassName(label="temple"), ClassName(label="flower")),
+    )
+    model, picture = tmp_path / "m.safetensors", tmp_path / "m.png"
+    rows = ("--rows", "image") if kind == "image-row" else ()
+    code, out, err = run(
+        "convert", f"local-dir:{tmp_path / 'network'}", "--data", photographs, "-o", model, "-p", 2, "--borrow", 0,
+        "--json", *rows,
+    )  # fmt: skip
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["readout"]["kind"] == kind
+    assert summary["agreement"] == 1
+    spatial = summary["readout"]["spatial"]
+    assert ("no position can be shown" in err) == (not spatial)
+
+    image = photographs / "val" / "flower" / "0.png"
+    code, out, err = run("explain", image, "--model", model, "--png", picture, "--json")
+    assert code == 0, err
+    case = json.loads(out)
+    assert abs(case["ledger_error"]) <= 1e-4
+    assert picture.stat().st_size > 10_000
+    parts = [part["contribution"] for part in case["contributions"]]
+    residual = case["residual"]["contribution"] + case["bias"]
+    assert sum(parts) + residual == pytest.approx(case["logit"], abs=1e-4)
+    assert len(parts) == 2
+    for part in case["contributions"]:
+        assert (part["map"] is not None) == spatial
+        if spatial:
+            assert part["localised"] == pytest.approx(np.sum(part["map"]), abs=1e-4)
+            assert part["contribution"] == pytest.approx(part["localised"] + part["unlocalised"], abs=1e-4)
+
+    code, out, err = run("intervene", image, "--model", model, "--class", "flower", "--zero", 1, "--json")
+    assert code == 0, err
+    assert json.loads(out)["schema"].startswith("protonmf.intervention/")

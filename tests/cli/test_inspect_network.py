@@ -1,0 +1,144 @@
+"""`inspect` on networks: how a head would be read, and every network that cannot be converted, by its sentence."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+import toys
+from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+from protonmf_cli.models.backbone import probe_readout
+from protonmf_cli.pipelines.network_reading import read_network
+from toys import run
+
+
+def inspected(*words: object) -> dict:
+    code, out, err = run("inspect", *words, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_networks_folder(toy):
+    seen = inspected(toy.name)
+    assert seen["schema"] == "protonmf.network/1"
+    assert (seen["classes"], seen["input_size"]) == (4, [3, 64, 64])
+    assert seen["readout"]["kind"] == "average"
+    assert seen["readout"]["grid"] == [4, 4]
+    assert seen["relative_difference_float64"] <= 1e-12
+    assert seen["relative_difference_float32"] <= 1e-5
+    assert seen["placed_share"] == pytest.approx(1, abs=1e-5)
+    assert seen["clipped_share"] == 0
+    assert seen == inspected(toy.network)
+
+
+def test_in_words_with_what_has_no_place():
+    code, out, err = run("inspect", "test_vit", "--no-pretrained")
+    assert code == 0, err
+    text = " ".join(out.split())
+    assert "test_vit (test_vit), 0.4 million weights, drawn at random" in text
+    assert "token-writes, 10 x 10 places, 103 rows of width 64" in text
+    assert "100 of 103 rows; without a place: class token, start and biases, MLP writes; places carry" in text
+    assert "of the squared rows lie below zero; the residual carries them" in text
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_rows_can_be_chosen_and_a_single_row_shows_nothing():
+    code, out, _ = run("inspect", "test_vit", "--no-pretrained", "--rows", "cls")
+    assert code == 0
+    assert "single-row, no places (not spatial), 1 row of width 64" in out
+    assert "contributions are exact, but no position can be shown" in out
+    assert inspected("test_vit", "--no-pretrained", "--rows", "cls")["placed_share"] is None
+
+
+def test_shares_are_those_of_the_rows():
+    backbone, _ = load_backbone(BackboneRequest(name="test_vit", model_args={"num_classes": 3}, pretrained=False))
+    toys.randomised(backbone.network)
+    backbone = replace(backbone, readout=probe_readout(backbone.network, (3, 160, 160), "auto", "toy")[0])
+    crops = torch.randint(0, 255, (3, 3, 160, 160), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seen = read_network(backbone, crops)
+    rows = backbone.read(crops).rows.double().numpy()
+    placed, vectors = rows[:, :100], backbone.readout.vectors.double().numpy()
+    assert seen.clipped_share == pytest.approx(np.square(np.minimum(placed, 0)).sum() / np.square(placed).sum())
+    shares = []
+    for image in rows:
+        logits = image.sum(axis=0) @ vectors.T
+        best = (logits + backbone.readout.bias.double().numpy()).argmax()
+        whole = logits[best] - logits.mean()
+        shares.append((image[:100].sum(axis=0) @ vectors.T)[best] - (image[:100].sum(axis=0) @ vectors.T).mean())
+        shares[-1] /= whole
+    assert seen.placed_share == pytest.approx(np.median(shares), rel=1e-4)
+
+
+def test_layers_of_training_are_switched_off():
+    seen = inspected(
+        "test_resnet", "--no-pretrained", "--model-arg", "drop_rate=0.5", "--model-arg", "drop_path_rate=0.5"
+    )
+    assert seen["relative_difference_float64"] <= 1e-12
+
+
+def test_img_size_where_timm_can():
+    assert inspected("swin_tiny_patch4_window7_224", "--no-pretrained", "--img-size", 64)["readout"]["grid"] == [2, 2]
+    assert inspected("test_resnet", "--no-pretrained", "--img-size", 96)["input_size"] == [3, 96, 96]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["resnet18", "--no-pretrained", "--model-arg", "num_classes=0"], 4, "resnet18 has no classifier (num_classes is 0), so there are no logits to explain. Give a checkpoint with a head: --weights FILE --num-classes C."),
+        (["vit_tiny_patch16_dinov3_qkvb", "--no-pretrained"], 4, "vit_tiny_patch16_dinov3_qkvb has no classifier (num_classes is 0)"),
+        (["qwen3_vit_88m_enc", "--no-pretrained", "--num-classes", 5], 4, "qwen3_vit_88m_enc is an encoder and cannot classify. Choose a classification model, e.g. resnet50."),
+        (["resnet5000", "--no-pretrained"], 2, "timm has no model called 'resnet5000'. Did you mean resnet50"),
+        (["levit_128s", "--no-pretrained", "--img-size", 100], 3, "levit_128s cannot read images of (3, 100, 100)"),
+        (["test_maxvit", "--no-pretrained", "--img-size", 100], 3, "test_maxvit cannot read images of (3, 100, 100)"),
+        (["xcit_nano_12_p8_224", "--no-pretrained", "--img-size", 100], 2, "xcit_nano_12_p8_224 cannot be built with {'img_size': 100}"),
+        (["test_vit", "--no-pretrained", "--class", "dog"], 2, "--class cannot be given here: test_vit is a network, not a model file."),
+        (["nowhere.safetensors"], 3, "there is no prototype model at nowhere.safetensors"),
+        (["nowhere.safetensors", "--rows", "cls"], 2, "--rows cannot be given here: nowhere.safetensors is a model file, which keeps them."),
+    ],
+)  # fmt: skip
+def test_refusals(words, code, sentence):
+    found, out, err = run("inspect", *words)
+    assert (found, out) == (code, "")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return toys.randomised(timm.create_model("test_resnet", num_classes=4)).state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_checkpoints_in_other_number_types_are_read_in_float32(checkpoint, dtype, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in checkpoint.items()}
+    safetensors.torch.save_file(cast, file)
+    seen = inspected("test_resnet", "--weights", file, "--num-classes", 4)
+    assert seen["relative_difference_float64"] <= 1e-12
+    assert seen["relative_difference_float32"] <= 1e-5
+
+
+def test_a_number_that_is_none_in_the_head(checkpoint, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    broken = {name: tensor.clone() for name, tensor in checkpoint.items()}
+    broken["fc.weight"][1, 2] = torch.nan
+    safetensors.torch.save_file(broken, file)
+    code, _, err = run("inspect", "test_resnet", "--weights", file, "--num-classes", 4)
+    assert code == 3
+    assert "the weights of test_resnet hold NaN or infinite numbers (first in fc.weight); nothing was converted." in err
+
+
+def test_a_random_classifier_on_pretrained_weights_is_refused(monkeypatch):
+    """timm drops the trained classifier when another number of classes is asked for, and says so in its log only."""
+    network = timm.create_model("test_resnet", num_classes=5)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+    code, _, err = run("inspect", "test_resnet", "--num-classes", 5)
+    assert code == 3
+    assert "the pretrained weights of test_resnet have 1000 classes, so a classifier of 5 would be random. " in err
+    network.pretrained_cfg = {**network.pretrained_cfg, "num_classes": 0}
+    assert "have no classes, so a classifier of 5 would be random" in run("inspect", "test_resnet")[2]

@@ -1,0 +1,45 @@
+"""The census of timm's architectures, on a few small ones."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parent / "benchmarks" / "census.py"
+
+
+def census(*words: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_results_are_kept_and_counted(tmp_path):
+    results = tmp_path / "results.jsonl"
+    out = census(results, "--only", "test_vit*")
+    assert "[5/5] test_vit_relpos" in out
+    assert "with a classifier: 5; exact 5, with maps 5, by image row 0, refused 0, failed 0, too large 0" in out
+    found = {line["name"]: line for line in map(json.loads, results.read_text().splitlines())}
+    assert found["test_vit"]["kind"] == "token-writes"
+    assert max(line["difference"] for line in found.values()) <= 1e-12
+
+    again = census(results, "--only", "test_vit*")
+    assert "[" not in again, "what is known is not run again"
+    assert "[1/1] test_vit3" in census(results, "--only", "test_vit*", "--again", "attention-pool")
+    assert len(results.read_text().splitlines()) == 6
+
+    table = census(results, "--only", "test_[rv]*", "--table")
+    assert "5 architectures" in table and "1 still missing" in table
+    assert "| scaled | 3 | 3 |" in table
+
+
+def test_no_classifier_and_too_large_are_counted_apart(tmp_path):
+    out = census(tmp_path / "results.jsonl", "--only", "qwen3_vit_88m*")
+    assert out.count("no classifier") == 3 and "with a classifier: 0" in out
+    out = census(tmp_path / "results.jsonl", "--only", "vit_base_patch16_224", "--memory", 2.5)
+    assert "too large 1" in out
