@@ -209,7 +209,7 @@ def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
         "stability": _stability_words(facts),
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
-        "clipped": f"{measured['clipped_share']:.0%} of the squared rows lie below zero; the residual carries them",
+        "clipped": f"{readout['clipped_share']:.0%} of the squared rows lie below zero; the residual carries them",
     }
 
 

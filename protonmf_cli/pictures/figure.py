@@ -151,7 +151,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     said = "" if share is None or not explanation.additive else f" — residual share {rounded(share)}"
     axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
-    axes.set_position((box.x0 + 0.085, box.y0 + 0.012, box.width - 0.085, box.height - 0.012))
+    axes.set_position((box.x0 + 0.1, box.y0 + 0.012, box.width - 0.1, box.height - 0.012))
 
 
 def _prototype_row(

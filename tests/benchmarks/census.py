@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from protonmf_cli.errors import NotExactError
+from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.files.backbones import import_timm
 from protonmf_cli.models.backbone import probe_readout
 
@@ -32,6 +32,7 @@ SIDES = (112, 128)
 BYTES_PER_WEIGHT = 9
 """Weights are converted to float64 one by one."""
 SPACE_FOR_ACTIVATIONS = 2**31
+NO_MEMORY = "allocate memory"
 NO_CLASSIFIER, TOO_LARGE, REFUSED, EXACT, FAILED = "no classifier", "too large", "refused", "exact", "failed"
 
 
@@ -92,39 +93,47 @@ def examine_within(name: str, memory: float, answer: Any) -> None:
     except MemoryError:
         answer.send({"outcome": TOO_LARGE, "said": f"more than {memory} GiB"})
     except RuntimeError as failure:
-        outcome = TOO_LARGE if "allocate memory" in str(failure) else FAILED
-        answer.send({"outcome": outcome, "said": f"{type(failure).__name__}: {failure}"[:300]})
+        said = {"outcome": FAILED, "said": f"{type(failure).__name__}: {failure}"[:300]}
+        answer.send(count(name) if NO_MEMORY in str(failure) else said)
     except Exception as failure:  # whatever an architecture of timm raises is a result
         answer.send({"outcome": FAILED, "said": f"{type(failure).__name__}: {failure}"[:300]})
+
+
+def count(name: str) -> dict[str, Any]:
+    """What is known of an architecture that does not fit into memory."""
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    outcome = TOO_LARGE if network.num_classes else NO_CLASSIFIER
+    return {"outcome": outcome, "weights": sum(tensor.numel() for tensor in network.parameters())}
 
 
 def examine(name: str, limit: int) -> dict[str, Any]:
     """Build an architecture at the smallest size that it takes, and find how its head is read."""
     torch.manual_seed(0)
     skip_initialisation()
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"outcome": FAILED}
     for network, side in built(name):
         seen["weights"] = sum(tensor.numel() for tensor in network.parameters())
         if not network.num_classes or not hasattr(network, "forward_head"):
             return seen | {"outcome": NO_CLASSIFIER}
         if BYTES_PER_WEIGHT * seen["weights"] + SPACE_FOR_ACTIVATIONS > limit:
             return seen | {"outcome": TOO_LARGE}
-        seen["side"] = side
         draw_weights(network)
         channels = network.pretrained_cfg.get("input_size", (3,))[0]
         try:
             readout, difference = probe_readout(network, (channels, side, side), "auto", name)
-        except NotImplementedError:
-            return seen | {"outcome": NO_CLASSIFIER}
         except NotExactError as failure:
-            return seen | {"outcome": REFUSED, "said": str(failure)}
-        except (RuntimeError, AssertionError, ValueError, IndexError, TypeError) as failure:
-            seen["said"] = f"{type(failure).__name__}: {failure}"[:300]  # the next size may do
+            return seen | {"outcome": REFUSED, "side": side, "said": str(failure)}
+        except InputError as failure:  # not at this size
+            if NO_MEMORY in str(failure):
+                return seen | {"outcome": TOO_LARGE, "side": side}
+            seen.setdefault("said", str(failure))
             continue
-        return seen | {
-            "outcome": EXACT, "kind": readout.kind, "grid": readout.grid, "difference": difference, "said": None
-        }  # fmt: skip
-    return seen | {"outcome": FAILED}
+        seen |= {"outcome": EXACT, "kind": readout.kind, "grid": readout.grid, "difference": difference}
+        seen |= {"side": side, "said": None}
+        if readout.spatial:  # otherwise a larger image may leave more than one position
+            break
+    return seen
 
 
 def built(name: str) -> Iterator[tuple[Any, int]]:
@@ -135,8 +144,6 @@ def built(name: str) -> Iterator[tuple[Any, int]]:
     for side in (*(side for side in SIDES if side < own), own):
         try:
             yield timm.create_model(name, **({"img_size": side} if fixed and side != own else {})).eval(), side
-        except NotImplementedError:
-            raise
         except (RuntimeError, AssertionError, ValueError, TypeError, ZeroDivisionError):
             if side == own:
                 raise
@@ -167,7 +174,7 @@ def draw_weights(network: Any) -> None:
 
 def in_words(seen: dict[str, Any]) -> str:
     """A line on one architecture."""
-    size = f"{(seen['weights'] or 0) / 1e6:.0f} M"
+    size = f"{seen['weights'] / 1e6:.0f} M" if seen["weights"] else ""
     place = "x".join(map(str, seen["grid"])) if seen["grid"] else "no places" if seen["kind"] else ""
     off = "" if seen["difference"] is None else f"{seen['difference']:.0e}"
     words = (seen["name"], size, seen["outcome"], seen["kind"] or "", place, off, f"{seen['seconds']:.1f} s")
