@@ -278,6 +278,11 @@ def _warn_about(backbone: "Backbone", images: "LabelledImages", options: Convers
         shown.warn(
             f"{backbone.source.name} is read through one row per image ({backbone.readout.kind}; spatial = false): "
             "contributions are exact, but no position can be shown."
+            + (
+                f" Leave out --rows {options.rows} to read it by places if its head has any."
+                if options.rows != "auto"
+                else ""
+            )
         )
     for c, count in images.left_out.items():
         shown.warn(

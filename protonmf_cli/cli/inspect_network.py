@@ -31,7 +31,9 @@ def inspect_network(request: "BackboneRequest", as_json: bool, shown: Shown) -> 
 
 def network_json(backbone: "Backbone", reading: "NetworkReading") -> dict[str, Any]:
     """`protonmf.network/1`: how a head is read, and figures of its rows on two photographs."""
-    readout, source = backbone.readout, backbone.source
+    from protonmf_cli.pipelines.cards import readout_facts
+
+    source = backbone.source
     return {
         "schema": "protonmf.network/1",
         "model": source.name,
@@ -40,15 +42,7 @@ def network_json(backbone: "Backbone", reading: "NetworkReading") -> dict[str, A
         "weights": _weights(backbone),
         "input_size": list(backbone.preprocessing.input_size),
         "classes": len(backbone.classes),
-        "readout": {
-            "kind": readout.kind,
-            "rows": backbone.rows_option,
-            "rows_per_image": readout.places + len(readout.unplaced),
-            "width": readout.width,
-            "grid": list(readout.grid) if readout.grid else None,
-            "unplaced": list(readout.unplaced),
-            "spatial": readout.spatial,
-        },
+        "readout": readout_facts(backbone),
         "relative_difference_float64": backbone.formula_difference,
         "relative_difference_float32": reading.relative_difference,
         "placed_share": reading.placed_share,

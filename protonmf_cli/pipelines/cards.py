@@ -34,19 +34,12 @@ def bare_card(
         readout: what only this method says of it.
         data: what the images were.
     """
-    rows = backbone.readout
     return Card(
         method=method,
         similarity=similarity,
         pooling=pooling,
         readout={
-            "kind": rows.kind,
-            "rows": backbone.rows_option,
-            "rows_per_image": rows.places + len(rows.unplaced),
-            "width": rows.width,
-            "grid": list(rows.grid) if rows.grid else None,
-            "unplaced": list(rows.unplaced),
-            "spatial": rows.spatial,
+            **readout_facts(backbone),
             "dtype": str(backbone.dtype).removeprefix("torch."),
             "device": backbone.device.type,
             **readout,
@@ -60,6 +53,20 @@ def bare_card(
         data=data,
         measured={},
     )
+
+
+def readout_facts(backbone: Backbone) -> dict[str, Any]:
+    """How a head is read."""
+    rows = backbone.readout
+    return {
+        "kind": rows.kind,
+        "rows": backbone.rows_option,
+        "rows_per_image": rows.places + len(rows.unplaced),
+        "width": rows.width,
+        "grid": list(rows.grid) if rows.grid else None,
+        "unplaced": list(rows.unplaced),
+        "spatial": rows.spatial,
+    }
 
 
 def data_facts(labels: Tensor, images: Sequence[ImageSource]) -> dict[str, Any]:
