@@ -46,6 +46,7 @@ def network_json(backbone: "Backbone", reading: "NetworkReading") -> dict[str, A
         "relative_difference_float64": backbone.formula_difference,
         "relative_difference_float32": reading.relative_difference,
         "placed_share": reading.placed_share,
+        "quadrants_followed": reading.quadrants,
         "clipped_share": reading.clipped_share,
     }
 
@@ -67,12 +68,18 @@ def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained
             placed += (
                 f"; places carry {rounded(reading.placed_share)} of the predicted class's logit against the mean class"
             )
+    following = (
+        {}
+        if reading.quadrants is None
+        else {"places": f"{reading.quadrants} of 4 quadrants of a photograph move the rows that lie there"}
+    )
     return {
         "backbone": f"{source.name} ({source.architecture}), {_weights(backbone) / 1e6:.1f} million weights"
         + (f" {source.digest[:12]}" if pretrained else ", drawn at random"),
         "reads": f"images of {size}, {len(backbone.classes)} classes",
         "readout": f"{readout.kind}, {grid}, {count} row{'s' * (count > 1)} of width {readout.width}",
         "placed": placed,
+        **following,
         "exactness": f"{backbone.formula_difference:.0e} of the spread of the logits in float64, "
         f"{reading.relative_difference:.0e} in float32",
         "clipped": f"{reading.clipped_share:.0%} of the squared rows lie below zero; the residual carries them",

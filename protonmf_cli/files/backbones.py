@@ -92,6 +92,8 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     network.eval()
     config = dict(network.pretrained_cfg)
     _check_classifier(name, network)
+    if not request.pretrained:
+        _draw_zero_classifier(network, request.seed)
     _check_trained(name, network, config, request)
     _check_finite(name, network)
     source = _source(network, name, config, request)
@@ -453,6 +455,15 @@ def _is_encoder(network: Network) -> bool:
     except Exception:  # a head that wants other features than these
         return False
     return False
+
+
+def _draw_zero_classifier(network: Network, seed: int) -> None:
+    """Give an untrained classifier that starts at zero weights, so that its logits depend on its features."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for layer in layers:
+        if not layer.weight.any():
+            nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
 
 
 def _check_trained(name: str, network: Network, config: Mapping[str, Any], request: BackboneRequest) -> None:

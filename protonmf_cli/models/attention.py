@@ -1,8 +1,8 @@
 """What an attention layer did in one pass: how much of every token its first queries took, and of what.
 
-timm's attention layers differ in norms, rotary embeddings, biases and masks, but all of them end in torch's
+timm's attention layers differ in norms, rotary embeddings, biases and masks, but nearly all end in torch's
 `scaled_dot_product_attention`, or multiply the values by weights that add up to one over the tokens. Both are caught
-here.
+here; anything else (causal masks, einsum) is not noted.
 """
 
 from collections import defaultdict
@@ -15,10 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from protonmf_cli.models.readout import Network
-
-FUSED = "fused_attn"
-"""Attribute of timm's layers: whether they use torch's own attention."""
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
@@ -50,12 +46,12 @@ class _Catch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.is_wanted():
             if func is torch.nn.functional.scaled_dot_product_attention:
-                self.note(self._fused(*args, **kwargs))
+                self._note_fused(*args, **kwargs)
             elif func in PRODUCTS and _is_share(*args[:2]):
                 self.note(Attended(args[0][:, :, : self.queries].clone(), args[1]))
         return func(*args, **kwargs)
 
-    def _fused(
+    def _note_fused(
         self,
         query: Tensor,
         key: Tensor,
@@ -65,7 +61,9 @@ class _Catch(TorchFunctionMode):
         is_causal: bool = False,
         scale: float | None = None,
         **_: Any,
-    ) -> Attended:
+    ) -> None:
+        if query.ndim != 4 or is_causal:
+            return
         grouped = query.shape[1] // key.shape[1]
         if grouped > 1:
             key, value = (part.repeat_interleave(grouped, dim=1) for part in (key, value))
@@ -73,7 +71,7 @@ class _Catch(TorchFunctionMode):
         if attn_mask is not None:
             mask = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., : self.queries, :]
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        return Attended(scores.softmax(dim=-1), value)
+        self.note(Attended(scores.softmax(dim=-1), value))
 
 
 def _is_share(left: Tensor, right: Tensor) -> bool:
@@ -93,8 +91,6 @@ def attention_of(modules: Iterable[nn.Module], queries: int = 1) -> Iterator[dic
         queries: Q, how many of the first queries to note.
     """
     watched = list(dict.fromkeys(modules))
-    inside: list[Network] = [each for module in watched for each in module.modules()]
-    unfused = [each for each in dict.fromkeys(inside) if getattr(each, FUSED, True) is False]
     found: dict[nn.Module, list[Attended]] = defaultdict(list)
     running: list[nn.Module] = []
 
@@ -107,13 +103,9 @@ def attention_of(modules: Iterable[nn.Module], queries: int = 1) -> Iterator[dic
             module.register_forward_pre_hook(lambda module, _: running.append(module)),
             module.register_forward_hook(lambda *_: running.pop() and None, always_call=True),
         ]
-    for each in unfused:
-        setattr(each, FUSED, True)
     try:
         with _Catch(queries, note, lambda: bool(running)):
             yield found
     finally:
         for handle in handles:
             handle.remove()
-        for each in unfused:
-            setattr(each, FUSED, False)

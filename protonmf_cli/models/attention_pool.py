@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.models.attention import attention_of
 from protonmf_cli.models.norms import FoldedNorm
-from protonmf_cli.models.pooled_heads import patch_grid, token_names
+from protonmf_cli.models.pooled_heads import patch_grid, prefix_of, token_names
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     Network,
@@ -61,7 +61,7 @@ def attention_pool(network: Network, probe: Probe) -> Readout | None:
     if not isinstance(features, Tensor):
         return None
     if hasattr(getattr(network, "attn_pool", None), "latent"):
-        return _latent_pool(network, features)
+        return _latent_pool(network, probe, features)
     head: Network = getattr(network, "head", None)
     if features.ndim == 4 and isinstance(getattr(head, "proj", None), nn.Linear) and hasattr(head, "pool_type"):
         vectors, bias = weight_and_bias(head.proj)
@@ -70,7 +70,7 @@ def attention_pool(network: Network, probe: Probe) -> Readout | None:
     return None
 
 
-def _latent_pool(network: Network, features: Tensor) -> Readout | None:
+def _latent_pool(network: Network, probe: Probe, features: Tensor) -> Readout | None:
     pool: Network = network.attn_pool
     with _Watch(pool) as seen:
         logits, calls = record_head(network, features)
@@ -85,10 +85,10 @@ def _latent_pool(network: Network, features: Tensor) -> Readout | None:
         norm = next((each for each in found if each is not None), None)
         if norm is None:
             return None
-    count = seen.tokens.shape[1]
-    left = count - _patches(network, count)
-    grid = patch_grid(network, count - left)
-    if grid is None:
+    prefix = prefix_of(network)
+    left_out = next((n for n in (0, prefix) if torch.equal(seen.tokens, features[:, n:])), None)
+    grid = patch_grid(features.shape[1] - prefix, probe.pixels)
+    if left_out is None or grid is None:
         return None
     vectors, bias = weight_and_bias(classifier.module)
     return LatentPoolReadout(
@@ -96,19 +96,10 @@ def _latent_pool(network: Network, features: Tensor) -> Readout | None:
         vectors=vectors,
         bias=bias if norm is None else bias + vectors @ norm.shift,
         grid=grid,
-        unplaced=(*token_names(left)[:left], "output bias", "MLP write"),
-        prefix=left,
+        unplaced=(*token_names(network, prefix)[left_out:], "output bias", "MLP write"),
+        prefix=prefix - left_out,
         norm=norm,
     )
-
-
-def _patches(network: Network, count: int) -> int:
-    """How many of the tokens that the pool reads are patches: some pools leave the tokens before them out."""
-    prefix = int(getattr(network, "num_prefix_tokens", 0))
-    said = getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    if said is not None and said[0] * said[1] in (count, count - prefix):
-        return int(said[0] * said[1])
-    return count - prefix
 
 
 @dataclass

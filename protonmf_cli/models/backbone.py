@@ -1,5 +1,6 @@
 """A trained classifier as protonmf uses it: network, readout, preprocessing, class names."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -158,7 +159,7 @@ def probe_readout(
         The readout with float32 tensors, and its relative difference in float64.
 
     Raises:
-        InputError: the network reads no images of this size.
+        InputError: the network reads no images of this size, or its logits are all the same.
         NotExactError: no candidate reproduces the logits to `FORMULA_LIMIT`.
     """
     generator = torch.Generator().manual_seed(7)
@@ -168,18 +169,23 @@ def probe_readout(
     with in_float64(network), torch.no_grad():
         try:
             features = network.forward_features(pixels)
+            logits = network.forward_head(_copied(features))
         except MISFITS as failure:
             raise unreadable(name, input_size, failure) from failure
+        if logits.numel() > 2 and logits.std() == 0:
+            raise InputError(f"{name} gives the same logit to every class and image: its classifier is not trained.")
         for candidate in CANDIDATES[rows]:
             try:
                 readout = candidate(network, Probe(pixels=pixels, features=_copied(features)))
+                if readout is None or kind not in (None, readout.kind) or (rows == "cls" and readout.spatial):
+                    continue
+                reading = readout.read(network, pixels)
+                difference = relative_difference(readout.logits(reading.rows), reading.logits)
+                if reading.rows.shape[1] != readout.places + len(readout.unplaced):
+                    difference = math.inf
             except (*MISFITS, TypeError, AttributeError, KeyError) as failure:  # a head unlike any that is known
                 tried.append(f"{type(failure).__name__} while probing: {failure}")
                 continue
-            if readout is None or kind not in (None, readout.kind) or (rows == "cls" and readout.spatial):
-                continue
-            reading = readout.read(network, pixels)
-            difference = relative_difference(readout.logits(reading.rows), reading.logits)
             if difference <= FORMULA_LIMIT:
                 return readout.to(dtype=dtype), difference
             tried.append(f"{readout.kind} rows differ by {difference:.1e}")

@@ -5,8 +5,7 @@ a branch may hold class tokens or states of a recurrence, which look like positi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,34 +15,19 @@ from protonmf_cli.models.readout import Network, Probe, Reading, Readout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branches:
-    """How each branch is pooled."""
-
-    found: tuple[PositionWeights, ...]
-
-    def pooled(self, features: Sequence[Tensor]) -> Tensor:
-        """(B, sum of D)"""
-        parts = [
-            (branch.layout.rows(part) * branch.values[:, None]).sum(dim=1)
-            for branch, part in zip(self.found, features, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        """The same branches moved."""
-        return replace(self, found=tuple(replace(b, values=b.values.to(device, dtype)) for b in self.found))
-
-
-@dataclass(frozen=True, kw_only=True)
 class BranchesReadout(Readout):
     """The pooled branches side by side."""
 
-    branches: Branches
+    branches: tuple[PositionWeights, ...]
+    """How each branch is pooled."""
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
         features = network.forward_features(pixels)
-        rows = self.branches.pooled(features)[:, None]
-        return Reading(rows=rows, logits=network.forward_head(features))
+        pooled = [
+            (branch.layout.rows(part) * branch.values[:, None]).sum(dim=1)
+            for branch, part in zip(self.branches, features, strict=True)
+        ]
+        return Reading(rows=torch.cat(pooled, dim=1)[:, None], logits=network.forward_head(features))
 
 
 def branches_head(network: Network, probe: Probe) -> Readout | None:
@@ -66,7 +50,7 @@ def branches_head(network: Network, probe: Probe) -> Readout | None:
         bias=network.forward_head([torch.zeros_like(part[:1]) for part in parts])[0],
         grid=None,
         unplaced=("pooled branches",),
-        branches=Branches(found=tuple(found)),
+        branches=tuple(found),
     )
 
 

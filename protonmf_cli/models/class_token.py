@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.models.attention import Attended, attention_of
 from protonmf_cli.models.norms import FoldedNorm
-from protonmf_cli.models.pooled_heads import joined_tokens, patch_grid, token_names
+from protonmf_cli.models.pooled_heads import patch_grid, prefix_of, probe_tokens, token_names, tokens_read
 from protonmf_cli.models.readout import (
     FORMULA_LIMIT,
     HeadCall,
@@ -86,28 +86,28 @@ def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Rea
         return None
     features = probe.features
     voted = _voted_head(network, features)
-    read = joined_tokens(network.forward_head, features) if voted is None else None
-    if voted is not None:
-        queries, (vectors, bias) = 1, weight_and_bias(voted[0].module)
-    elif read is not None and torch.equal(read.order, torch.arange(len(read.order))):
-        queries, vectors, bias = len(read.order), read.vectors, read.bias
-    else:
+    order = torch.tensor([0]) if voted else tokens_read(network.forward_head, features)
+    if order is None or order.tolist() != list(range(len(order))):
         return None
+    queries = len(order)
     stream = find_stream(network, probe.pixels, queries)
-    if stream is None:
+    if stream is None or features.shape[1] not in (queries, stream.tokens):
         return None
-    prefix = int(getattr(network, "num_prefix_tokens", queries))
-    grid = patch_grid(network, stream.tokens - prefix)
+    prefix = max(prefix_of(network), queries)
+    grid = patch_grid(stream.tokens - prefix, probe.pixels)
     if grid is None:
         return None
-    bias = bias + vectors @ stream.final.norm.shift.repeat(queries)
+    if voted is None:
+        bias, vectors = probe_tokens(network.forward_head, order, features)
+    else:
+        vectors, bias = weight_and_bias(voted[0].module)
     common: dict[str, Any] = {
         "grid": grid,
-        "unplaced": (*token_names(prefix), "start and biases", "MLP writes"),
+        "unplaced": (*token_names(network, prefix, queries), "start and biases", "MLP writes"),
         "stream": replace(stream, layers=stream.layers[first_layer:]),
         "queries": queries,
         "prefix": prefix,
-        "bias": bias,
+        "bias": bias + vectors @ stream.final.norm.shift.repeat(queries),
     }
     if voted is None:
         return TokenWritesReadout(kind="token-writes", vectors=vectors, **common)

@@ -5,7 +5,6 @@ Reference: Chen et al. 2019, section 3.1 (combining networks).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,10 +30,6 @@ class CombinedReadout(Readout):
     members: tuple[Readout, ...]
     sizes: tuple[tuple[int, int, int], ...]
     """Channels, height, width of each network's input."""
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        moved = tuple(member.to(dtype=dtype, device=device) for member in self.members)
-        return replace(super().to(dtype=dtype, device=device), members=moved)
 
     def layers(self) -> dict[str, Tensor]:
         return {f"{n}.{k}": t for n, member in enumerate(self.members) for k, t in member.layers().items()}

@@ -44,10 +44,6 @@ class Gate:
         """g z + phi(0) for several z per image, image by image."""
         return constant.repeat_interleave(len(inputs) // len(constant), dim=0) * inputs + self.at_zero
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "Gate":
-        """The same gate moved."""
-        return Gate(at_zero=self.at_zero.to(device, dtype))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenNorm:
@@ -65,23 +61,8 @@ class FrozenNorm:
         parts = inputs.reshape(len(whole), -1, whole.shape[1])
         return (self.norm.rows(parts, whole) + self.norm.shift).reshape(inputs.shape)
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "FrozenNorm":
-        """The same norm moved."""
-        return FrozenNorm(norm=self.norm.to(dtype=dtype, device=device))
-
 
 Link = Gate | FrozenNorm
-
-
-@dataclass(frozen=True, kw_only=True)
-class Links:
-    """Modules of the head that are frozen, by name."""
-
-    of: dict[str, Link]
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> "Links":
-        """The same links moved."""
-        return Links(of={name: link.to(dtype=dtype, device=device) for name, link in self.of.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +76,8 @@ class FrozenReadout(Readout):
     """Places are kept one by one in features of full size, for heads that mix them."""
     classifier: str
     """Name of the layer inside the network."""
-    links: Links
+    links: dict[str, Link]
+    """Modules of the head that are frozen, by name."""
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
         return self.read_features(network, network.forward_features(pixels))
@@ -143,7 +125,7 @@ def frozen_head(network: Network, probe: Probe) -> Readout | None:
     vectors, bias = weight_and_bias(classifier.module)
     for layout, prefix, masked in _ways(network, features):
         count = layout.rows(features[:1]).shape[1] - prefix
-        grid = grid_of(network, layout, prefix)
+        grid = grid_of(layout, prefix, probe.pixels)
         if grid is None or count < 2:
             continue
         readout = FrozenReadout(
@@ -180,7 +162,7 @@ def _ways(network: Network, features: Tensor) -> Iterator[tuple[Layout, int, boo
         yield Layout(shape=tuple(features.shape[1:]), channel_axis=1), 0, True
 
 
-def _find_links(network: Network, features: Tensor, classifier: str) -> Links:
+def _find_links(network: Network, features: Tensor, classifier: str) -> dict[str, Link]:
     """Activations and norms of the head that see one vector per image, outermost modules first."""
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     waiting: dict[nn.Module, Tensor] = {}
@@ -214,7 +196,7 @@ def _find_links(network: Network, features: Tensor, classifier: str) -> Links:
         link = _link(module, inputs, outputs)
         if link is not None:
             found[name] = link
-    return Links(of=found)
+    return found
 
 
 def _link(module: nn.Module, inputs: Tensor, outputs: Tensor) -> Link | None:
@@ -253,7 +235,7 @@ class _Run:
 
 
 @contextmanager
-def _frozen(network: Network, links: Links, classifier: str) -> Iterator[_Run]:
+def _frozen(network: Network, links: dict[str, Link], classifier: str) -> Iterator[_Run]:
     """First pass: the head as it is, its constants noted. Once `replaying` is set: the frozen head."""
     run, waiting = _Run(), {}
 
@@ -277,7 +259,7 @@ def _frozen(network: Network, links: Links, classifier: str) -> Iterator[_Run]:
         run.caught = args[0].clone()
 
     handles = [network.get_submodule(classifier).register_forward_pre_hook(catch)]
-    for name, link in links.of.items():
+    for name, link in links.items():
         module = network.get_submodule(name)
         handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name, link))]
     try:

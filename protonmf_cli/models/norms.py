@@ -1,6 +1,6 @@
 """The three normalisations of timm's heads, told apart by numbers and folded into rows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -50,7 +50,3 @@ class FoldedNorm:
         if self.centred:
             parts = parts - parts.mean(dim=-1, keepdim=True)
         return parts * (power + self.eps).rsqrt()[:, None, None] * self.scale
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        """The same norm with its vectors moved."""
-        return replace(self, scale=self.scale.to(device, dtype), shift=self.shift.to(device, dtype))

@@ -74,6 +74,8 @@ class AveragedReadout(Readout):
         features = network.forward_features(pixels)
         logits = network.forward_head(features)
         rows = self.layout.rows(features)[:, self.order] * self.weights[:, None]
+        if not self.spatial:
+            rows = rows.sum(dim=1, keepdim=True)
         if self.norm is not None:
             rows = self.norm.rows(rows, rows.sum(dim=1))
         return Reading(rows=rows, logits=logits)
@@ -103,10 +105,10 @@ def affine_head(network: Network, probe: Probe) -> Readout | None:
         return None
     found = position_weights(network.forward_head, features)
     if found is None:
-        return joined_tokens(network.forward_head, features)
+        return _joined_tokens(network.forward_head, features)
 
     bias, vectors = probe_vectors(network.forward_head, found, features)
-    order, grid, unplaced = _places(network, found)
+    order, grid, unplaced = _places(network, found, probe)
     return AveragedReadout(
         kind="average" if grid else "single-row",
         vectors=vectors,
@@ -129,7 +131,7 @@ def normalised_head(network: Network, probe: Probe) -> Readout | None:
     found = position_weights(network.forward_head, features)
     if classifier is None or found is None:
         return None
-    order, grid, unplaced = _places(network, found)
+    order, grid, unplaced = _places(network, found, probe)
     pooled = (found.layout.rows(features)[:, order] * found.values[order][:, None]).sum(dim=1)
     for call in reversed(calls):
         seen, gone = call.inputs.flatten(1), call.outputs.flatten(1)
@@ -154,15 +156,44 @@ def normalised_head(network: Network, probe: Probe) -> Readout | None:
     return None
 
 
+def _joined_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> Readout | None:
+    order = tokens_read(head, features)
+    if order is None:
+        return None
+    bias, vectors = probe_tokens(head, order, features)
+    return JoinedReadout(
+        kind="single-row",
+        vectors=vectors,
+        bias=bias,
+        grid=None,
+        unplaced=("tokens " + ", ".join(str(int(n)) for n in order),),
+        layout=Layout(shape=tuple(features.shape[1:]), channel_axis=-1),
+        order=order,
+    )
+
+
 def position_weights(head: Callable[[Tensor], Tensor], features: Tensor) -> PositionWeights | None:
-    """Find the axis of positions and their weights: along it the gradient of every logit keeps its direction."""
+    """Find the axis of positions and their weights: along it the gradient of every logit keeps its direction.
+
+    A head with one logit keeps it along every axis; there the positions are those with equal weights.
+    """
     sample = _random_like(features[:1], seed=3)
+    gradients = [_gradient(head, sample, seed) for seed in (4, 5)]
+    fitting = []
     for axis in {2: (1,), 3: (-1, 1), 4: (1, -1)}.get(features.ndim, ()):
         layout = Layout(shape=tuple(features.shape[1:]), channel_axis=axis)
-        first, second = (_relative_weights(layout.rows(_gradient(head, sample, seed))[0]) for seed in (4, 5))
+        first, second = (_relative_weights(layout.rows(gradient)[0]) for gradient in gradients)
         if first is not None and second is not None and torch.allclose(first, second, atol=1e-9):
-            return PositionWeights(layout=layout, values=first)
-    return None
+            fitting.append(PositionWeights(layout=layout, values=first))
+    if len(fitting) > 1:
+        fitting = [found for found in fitting if _are_equal(found.values)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _are_equal(weights: Tensor) -> bool:
+    """Whether all weights that are not zero are the same."""
+    active = weights[weights != 0]
+    return torch.allclose(active, active[:1].expand_as(active), rtol=1e-9)
 
 
 def _gradient(head: Callable[[Tensor], Tensor], features: Tensor, seed: int) -> Tensor:
@@ -188,15 +219,19 @@ def _relative_weights(gradient: Tensor) -> Tensor | None:
     return weights / total if total > FORMULA_LIMIT else None
 
 
-def joined_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> JoinedReadout | None:
-    """One row of the few tokens that an affine head reads (class and distillation tokens); None for any other."""
+def tokens_read(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor | None:
+    """(Q,) positions of the few tokens (class, distillation) that an affine head reads; None for any other head."""
     if features.ndim != 3 or not is_affine(head, features):
         return None
-    layout = Layout(shape=tuple(features.shape[1:]), channel_axis=-1)
     active = _gradient(head, _random_like(features[:1], seed=3), 4)[0].norm(dim=1) > 0
     order = active.nonzero()[:, 0]
-    if not 1 <= len(order) <= MOST_TOKENS_IN_ONE_ROW:
+    if len(order) > 1 and position_weights(head, features) is not None:  # an average of patches
         return None
+    return order if 1 <= len(order) <= MOST_TOKENS_IN_ONE_ROW else None
+
+
+def probe_tokens(head: Callable[[Tensor], Tensor], order: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias (C,) and V (C, Q D) of an affine head that reads the tokens at these positions, side by side."""
     count, width = features.shape[1:]
 
     def place(rows: Tensor) -> Tensor:
@@ -204,11 +239,7 @@ def joined_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> JoinedR
         filled[:, order] = rows.reshape(len(rows), len(order), width)
         return filled
 
-    bias, vectors = _probe(head, place, len(order) * width, features)
-    names = ("tokens " + ", ".join(str(int(n)) for n in order),)
-    return JoinedReadout(
-        kind="single-row", vectors=vectors, bias=bias, grid=None, unplaced=names, layout=layout, order=order
-    )
+    return _probe(head, place, len(order) * width, features)
 
 
 def probe_vectors(head: Callable[[Tensor], Tensor], found: PositionWeights, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,50 +269,61 @@ def is_affine(head: Callable[[Tensor], Tensor], features: Tensor) -> bool:
     return relative_difference(0.3 * head(first) + 0.7 * head(second), mixed) <= FORMULA_LIMIT
 
 
-def _places(network: Network, found: PositionWeights) -> tuple[Tensor, tuple[int, int] | None, tuple[str, ...]]:
-    """Rows in order (placed first), their grid, and the names of the others."""
-    positions = found.layout.positions
+def _places(
+    network: Network, found: PositionWeights, probe: Probe
+) -> tuple[Tensor, tuple[int, int] | None, tuple[str, ...]]:
+    """Positions in order (placed first), their grid, and the names of the rows without a place."""
     active = found.values != 0
     count = active.numel()
-    prefix = int(getattr(network, "num_prefix_tokens", 0)) if len(positions) == 1 else 0
-    grid = grid_of(network, found.layout, prefix)
-    if count == 1 or grid is None or not active[prefix:].all():
-        order = active.nonzero()[:, 0]
-        names = token_names(prefix) if prefix else ("pooled features",)
-        labels = tuple(names[n] if n < len(names) else f"position {n + 1}" for n in order.tolist())
-        return order, None, labels
-    before = active[:prefix].nonzero()[:, 0]
-    order = torch.cat([torch.arange(prefix, count, device=before.device), before])
-    return order, grid, tuple(token_names(prefix)[n] for n in before.tolist())
+    prefix = prefix_of(network) if len(found.layout.positions) == 1 else 0
+    grid = grid_of(found.layout, prefix, probe.pixels)
+    order = active.nonzero()[:, 0]
+    if count > 1 and grid is not None and active[prefix:].all():
+        before = order[order < prefix]
+        names = token_names(network, prefix)
+        return torch.cat([order[order >= prefix], before]), grid, tuple(names[n] for n in before.tolist())
+    if len(order) == 1 and order[0] < prefix:
+        return order, None, (token_names(network, prefix)[int(order[0])],)
+    return order, None, ("pooled features",)
 
 
 def layouts_of(network: Network, features: Tensor) -> Iterator[tuple[Layout, int]]:
     """Ways to read a feature tensor: its layout, and how many tokens before the patches are left out."""
-    shape, prefix = tuple(features.shape[1:]), int(getattr(network, "num_prefix_tokens", 0))
+    shape, prefix = tuple(features.shape[1:]), prefix_of(network)
     for axis in {3: (-1, 1), 4: (1, -1)}.get(features.ndim, ()):
         layout = Layout(shape=shape, channel_axis=axis)
         for left_out in dict.fromkeys((prefix if len(layout.positions) == 1 else 0, 0)):
             yield layout, left_out
 
 
-def token_names(prefix: int) -> tuple[str, ...]:
-    """Names of the tokens before the patches."""
-    return ("class token", *(f"register {n}" for n in range(1, prefix)))
+def prefix_of(network: Network) -> int:
+    """How many tokens stand before the patches, as timm's transformers say."""
+    return int(getattr(network, "num_prefix_tokens", 0))
 
 
-def grid_of(network: Network, layout: Layout, prefix: int) -> tuple[int, int] | None:
+def token_names(network: Network, prefix: int, read: int = 0) -> tuple[str, ...]:
+    """Names of the tokens before the patches, of which a head reads the first ones as class tokens."""
+    own = read or sum(getattr(network, name, None) is not None for name in ("cls_token", "dist_token"))
+    names = ("class token", "distillation token")[: min(own, prefix)]
+    return (*names, *(f"register {n}" for n in range(1, prefix - len(names) + 1)))
+
+
+def grid_of(layout: Layout, prefix: int, pixels: Tensor) -> tuple[int, int] | None:
     """Height and width of the grid that the positions after `prefix` tokens lie on; None where it is unknown."""
     positions = layout.positions
-    return (positions[0], positions[1]) if len(positions) == 2 else patch_grid(network, math.prod(positions) - prefix)
+    if len(positions) == 2:
+        return positions[0], positions[1]
+    return patch_grid(math.prod(positions) - prefix, pixels)
 
 
-def patch_grid(network: Network, patches: int) -> tuple[int, int] | None:
-    """Height and width of the patch grid: what the network says, else a square, else None."""
-    said = getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    if said is not None and len(said) == 2 and said[0] * said[1] == patches:
-        return int(said[0]), int(said[1])
-    side = round(patches**0.5)
-    return (side, side) if patches > 1 and side * side == patches else None
+def patch_grid(patches: int, pixels: Tensor) -> tuple[int, int] | None:
+    """Height and width of a grid of so many patches that covers images (B, channels, H, W) evenly; None without one."""
+    height, width = pixels.shape[-2:]
+    pairs = [(down, patches // down) for down in range(1, patches + 1) if patches % down == 0]
+    uneven = {pair: abs(pair[0] * width - pair[1] * height) for pair in pairs}
+    best = min(pairs, key=uneven.__getitem__, default=None)
+    # a stride that does not divide the image rounds each side by less than one patch
+    return best if best is not None and patches > 1 and uneven[best] < max(height, width) else None
 
 
 def _random_like(tensor: Tensor, seed: int) -> Tensor:

@@ -9,7 +9,7 @@ image) are shown as a number. Placed rows always come first, in the order of the
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -98,15 +98,22 @@ class Readout(ABC):
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
         """The same readout with every tensor moved."""
-        moved: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                moved[name] = value.to(device=device, dtype=dtype)
-            elif isinstance(value, Tensor):
-                moved[name] = value.to(device=device)
-            elif hasattr(value, "to"):
-                moved[name] = value.to(dtype=dtype, device=device)
-        return replace(self, **moved)
+        return moved(self, dtype, device)
+
+
+def moved(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
+    """A value with every tensor inside it moved; tensors of whole numbers keep their type, modules move in place."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    if isinstance(value, nn.Module):
+        return value.to(device=device, dtype=dtype)
+    if isinstance(value, tuple):
+        return tuple(moved(part, dtype, device) for part in value)
+    if isinstance(value, dict):
+        return {key: moved(part, dtype, device) for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: moved(part, dtype, device) for name, part in vars(value).items()})
+    return value
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -10,9 +10,9 @@ the layers before it did stays inside the token that enters the first layer of t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,6 @@ class NamedNorm:
 
     module: str
     norm: FoldedNorm
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        """The same norm with its vectors moved."""
-        return replace(self, norm=self.norm.to(dtype=dtype, device=device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +53,6 @@ class Layer:
     mlp_scale: Tensor
     """(D,) s2."""
 
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        """The same layer with its vectors moved."""
-        moved: dict[str, Any] = {
-            name: value.to(dtype=dtype, device=device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor | FoldedNorm | NamedNorm)
-        }
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
@@ -77,11 +64,6 @@ class Stream:
     """The norm whose output are the features."""
     tokens: int
     """N, all tokens that the layers attend to."""
-
-    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
-        """The same stream with its vectors moved."""
-        layers = tuple(layer.to(dtype=dtype, device=device) for layer in self.layers)
-        return replace(self, layers=layers, final=self.final.to(dtype=dtype, device=device))
 
 
 def find_stream(network: Network, pixels: Tensor, queries: int) -> Stream | None:
@@ -107,7 +89,38 @@ def find_stream(network: Network, pixels: Tensor, queries: int) -> Stream | None
                 break
             layers.append(layer)
             target = trace.steps[block].ins[layer.stream]
-    return Stream(layers=tuple(reversed(layers)), final=final, tokens=counts.pop()) if len(counts) == 1 else None
+    if len(counts) != 1:
+        return None
+    stream = Stream(layers=tuple(reversed(layers)), final=final, tokens=counts.pop())
+    return stream if _values_follow_tokens(network, stream, pixels) else None
+
+
+def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> bool:
+    """Whether value n of every attention is made of token n alone: three tokens of each are changed, one by one."""
+    generator = torch.Generator().manual_seed(5)
+    modules = {network.get_submodule(layer.attention): layer.attention for layer in stream.layers}
+    count = min(3, stream.tokens)
+    chosen = {module: torch.randperm(stream.tokens, generator=generator)[:count] for module in modules}
+
+    def change(module: nn.Module, args: tuple) -> tuple:
+        tokens = args[0][:1].repeat(1 + count, 1, 1)
+        for image, token in enumerate(chosen[module].tolist(), start=1):
+            tokens[image, token] += torch.randn(tokens.shape[2], generator=generator, dtype=torch.float64).to(tokens)
+        return (tokens, *args[1:])
+
+    def follows(module: nn.Module) -> bool:
+        value = found[module][0].value
+        changed = (value[1:] - value[:1]).abs().amax(dim=(1, 3)) > FORMULA_LIMIT * value.abs().max()
+        return torch.equal(changed.nonzero()[:, 1], chosen[module])
+
+    handles = [module.register_forward_pre_hook(change) for module in modules]
+    try:
+        with attention_of(modules) as found:
+            network.forward_features(pixels[:1].repeat(1 + count, 1, 1, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return all(len(found[module]) == 1 and follows(module) for module in modules)
 
 
 @dataclass(frozen=True)
@@ -162,9 +175,9 @@ class _Trace:
         inside = [name for name in self._inside(block) if self._out(name).shape == target.shape]
         scales = self._scales(block, target)
         for layer, attended in self._attended(block, inside, scales):
-            bases = [(None, attended), *((n, self._out(n.module)) for n in self._norms_of(attended, inside))]
-            for (stream_norm, base), mlp, scale in product(bases, inside, scales):
-                if mlp != layer["attention"] and _same(base + scale * self._out(mlp), target):
+            bases = self._with_norms(attended, inside)
+            for (stream_norm, base), (mlp, write), scale in product(bases, self._mlp_writes(inside), scales):
+                if _same(base + scale * write, target):
                     yield Layer(**layer, stream_norm=stream_norm, mlp=mlp, mlp_scale=scale)
 
     def _attended(self, block: str, inside: list[str], scales: list[Tensor]) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -173,9 +186,7 @@ class _Trace:
             ending = self._ending(attention)
             if ending is None:
                 continue
-            write = self._out(attention)
-            writes = [(None, write), *((n, self._out(n.module)) for n in self._norms_of(write, inside))]
-            for (write_norm, written), scale in product(writes, scales):
+            for (write_norm, written), scale in product(self._with_norms(self._out(attention), inside), scales):
                 if written.shape == entering.shape:
                     found = {"block": block, "stream": stream, "attention": attention, "inner_norm": ending[0]}
                     how = {"output": ending[1], "write_norm": write_norm and write_norm.norm, "scale": scale}
@@ -186,12 +197,11 @@ class _Trace:
         if attention not in self.attentions:
             return None
         inside, taken = self._inside(attention), self.attentions[attention].writes().sum(dim=2)
-        norms = self._norms_of(taken, inside)
-        for norm, read in [(None, taken), *((n.norm, self._out(n.module)) for n in norms)]:
+        for norm, read in self._with_norms(taken, inside):
             for name in inside:
                 is_linear = isinstance(self.modules[name], nn.Linear)
                 if is_linear and _same(self.steps[name].ins[0], read) and _same(self._out(name), self._out(attention)):
-                    return norm, name
+                    return None if norm is None else norm.norm, name
         return None
 
     def _out(self, name: str) -> Tensor:
@@ -201,10 +211,18 @@ class _Trace:
         """The modules right inside a module that ran on tokens, in order."""
         return [s for s, step in self.steps.items() if s.rpartition(".")[0] == name and step.ins and step.outs]
 
-    def _norms_of(self, tokens: Tensor, inside: list[str]) -> list[NamedNorm]:
-        """Norms that took in these tokens."""
-        found = (self._norm(name) for name in inside if _same(self.steps[name].ins[0], tokens))
-        return [norm for norm in found if norm is not None]
+    def _mlp_writes(self, inside: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """Modules with linear layers and without attention, or norms behind them, and what they write."""
+        for name in inside:
+            attends = any(attention == name or attention.startswith(f"{name}.") for attention in self.attentions)
+            if not attends and any(isinstance(part, nn.Linear | nn.Conv2d) for part in self.modules[name].modules()):
+                for norm, write in self._with_norms(self._out(name), inside):
+                    yield (name if norm is None else norm.module), write
+
+    def _with_norms(self, tokens: Tensor, inside: list[str]) -> list[tuple[NamedNorm | None, Tensor]]:
+        """Tokens as they are, and as they come out of every norm that took them in."""
+        norms = (self._norm(name) for name in inside if _same(self.steps[name].ins[0], tokens))
+        return [(None, tokens), *((norm, self._out(norm.module)) for norm in norms if norm)]
 
     def _norm(self, name: str) -> NamedNorm | None:
         step = self.steps[name]

@@ -24,6 +24,7 @@ import torch
 from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.files.backbones import import_timm
 from protonmf_cli.models.backbone import probe_readout
+from protonmf_cli.pipelines.network_reading import quadrants_followed
 
 timm: Any = import_timm()
 
@@ -79,7 +80,15 @@ def examine_apart(name: str, memory: float, minutes: float) -> dict[str, Any]:
         seen = {"outcome": TOO_LARGE, "said": "the process was stopped"}
     process.kill()
     process.join()
-    blank = {"kind": None, "grid": None, "difference": None, "weights": None, "side": None, "said": None}
+    blank = {
+        "kind": None,
+        "grid": None,
+        "difference": None,
+        "weights": None,
+        "side": None,
+        "quadrants": None,
+        "said": None,
+    }
     common = {"name": name, "timm": timm.__version__, "seconds": round(time.perf_counter() - started, 1)}
     return common | blank | seen
 
@@ -132,7 +141,8 @@ def examine(name: str, limit: int) -> dict[str, Any]:
         seen |= {"outcome": EXACT, "kind": readout.kind, "grid": readout.grid, "difference": difference}
         seen |= {"side": side, "said": None}
         if readout.spatial:  # otherwise a larger image may leave more than one position
-            break
+            pixels = coloured_squares(channels, side, side)
+            return seen | {"quadrants": quadrants_followed(network, readout, pixels)}
     return seen
 
 
@@ -149,10 +159,19 @@ def built(name: str) -> Iterator[tuple[Any, int]]:
                 raise
 
 
+def coloured_squares(channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Two images (2, channels, height, width) of squares and noise, whose quadrants differ also behind a coarse stem."""
+    generator = torch.Generator().manual_seed(seed)
+    squares = torch.randn(2, channels, 8, 8, generator=generator)
+    noise = torch.randn(2, channels, height, width, generator=generator)
+    return 2 * torch.nn.functional.interpolate(squares, size=(height, width)) + noise
+
+
 def skip_initialisation() -> None:
     """Make timm's random starts free; `draw_weights` follows."""
     for name in ("uniform_", "normal_", "erfinv_"):
         setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor)
+    torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor  # which draws until all numbers fit
 
 
 def draw_weights(network: Any) -> None:
@@ -175,7 +194,8 @@ def draw_weights(network: Any) -> None:
 def in_words(seen: dict[str, Any]) -> str:
     """A line on one architecture."""
     size = f"{seen['weights'] / 1e6:.0f} M" if seen["weights"] else ""
-    place = "x".join(map(str, seen["grid"])) if seen["grid"] else "no places" if seen["kind"] else ""
+    grid = seen["grid"] and f"{'x'.join(map(str, seen['grid']))} ({seen['quadrants']} of 4 quadrants)"
+    place = grid or ("no places" if seen["kind"] else "")
     off = "" if seen["difference"] is None else f"{seen['difference']:.0e}"
     words = (seen["name"], size, seen["outcome"], seen["kind"] or "", place, off, f"{seen['seconds']:.1f} s")
     return "  ".join([*filter(None, words), *([seen["said"]] if seen["said"] else [])])
@@ -190,7 +210,8 @@ def table(found: list[dict[str, Any]], *, missing: int) -> str:
         of_kind = [seen for seen in exact if seen["kind"] == kind]
         worst = max(seen["difference"] for seen in of_kind)
         maps = sum(seen["grid"] is not None for seen in of_kind)
-        rows.append(f"| {kind} | {len(of_kind)} | {maps} | {worst:.0e} | {of_kind[0]['name']} |")
+        follow = sum(seen["quadrants"] == 4 for seen in of_kind)
+        rows.append(f"| {kind} | {len(of_kind)} | {maps} | {follow} | {worst:.0e} | {of_kind[0]['name']} |")
     seconds = sum(seen["seconds"] for seen in found)
     maps = sum(seen["grid"] is not None for seen in exact)
     return "\n".join(
@@ -201,8 +222,8 @@ def table(found: list[dict[str, Any]], *, missing: int) -> str:
             f"exact {len(exact)}, with maps {maps}, by image row {sum(s['kind'] == 'image-row' for s in exact)}, "
             + ", ".join(f"{outcome} {outcomes[outcome]}" for outcome in (REFUSED, FAILED, TOO_LARGE)),
             "",
-            "| kind | architectures | with maps | worst relative difference | for example |",
-            "| --- | --- | --- | --- | --- |",
+            "| kind | architectures | with maps | all quadrants follow | worst relative difference | for example |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
         ]
     )

@@ -8,9 +8,11 @@ import timm
 import torch
 
 import toys
-from protonmf_cli.errors import NotExactError
+from benchmarks.census import coloured_squares, draw_weights
+from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.models.readout import FORMULA_LIMIT, in_float64, relative_difference
+from protonmf_cli.pipelines.network_reading import quadrants_followed
 
 HEADS = [
     ("test_resnet", {}, "average", (5, 5)),
@@ -83,6 +85,160 @@ def test_kind_grid_and_exactness(name, arguments, kind, grid):
         if reading.rows.shape[1] > 1:
             short = relative_difference(exact.logits(reading.rows[:, 1:]), reading.logits)
             assert short > 100 * FORMULA_LIMIT, "a readout that lacks a row passes"
+
+
+def quadrants(built, readout, size: tuple[int, int]) -> int:
+    """Of twelve changed quadrants of coloured squares, those whose rows move most where they are."""
+    found = 0
+    for seed in range(3):
+        found += quadrants_followed(built, readout, coloured_squares(3, *size, seed=seed))
+    return found
+
+
+SPATIAL = [entry for entry in HEADS if not hasattr(entry, "marks") and entry[3]]
+
+
+@pytest.mark.parametrize(("name", "arguments", "kind", "grid"), SPATIAL)
+def test_rows_lie_where_the_image_changes(name, arguments, kind, grid):
+    if name == "levit_128s":
+        pytest.skip("untrained attention without a path around it gives every position the same features")
+    built, size = network(name, arguments)
+    draw_weights(built)
+    readout, _ = probe_readout(built, size, "auto", name)
+    assert quadrants(built, readout, size[1:]) >= 9  # 6 where rows and columns are exchanged
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size", "grid"),
+    [
+        ("test_resnet", {}, (64, 256), (2, 8)),
+        ("levit_128s", {"img_size": (128, 512)}, (128, 512), (2, 8)),
+        ("test_vit", {"dynamic_img_size": True}, (64, 256), (4, 16)),
+        ("vit_little_patch16_reg4_gap_256", {"dynamic_img_size": True}, (64, 256), (4, 16)),
+        ("volo_d1_224", {"img_size": (64, 256)}, (64, 256), (4, 16)),
+        ("pit_ti_224", {"img_size": (128, 512)}, (128, 512), (4, 16)),
+        ("xcit_nano_12_p8_224", {"img_size": (64, 256)}, (64, 256), (8, 32)),
+        ("tnt_s_patch16_224", {"img_size": (64, 256)}, (64, 256), (4, 16)),
+        ("test_vit3", {"dynamic_img_size": True}, (64, 256), (4, 16)),
+        ("mobilenetv3_small_050", {}, (128, 512), (4, 16)),
+    ],
+)
+def test_grids_of_images_that_are_not_square(name, arguments, size, grid):
+    torch.manual_seed(0)
+    built = timm.create_model(name, num_classes=10, **arguments).eval()
+    draw_weights(built)
+    readout, _ = probe_readout(built, (3, *size), "auto", name)
+    assert readout.grid == grid
+    assert name == "levit_128s" or quadrants(built, readout, size) >= 9
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "kind", "grid"),
+    [
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}, "average", (2, 2)),
+        ("test_resnet", {}, "average", (5, 5)),
+        ("mobilenetv3_small_050", {}, "gated", (7, 7)),
+        ("test_vit", {}, "token-writes", (10, 10)),
+        ("deit_tiny_distilled_patch16_224", {"img_size": 64}, "token-writes", (4, 4)),
+        ("vit_little_patch16_reg4_gap_256", {"img_size": 64, "fc_norm": False}, "average", (4, 4)),
+    ],
+)
+def test_one_class(name, arguments, kind, grid):
+    """The gradient of one logit keeps its direction along channels as well as along positions."""
+    torch.manual_seed(0)
+    built = toys.randomised(timm.create_model(name, num_classes=1, **arguments))
+    side = arguments.get("img_size", built.pretrained_cfg["input_size"][-1])
+    readout, _ = probe_readout(built, (3, side, side), "auto", name)
+    assert (readout.kind, readout.grid) == (kind, grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "kind", "unplaced"),
+    [
+        ("test_vit", {"img_size": 32, "class_token": False, "global_pool": "avg", "fc_norm": False}, "average", ()),
+        (
+            "vit_little_patch16_reg4_gap_256",
+            {"img_size": 64, "pool_include_prefix": True},
+            "scaled",
+            ("register 1", "register 2", "register 3", "register 4"),
+        ),
+        (
+            "test_vit3",
+            {"img_size": 64, "reg_tokens": 2},
+            "attention-pool",
+            ("register 1", "register 2", "output bias", "MLP write"),
+        ),
+        ("test_resnet", {"img_size": 32}, "single-row", ("pooled features",)),
+    ],
+)
+def test_names_of_what_has_no_place(name, arguments, kind, unplaced):
+    torch.manual_seed(0)
+    side = arguments["img_size"]
+    arguments = {k: v for k, v in arguments.items() if k != "img_size" or "vit" in name}
+    built = toys.randomised(timm.create_model(name, num_classes=10, **arguments))
+    readout, _ = probe_readout(built, (3, side, side), "auto", name)
+    assert (readout.kind, readout.unplaced) == (kind, unplaced)
+
+
+def shuffled(attention):
+    """An attention whose keys come in another order than its tokens."""
+    forward = attention.forward
+
+    def mixed(tokens, **_):
+        order = torch.randperm(tokens.shape[1] - 1, generator=torch.Generator().manual_seed(0)) + 1
+        return forward(torch.cat([tokens[:, :1], tokens[:, order]], dim=1))
+
+    return mixed
+
+
+def test_attention_to_tokens_in_another_order_is_not_drawn():
+    built, size = network("test_vit", {})
+    for block in built.blocks:
+        block.attn.forward = shuffled(block.attn)
+    assert probe_readout(built, size, "auto", "toy")[0].kind == "single-row"
+
+
+def test_an_attention_in_the_place_of_an_mlp_is_not_hidden_in_its_row():
+    built, size = network("test_vit", {})
+    built.blocks[-1].mlp = type(built.blocks[-1].attn)(64).eval()
+    assert probe_readout(built, size, "auto", "toy")[0].kind == "single-row"
+
+
+def test_a_head_that_a_probe_stumbles_over_goes_on_to_the_next_kind(monkeypatch):
+    from protonmf_cli.models import backbone
+
+    def stumbling(*_):
+        raise IndexError("list index out of range")
+
+    built, size = network("test_resnet", {})
+    monkeypatch.setitem(backbone.CANDIDATES, "auto", (stumbling, backbone.image_row))
+    assert probe_readout(built, size, "auto", "toy")[0].kind == "image-row"
+    monkeypatch.setitem(backbone.CANDIDATES, "auto", (stumbling,))
+    with pytest.raises(NotExactError, match="IndexError while probing: list index out of range"):
+        probe_readout(built, size, "auto", "toy")
+
+
+def test_a_head_that_says_nothing_is_refused():
+    """Any readout would reproduce it."""
+    built, size = network("test_resnet", {})
+    torch.nn.init.zeros_(built.fc.weight)
+    torch.nn.init.zeros_(built.fc.bias)
+    with pytest.raises(
+        InputError, match="toy gives the same logit to every class and image: its classifier is not trained"
+    ):
+        probe_readout(built, size, "auto", "toy")
+
+
+def test_a_readout_that_names_other_rows_than_it_has_is_not_taken(monkeypatch):
+    from protonmf_cli.models import backbone
+
+    def named(*arguments):
+        return replace(backbone.affine_head(*arguments), unplaced=("nothing",))
+
+    built, size = network("test_resnet", {})
+    monkeypatch.setitem(backbone.CANDIDATES, "auto", (named,))
+    with pytest.raises(NotExactError):
+        probe_readout(built, size, "auto", "toy")
 
 
 def answering(built, features):
@@ -186,6 +342,13 @@ def test_votes_are_columns_of_the_patches_that_win():
     assert torch.equal((votes != 0).sum(dim=1), torch.ones(2, 10))
     assert torch.allclose(votes.sum(dim=1), aux.amax(dim=1) / 2)
     assert torch.equal(votes.abs().argmax(dim=1), aux.argmax(dim=1))
+
+
+def test_a_distillation_token_is_named():
+    built, size = network("deit_tiny_distilled_patch16_224", {"img_size": 64})
+    readout, _ = probe_readout(built, size, "auto", "toy")
+    assert readout.unplaced == ("class token", "distillation token", "start and biases", "MLP writes")
+    assert readout.width == 2 * 192
 
 
 def test_cls_is_one_row():
