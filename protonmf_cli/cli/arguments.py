@@ -1,6 +1,7 @@
 """Options that several commands share, declared once."""
 
 import ast
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,9 @@ Weights = Annotated[
 ModelArg = Annotated[
     list[str] | None, typer.Option("--model-arg", help="key=value for timm, e.g. pad_type=same. Repeatable.")
 ]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Classes of the checkpoint given with --weights.")
+]
 ImgSize = Annotated[
     int | None, typer.Option("--img-size", min=1, help="Image side in pixels, instead of the checkpoint's.")
 ]
@@ -71,8 +75,10 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--model-arg {pair!r} is not of the form key=value.")
-        try:
-            found[key] = {"true": True, "false": False}.get(text.lower(), ast.literal_eval(text))
-        except (ValueError, SyntaxError):
-            found[key] = {"true": True, "false": False}.get(text.lower(), text)
+        found[key] = text
+        if text.lower() in ("true", "false"):
+            found[key] = text.lower() == "true"
+        else:
+            with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a word
+                found[key] = ast.literal_eval(text)
     return found

@@ -55,7 +55,7 @@ def convert(
     solver: Annotated[Solver | None, typer.Option("--solver", show_default=DEFAULTS.nmf.solver, help="Multiplicative updates or HALS.")] = None,
     examples: Annotated[int, typer.Option("--examples", min=1, help="Training patches kept per prototype.")] = DEFAULTS.examples,
     weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint to load (safetensors, or a pickle of tensors).")] = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1, help="Classes of the checkpoint given with --weights.")] = None,
+    num_classes: arguments.NumClasses = None,
     model_arg: arguments.ModelArg = None,
     img_size: arguments.ImgSize = None,
     exif_transpose: Annotated[bool, typer.Option("--exif-transpose", help="Turn images as their camera says.")] = False,

@@ -25,7 +25,7 @@ def inspect(
     png: Annotated[Path | None, typer.Option("--png", help="Picture of a class's prototypes (--class), or of the curves of -p auto.")] = None,
     rows: Annotated[RowsOption, typer.Option("--rows", help="Of a network: which rows the head is read through.")] = ROWS,
     weights: arguments.Weights = None,
-    num_classes: Annotated[int | None, typer.Option("--num-classes", min=1, help="Classes of the checkpoint given with --weights.")] = None,
+    num_classes: arguments.NumClasses = None,
     pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Of a network: its weights, or random ones, without a download.")] = True,
     model_arg: arguments.ModelArg = None,
     img_size: arguments.ImgSize = None,

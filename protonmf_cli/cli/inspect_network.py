@@ -20,7 +20,8 @@ def inspect_network(request: "BackboneRequest", as_json: bool, shown: Shown) -> 
         bars.stage("loading the model")
         backbone, notes = load_backbone(request)
         bars.stage("reading two photographs")
-        reading = read_network(backbone, sample_crops(crop_of(backbone.preprocessing)))
+        seen = backbone.preprocessing
+        reading = read_network(backbone, sample_crops(crop_of(seen), seen.input_size[0]))
     for note in notes:
         shown.note(note)
     if as_json:

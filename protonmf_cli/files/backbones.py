@@ -131,15 +131,26 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
 def _preprocessing(timm: Any, network: Network, config: Mapping[str, Any], request: BackboneRequest) -> Preprocessing:
     sizes = {"img_size": request.img_size} if request.img_size else {}
     resolved = timm.data.resolve_data_config(sizes, pretrained_cfg=config, model=network)
+    channels, height, width = resolved["input_size"]
+    channels = request.model_args.get("in_chans", channels)
+    if channels not in (1, 3):
+        raise InputError(
+            f"{request.name} reads images of {channels} channels; those of 1 (grey) and 3 (colour) can be read."
+        )
     return Preprocessing(
-        input_size=tuple(resolved["input_size"]),
+        input_size=(channels, height, width),
         interpolation=resolved["interpolation"],
         crop_pct=resolved["crop_pct"],
         crop_mode=resolved["crop_mode"],
-        mean=tuple(resolved["mean"]),
-        std=tuple(resolved["std"]),
+        mean=_per_channel(resolved["mean"], channels),
+        std=_per_channel(resolved["std"], channels),
         exif_transpose=request.exif_transpose,
     )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of colours, or their mean for a network that is asked to read grey."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _source(network: Network, name: str, config: Mapping[str, Any], request: BackboneRequest) -> Source:

@@ -8,10 +8,12 @@ from torch import Tensor
 from protonmf_cli.files.images import Crop
 
 
-def sample_crops(crop: Crop) -> Tensor:
-    """(2, channels, height, width) uint8: a Chinese temple and a flower, as the network sees them."""
+def sample_crops(crop: Crop, channels: int) -> Tensor:
+    """(2, channels, height, width) uint8: a Chinese temple and a flower, in colour (3) or grey (1)."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     found: Any = load_sample_images()
-    return torch.stack([crop(Image.fromarray(pixels)) for pixels in found.images])
+    return torch.stack(
+        [crop(Image.fromarray(pixels).convert("RGB" if channels == 3 else "L")) for pixels in found.images]
+    )

@@ -10,6 +10,7 @@ import timm
 import torch
 
 import toys
+from protonmf_cli.cli.arguments import model_arguments
 from protonmf_cli.files.backbones import BackboneRequest, load_backbone
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.pipelines.network_reading import read_network
@@ -71,6 +72,8 @@ def test_shares_are_those_of_the_rows():
         shares.append((image[:100].sum(axis=0) @ vectors.T)[best] - (image[:100].sum(axis=0) @ vectors.T).mean())
         shares[-1] /= whole
     assert seen.placed_share == pytest.approx(np.median(shares), rel=1e-4)
+    pair = read_network(backbone, crops[:2]).placed_share
+    assert pair == pytest.approx(np.median(shares[:2]), rel=1e-4)
 
 
 def test_layers_of_training_are_switched_off():
@@ -85,12 +88,31 @@ def test_img_size_where_timm_can():
     assert inspected("test_resnet", "--no-pretrained", "--img-size", 96)["input_size"] == [3, 96, 96]
 
 
+def test_grey_images():
+    seen = inspected("test_resnet", "--no-pretrained", "--model-arg", "in_chans=1")
+    assert seen["input_size"] == [1, 160, 160]
+    assert seen["relative_difference_float32"] <= 1e-5
+
+
+def test_places_follow_the_image_and_untrained_classifiers_of_zeros_are_drawn():
+    seen = inspected("test_convnext", "--no-pretrained")
+    assert seen["quadrants_followed"] == 4
+    assert inspected("hiera_tiny_224", "--no-pretrained", "--img-size", 64)["readout"]["kind"] == "scaled"
+
+
+@pytest.mark.parametrize("pair", ["a={[1]:2}", "a=1+", "a=word", "a='"])
+def test_values_that_are_no_python_are_words(pair):
+    assert model_arguments([pair]) == {"a": pair.removeprefix("a=")}
+    assert model_arguments(["a=True", "b=(1, 2)", "c=0.5"]) == {"a": True, "b": (1, 2), "c": 0.5}
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
         (["resnet18", "--no-pretrained", "--model-arg", "num_classes=0"], 4, "resnet18 has no classifier (num_classes is 0), so there are no logits to explain. Give a checkpoint with a head: --weights FILE --num-classes C."),
         (["vit_tiny_patch16_dinov3_qkvb", "--no-pretrained"], 4, "vit_tiny_patch16_dinov3_qkvb has no classifier (num_classes is 0)"),
         (["qwen3_vit_88m_enc", "--no-pretrained", "--num-classes", 5], 4, "qwen3_vit_88m_enc is an encoder and cannot classify. Choose a classification model, e.g. resnet50."),
+        (["test_resnet", "--no-pretrained", "--model-arg", "in_chans=4"], 3, "test_resnet reads images of 4 channels; those of 1 (grey) and 3 (colour) can be read."),
         (["resnet5000", "--no-pretrained"], 2, "timm has no model called 'resnet5000'. Did you mean resnet50"),
         (["levit_128s", "--no-pretrained", "--img-size", 100], 3, "levit_128s cannot read images of (3, 100, 100)"),
         (["test_maxvit", "--no-pretrained", "--img-size", 100], 3, "test_maxvit cannot read images of (3, 100, 100)"),
