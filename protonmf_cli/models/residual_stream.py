@@ -78,27 +78,26 @@ def find_stream(network: Network, pixels: Tensor, queries: int) -> Stream | None
         return None
     target = trace.steps[final.module].ins[0]
     layers: list[Layer] = []
-    counts: set[int] = set()
+    tokens = 0
     for block in reversed(trace.blocks()):
         if any(_same(out, target) for out in trace.steps[block].outs):
             layer = next(trace.layers(block, target), None)
-            if layer is None:
+            attended = 0 if layer is None else trace.attentions[layer.attention].value.shape[2]
+            if layer is None or attended != (tokens or attended):
                 break
-            counts.add(trace.attentions[layer.attention].value.shape[2])
-            if len(counts) > 1:
-                break
+            tokens = attended
             layers.append(layer)
             target = trace.steps[block].ins[layer.stream]
-    if len(counts) != 1:
+    if not layers:
         return None
-    stream = Stream(layers=tuple(reversed(layers)), final=final, tokens=counts.pop())
+    stream = Stream(layers=tuple(reversed(layers)), final=final, tokens=tokens)
     return stream if _values_follow_tokens(network, stream, pixels) else None
 
 
 def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> bool:
     """Whether value n of every attention is made of token n alone: three tokens of each are changed, one by one."""
     generator = torch.Generator().manual_seed(5)
-    modules = {network.get_submodule(layer.attention): layer.attention for layer in stream.layers}
+    modules = [network.get_submodule(layer.attention) for layer in stream.layers]
     count = min(3, stream.tokens)
     chosen = {module: torch.randperm(stream.tokens, generator=generator)[:count] for module in modules}
 

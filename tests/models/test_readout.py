@@ -95,13 +95,12 @@ def quadrants(built, readout, size: tuple[int, int]) -> int:
     return found
 
 
-SPATIAL = [entry for entry in HEADS if not hasattr(entry, "marks") and entry[3]]
+# the untrained attention of LeViT, without a path around it, gives every position the same features
+SPATIAL = [entry for entry in HEADS if not hasattr(entry, "marks") and entry[3] and entry[0] != "levit_128s"]
 
 
 @pytest.mark.parametrize(("name", "arguments", "kind", "grid"), SPATIAL)
 def test_rows_lie_where_the_image_changes(name, arguments, kind, grid):
-    if name == "levit_128s":
-        pytest.skip("untrained attention without a path around it gives every position the same features")
     built, size = network(name, arguments)
     draw_weights(built)
     readout, _ = probe_readout(built, size, "auto", name)
