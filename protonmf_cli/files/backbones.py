@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 import re
 import socket
@@ -136,6 +137,11 @@ def _preprocessing(timm: Any, network: Network, config: Mapping[str, Any], reque
     if channels not in (1, 3):
         raise InputError(
             f"{request.name} reads images of {channels} channels; those of 1 (grey) and 3 (colour) can be read."
+        )
+    if min(height, width) < 1 or not all(0 < value < math.inf for value in resolved["std"]):
+        raise InputError(
+            f"the preprocessing of {request.name} cannot be used: images of {height} x {width}, divided by "
+            f"{tuple(resolved['std'])}."
         )
     return Preprocessing(
         input_size=(channels, height, width),

@@ -1,6 +1,7 @@
 """`inspect` on networks: how a head would be read, and every network that cannot be converted, by its sentence."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,17 @@ def test_checkpoints_in_other_number_types_are_read_in_float32(checkpoint, dtype
     seen = inspected("test_resnet", "--weights", file, "--num-classes", 4)
     assert seen["relative_difference_float64"] <= 1e-12
     assert seen["relative_difference_float32"] <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "value"), [("std", [0.2, 0.0, 0.2]), ("input_size", [3, 0, -4])])
+def test_preprocessing_that_cannot_be_used(toy, name, value, tmp_path):
+    shutil.copytree(toy.network, tmp_path / "network")
+    config = json.loads((tmp_path / "network" / "config.json").read_text())
+    config["pretrained_cfg"][name] = value
+    (tmp_path / "network" / "config.json").write_text(json.dumps(config))
+    code, out, err = run("inspect", tmp_path / "network")
+    assert (code, out) == (3, "")
+    assert "cannot be used: images of" in err
 
 
 def test_a_number_that_is_none_in_the_head(checkpoint, tmp_path):
