@@ -94,7 +94,7 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     config = dict(network.pretrained_cfg)
     _check_classifier(name, network)
     if not request.pretrained:
-        _draw_zero_classifier(network, request.seed)
+        _draw_zero_layers(network, request.seed)
     _check_trained(name, network, config, request)
     _check_finite(name, network)
     source = _source(network, name, config, request)
@@ -474,12 +474,11 @@ def _is_encoder(network: Network) -> bool:
     return False
 
 
-def _draw_zero_classifier(network: Network, seed: int) -> None:
-    """Give an untrained classifier that starts at zero weights, so that its logits depend on its features."""
+def _draw_zero_layers(network: Network, seed: int) -> None:
+    """Give layers of an untrained network that start at zero (some classifiers) weights, so that they do something."""
     generator = torch.Generator().manual_seed(seed)
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        if not layer.weight.any():
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not layer.weight.any():
             nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
 
 

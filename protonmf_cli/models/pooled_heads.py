@@ -157,7 +157,7 @@ def normalised_head(network: Network, probe: Probe) -> Readout | None:
 
 
 def _joined_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> Readout | None:
-    order = tokens_read(head, features)
+    order = _few_tokens(head, features)
     if order is None:
         return None
     bias, vectors = probe_tokens(head, order, features)
@@ -221,12 +221,18 @@ def _relative_weights(gradient: Tensor) -> Tensor | None:
 
 def tokens_read(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor | None:
     """(Q,) positions of the few tokens (class, distillation) that an affine head reads; None for any other head."""
-    if features.ndim != 3 or not is_affine(head, features):
+    order = _few_tokens(head, features) if is_affine(head, features) else None
+    if order is not None and len(order) > 1 and position_weights(head, features) is not None:
+        return None  # an average of patches
+    return order
+
+
+def _few_tokens(head: Callable[[Tensor], Tensor], features: Tensor) -> Tensor | None:
+    """(Q,) positions of tokens whose gradient is not zero, where they are few."""
+    if features.ndim != 3:
         return None
     active = _gradient(head, _random_like(features[:1], seed=3), 4)[0].norm(dim=1) > 0
     order = active.nonzero()[:, 0]
-    if len(order) > 1 and position_weights(head, features) is not None:  # an average of patches
-        return None
     return order if 1 <= len(order) <= MOST_TOKENS_IN_ONE_ROW else None
 
 
