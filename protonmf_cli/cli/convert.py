@@ -103,8 +103,9 @@ def convert(
     machine.set_threads(threads)
     with shown.progress() as bars:
         bars.stage("loading the model")
-        from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+        from protonmf_cli.files.backbones import load_backbone
         from protonmf_cli.files.datasets import ClassMapping, find_images
+        from protonmf_cli.files.networks import BackboneRequest
         from protonmf_cli.pipelines.conversion import check_counts
         from protonmf_cli.pipelines.features import images_that_fit
 

@@ -53,7 +53,8 @@ def open_features(words: NetworkWords, classes: "tuple[ClassName, ...]", place: 
     """
     import torch
 
-    from protonmf_cli.files.backbones import BackboneRequest, features_backbone, load_features
+    from protonmf_cli.files.backbones import features_backbone, load_features
+    from protonmf_cli.files.networks import BackboneRequest
 
     joined = words.joined
     request = BackboneRequest(

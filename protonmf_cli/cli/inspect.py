@@ -19,6 +19,7 @@ ROWS = RECIPES["default"].rows
 
 
 def inspect(
+    context: typer.Context,
     what: Annotated[str | None, typer.Argument(help="Prototype model file (default: as --model), or a network, named as for convert.")] = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
@@ -48,11 +49,14 @@ def inspect(
         _refuse(of_network, f"{what or model} is a model file, which keeps them")
         _inspect_file(Path(what) if what else model, class_name, png, force, as_json, shown)
         return
-    _refuse({"--class": class_name, "--png": png, "--force": force}, f"{what} is a network, not a model file")
+    source = context.get_parameter_source("model")  # of typer's own click or of the installed one
+    named = source is not None and source.name == "COMMANDLINE"
+    of_file = {"--model": named, "--class": class_name, "--png": png, "--force": force}
+    _refuse(of_file, f"{what} is a network, not a model file")
     if weights is not None and not pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other.")
     from protonmf_cli.cli.inspect_network import inspect_network
-    from protonmf_cli.files.backbones import BackboneRequest
+    from protonmf_cli.files.networks import BackboneRequest
 
     extra = {"num_classes": num_classes} if num_classes else {}
     request = BackboneRequest(

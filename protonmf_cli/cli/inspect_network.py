@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from protonmf_cli.cli.console import Shown
 
 if TYPE_CHECKING:
-    from protonmf_cli.files.backbones import BackboneRequest
+    from protonmf_cli.files.networks import BackboneRequest
     from protonmf_cli.models.backbone import Backbone
     from protonmf_cli.pipelines.network_reading import NetworkReading
 
@@ -59,7 +59,7 @@ def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained
     readout, source = backbone.readout, backbone.source
     size = " x ".join(map(str, backbone.preprocessing.input_size[1:]))
     grid = f"{readout.grid[0]} x {readout.grid[1]} places" if readout.grid else "no places (not spatial)"
-    count = readout.places + len(readout.unplaced)
+    count, classes = readout.places + len(readout.unplaced), len(backbone.classes)
     placed = "nothing: contributions are exact, but no position can be shown"
     if readout.spatial:
         placed = f"{readout.places} of {count} rows"
@@ -77,7 +77,7 @@ def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained
     return {
         "backbone": f"{source.name} ({source.architecture}), {_weights(backbone) / 1e6:.1f} million weights"
         + (f" {source.digest[:12]}" if pretrained else ", drawn at random"),
-        "reads": f"images of {size}, {len(backbone.classes)} classes",
+        "reads": f"images of {size}, {classes} class{'es' * (classes > 1)}",
         "readout": f"{readout.kind}, {grid}, {count} row{'s' * (count > 1)} of width {readout.width}",
         "placed": placed,
         **following,

@@ -15,8 +15,8 @@ from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.versions import installed_versions
 
 if TYPE_CHECKING:
-    from protonmf_cli.files.backbones import BackboneRequest
     from protonmf_cli.files.images import ImageFile
+    from protonmf_cli.files.networks import BackboneRequest
     from protonmf_cli.files.training_images import TrainingData
     from protonmf_cli.files.training_state import TrainingFolder
     from protonmf_cli.models.backbone import Backbone, Source

@@ -91,7 +91,8 @@ def train(
     shown = Shown(quiet=quiet or not cluster.leads, verbose=verbose)
     with shown.progress() as bars:
         bars.stage("loading the network")
-        from protonmf_cli.files.backbones import BackboneRequest, load_features
+        from protonmf_cli.files.backbones import load_features
+        from protonmf_cli.files.networks import BackboneRequest
 
         request = BackboneRequest(
             name=model, weights=weights, model_args=arguments.model_arguments(model_arg or []), img_size=img_size, offline=offline,

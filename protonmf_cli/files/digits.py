@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from protonmf_cli.files.backbones import import_timm
 from protonmf_cli.files.checkpoints import save_checkpoint
+from protonmf_cli.files.networks import import_timm
 from protonmf_cli.models.backbone import ClassName, Preprocessing
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.files.backbones import import_timm
+from protonmf_cli.files.networks import import_timm
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.pipelines.network_reading import quadrants_followed
 

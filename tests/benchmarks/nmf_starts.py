@@ -18,8 +18,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import NMF
 
-from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+from protonmf_cli.files.backbones import load_backbone
 from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.networks import BackboneRequest
 from protonmf_cli.library import image_reader
 from protonmf_cli.maths.nmf import Factors, factorise
 from protonmf_cli.options import PAPER_NMF, NmfOptions

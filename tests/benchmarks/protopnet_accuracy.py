@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from protonmf_cli.files.backbones import BackboneRequest, import_timm, load_features
+from protonmf_cli.files.backbones import load_features
 from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.networks import BackboneRequest, import_timm
 from protonmf_cli.files.training_images import TrainingData, TrainingImages, folds
 from protonmf_cli.library import image_reader
 from protonmf_cli.maths.metrics import bootstrap_interval

@@ -68,7 +68,8 @@ def test_refusals(converted, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trained_heads_take_an_edit(shared, name):
-    from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+    from protonmf_cli.files.backbones import load_backbone
+    from protonmf_cli.files.networks import BackboneRequest
 
     backbone, _ = load_backbone(BackboneRequest(name=f"local-dir:{shared / 'models' / name}"))
     vectors = backbone.readout.vectors.double()

@@ -253,7 +253,8 @@ def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path):
 
 
 def load_model_digest(toy):
-    from protonmf_cli.files.backbones import BackboneRequest, load_features
+    from protonmf_cli.files.backbones import load_features
+    from protonmf_cli.files.networks import BackboneRequest
 
     return load_features(BackboneRequest(name=toy.name))[2].digest
 

@@ -12,7 +12,8 @@ import torch
 
 import toys
 from protonmf_cli.cli.arguments import model_arguments
-from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+from protonmf_cli.files.backbones import load_backbone
+from protonmf_cli.files.networks import BackboneRequest
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.pipelines.network_reading import read_network
 from toys import run
@@ -87,6 +88,9 @@ def test_layers_of_training_are_switched_off():
 def test_img_size_where_timm_can():
     assert inspected("swin_tiny_patch4_window7_224", "--no-pretrained", "--img-size", 64)["readout"]["grid"] == [2, 2]
     assert inspected("test_resnet", "--no-pretrained", "--img-size", 96)["input_size"] == [3, 96, 96]
+    assert inspected("test_vit", "--no-pretrained", "--model-arg", "img_size=96")["readout"]["grid"] == [6, 6]
+    tall = inspected("test_vit", "--no-pretrained", "--model-arg", "img_size=(96, 64)")
+    assert (tall["input_size"], tall["readout"]["grid"]) == ([3, 96, 64], [6, 4])
 
 
 def test_grey_images():
@@ -119,6 +123,8 @@ def test_values_that_are_no_python_are_words(pair):
         (["test_maxvit", "--no-pretrained", "--img-size", 100], 3, "test_maxvit cannot read images of (3, 100, 100)"),
         (["xcit_nano_12_p8_224", "--no-pretrained", "--img-size", 100], 2, "xcit_nano_12_p8_224 cannot be built with {'img_size': 100}"),
         (["test_vit", "--no-pretrained", "--class", "dog"], 2, "--class cannot be given here: test_vit is a network, not a model file."),
+        (["test_vit", "--no-pretrained", "--model", "m.safetensors"], 2, "--model cannot be given here: test_vit is a network, not a model file."),
+        (["test_vit", "--weights", "."], 3, "the checkpoint . is a folder, not a file."),
         (["nowhere.safetensors"], 3, "there is no prototype model at nowhere.safetensors"),
         (["nowhere.safetensors", "--rows", "cls"], 2, "--rows cannot be given here: nowhere.safetensors is a model file, which keeps them."),
     ],
@@ -155,6 +161,29 @@ def test_preprocessing_that_cannot_be_used(toy, name, value, tmp_path):
     code, out, err = run("inspect", tmp_path / "network")
     assert (code, out) == (3, "")
     assert "cannot be used: images of" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "config.json cannot be read as JSON"),
+        ("[1]", 'config.json does not name a timm architecture: it wants an object with "architecture": "..."'),
+        ('{"num_classes": 4}', "config.json does not name a timm architecture"),
+        ('{"architecture": "nope"}', "config.json names the architecture 'nope', which this timm does not have"),
+        ('{"architecture": "test_vit", "pretrained_cfg": 3}', "'pretrained_cfg' must be an object, not 3"),
+        ('{"architecture": "test_vit", "model_args": "x"}', "'model_args' must be an object, not 'x'"),
+    ],
+)
+def test_configurations_that_are_none(text, sentence, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    code, out, err = run("inspect", tmp_path)
+    assert (code, out) == (3, "")
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_one_class_is_one():
+    assert ", 1 class\n" in run("inspect", "test_vit", "--no-pretrained", "--num-classes", 1)[1]
 
 
 def test_a_number_that_is_none_in_the_head(checkpoint, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 import toys
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.backbones import BackboneRequest, complete_name, load_backbone, restore_backbone
+from protonmf_cli.files.backbones import load_backbone, restore_backbone
+from protonmf_cli.files.networks import BackboneRequest, complete_name
 from protonmf_cli.files.store import load_model
 
 
@@ -75,6 +77,44 @@ def test_image_size_and_arguments_come_back_from_the_file(toy, tmp_path):
     assert backbone.preprocessing.input_size == (3, 96, 96)
     assert backbone.readout.grid == (6, 6)
     assert model.card.source.model_args["output_stride"] == 16
+
+
+@pytest.fixture
+def sized(tmp_path) -> str:
+    """A transformer for 96 pixels whose folder, like many, says so nowhere but in the size of its images."""
+    torch.manual_seed(0)
+    network = toys.randomised(timm.create_model("test_vit", num_classes=4, img_size=96))
+    folder = tmp_path / "sized"
+    folder.mkdir()
+    safetensors.torch.save_file(network.state_dict(), folder / "model.safetensors")
+    config = {"architecture": "test_vit", "num_classes": 4, "label_names": list(toys.LABELS)}
+    config["pretrained_cfg"] = {"input_size": [3, 96, 96], "num_classes": 4, "mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("more", [(), ("--img-size", "64"), ("--model-arg", "img_size=64")])
+def test_a_file_opens_again_when_only_the_weights_tell_the_size_of_the_network(toy, sized, more, tmp_path):
+    target = tmp_path / "m.safetensors"
+    code, _, err = toys.run("convert", sized, "--data", toy.data, "-o", target, "-p", 2, "--borrow", 0, "-q", *more)
+    assert code == 0, err
+    model, weights = load_model(target)
+    side = 64 if more else 96
+    assert model.card.preprocessing.input_size == (3, side, side)
+    code, out, err = toys.run("explain", toy.image(0), "--model", target, "--json")
+    assert code == 0, err
+    assert abs(json.loads(out)["ledger_error"]) < 1e-4
+
+
+def test_a_network_that_cannot_be_built_again_is_refused_before_anything_is_written(monkeypatch):
+    build = timm.create_model
+    torch.manual_seed(0)
+    network = build("test_vit", num_classes=4)
+    request = BackboneRequest(name="test_vit", pretrained=False)
+    networks = iter([network])
+    monkeypatch.setattr(timm, "create_model", lambda name, **a: next(networks, None) or build(name, embed_dim=32, **a))
+    with pytest.raises(InputError, match="test_vit cannot be built again: test_vit with .* has other weights"):
+        load_backbone(request)
 
 
 def test_another_networks_weights_are_refused(toy, tmp_path):

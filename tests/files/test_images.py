@@ -97,7 +97,8 @@ def test_refusals(content, words):
 def test_crop_and_normalisation_are_timms_own_transform(mode, size, toy):
     from dataclasses import replace
 
-    from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+    from protonmf_cli.files.backbones import load_backbone
+    from protonmf_cli.files.networks import BackboneRequest
 
     preprocessing = replace(toys.PREPROCESSING, crop_mode=mode)
     picture = noise("RGB", size)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.files.backbones import BackboneRequest, load_backbone
+from protonmf_cli.files.backbones import load_backbone
 from protonmf_cli.files.datasets import ClassMapping, find_images
 from protonmf_cli.files.images import encode_jpeg
+from protonmf_cli.files.networks import BackboneRequest
 from protonmf_cli.library import image_reader
 from protonmf_cli.models.prototype import logit_parts
 from protonmf_cli.options import ConversionOptions

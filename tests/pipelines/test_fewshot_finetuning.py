@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.backbones import BackboneRequest, features_backbone, load_features
+from protonmf_cli.files.backbones import features_backbone, load_features
 from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.networks import BackboneRequest
 from protonmf_cli.files.training_images import TrainingImages
 from protonmf_cli.library import image_reader
 from protonmf_cli.maths.losses import label_attraction
