@@ -10,7 +10,6 @@ memory and time. Every result is a line of RESULTS.jsonl, and architectures that
 import argparse
 import fnmatch
 import json
-import math
 import multiprocessing
 import resource
 import time
@@ -30,8 +29,8 @@ timm: Any = import_timm()
 
 SIDES = (112, 128)
 """Image sizes to try before the architecture's own, so that a forward pass is cheap."""
-BYTES_PER_WEIGHT = 9
-"""Weights are converted to float64 one by one."""
+BYTES_PER_WEIGHT = 8
+"""Networks are built in float64, which the readouts are proved in."""
 SPACE_FOR_ACTIVATIONS = 2**31
 THROUGH_ATTENTION = ("token-writes", "token-writes and votes", "attention-pool")
 """Kinds whose rows are not positions of a feature map: there an image is changed to see whether the places are right."""
@@ -103,32 +102,25 @@ def examine_within(name: str, memory: float, answer: Any) -> None:
         answer.send(examine(name, limit))
     except MemoryError:
         answer.send({"outcome": TOO_LARGE, "said": f"more than {memory} GiB"})
-    except RuntimeError as failure:
-        said = {"outcome": FAILED, "said": f"{type(failure).__name__}: {failure}"[:300]}
-        answer.send(count(name) if NO_MEMORY in str(failure) else said)
     except Exception as failure:  # whatever an architecture of timm raises is a result
-        answer.send({"outcome": FAILED, "said": f"{type(failure).__name__}: {failure}"[:300]})
-
-
-def count(name: str) -> dict[str, Any]:
-    """What is known of an architecture that does not fit into memory."""
-    with torch.device("meta"):
-        network = timm.create_model(name)
-    outcome = TOO_LARGE if network.num_classes else NO_CLASSIFIER
-    return {"outcome": outcome, "weights": sum(tensor.numel() for tensor in network.parameters())}
+        outcome = TOO_LARGE if NO_MEMORY in str(failure) else FAILED
+        answer.send({"outcome": outcome, "said": f"{type(failure).__name__}: {failure}"[:300]})
 
 
 def examine(name: str, limit: int) -> dict[str, Any]:
     """Build an architecture at the smallest size that it takes, and find how its head is read."""
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    with torch.device("meta"):
+        plan = timm.create_model(name)
+    weights = sum(tensor.numel() for tensor in plan.parameters())
+    seen: dict[str, Any] = {"outcome": FAILED, "weights": weights}
+    if not plan.num_classes or not hasattr(plan, "forward_head"):
+        return seen | {"outcome": NO_CLASSIFIER}
+    if BYTES_PER_WEIGHT * weights + SPACE_FOR_ACTIVATIONS > limit:
+        return seen | {"outcome": TOO_LARGE}
     skip_initialisation()
-    seen: dict[str, Any] = {"outcome": FAILED}
     for network, side in built(name):
-        seen["weights"] = sum(tensor.numel() for tensor in network.parameters())
-        if not network.num_classes or not hasattr(network, "forward_head"):
-            return seen | {"outcome": NO_CLASSIFIER}
-        if BYTES_PER_WEIGHT * seen["weights"] + SPACE_FOR_ACTIVATIONS > limit:
-            return seen | {"outcome": TOO_LARGE}
         draw_weights(network)
         channels = network.pretrained_cfg.get("input_size", (3,))[0]
         try:
@@ -176,23 +168,28 @@ def skip_initialisation() -> None:
     for name in ("uniform_", "normal_", "erfinv_"):
         setattr(torch.Tensor, name, lambda tensor, *_, **__: tensor)
     torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor  # which draws until all numbers fit
+    timm.layers.weight_init._trunc_normal_ = lambda tensor, *_, **__: tensor
 
 
 def draw_weights(network: Any) -> None:
     """Fill every weight with numbers of variance 1 / fan in, and move all norms, statistics and layer scales."""
-    block = torch.rand(1_048_573, generator=torch.Generator().manual_seed(1))  # a prime: no two rows are alike
+    numbers = (
+        2 * torch.rand(1_048_573, generator=torch.Generator().manual_seed(1)) - 1
+    )  # a prime: no two rows are alike
     start = 0
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if not tensor.is_floating_point():
+        is_weight = isinstance(tensor, torch.nn.Parameter) and tensor.ndim > 1
+        if not tensor.is_floating_point() or not (isinstance(tensor, torch.nn.Parameter) or "running" in name):
             continue
-        times = math.ceil((start + tensor.numel()) / block.numel())
-        noise = block.repeat(times)[start : start + tensor.numel()].view(tensor.shape)
-        start = (start + tensor.numel()) % block.numel()
-        with torch.no_grad():
-            if isinstance(tensor, torch.nn.Parameter) and tensor.ndim > 1:
-                tensor.copy_((2 * noise - 1) * (3 / max(1, tensor[0].numel())) ** 0.5)
-            elif isinstance(tensor, torch.nn.Parameter) or "running" in name:
-                tensor.nan_to_num_(0, 0, 0).clamp_(-1, 1).add_(0.3 * noise)
+        flat, done = tensor.data.view(-1), 0
+        while done < len(flat):  # piece by piece, because whole tensors of noise would cost as much as the network
+            noise = numbers[start : start + len(flat) - done].to(flat)
+            piece = flat[done : done + len(noise)]
+            if is_weight:
+                torch.mul(noise, (3 / max(1, tensor[0].numel())) ** 0.5, out=piece)
+            else:
+                piece.nan_to_num_(0, 0, 0).clamp_(-1, 1).add_(0.15 * (noise + 1))
+            done, start = done + len(noise), (start + len(noise)) % len(numbers)
 
 
 def in_words(seen: dict[str, Any]) -> str:
