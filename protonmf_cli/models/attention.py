@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from protonmf_cli.models.hooks import hooked
 
 PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
@@ -97,15 +100,10 @@ def attention_of(modules: Iterable[nn.Module], queries: int = 1) -> Iterator[dic
     def note(attended: Attended) -> None:
         found[running[-1]].append(attended)
 
-    handles = []
-    for module in watched:
-        handles += [
-            module.register_forward_pre_hook(lambda module, _: running.append(module)),
-            module.register_forward_hook(lambda *_: running.pop() and None, always_call=True),
-        ]
-    try:
-        with _Catch(queries, note, lambda: bool(running)):
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    def watch() -> Iterator[RemovableHandle]:
+        for module in watched:
+            yield module.register_forward_pre_hook(lambda module, _: running.append(module))
+            yield module.register_forward_hook(lambda *_: running.pop() and None, always_call=True)
+
+    with hooked(watch()), _Catch(queries, note, lambda: bool(running)):
+        yield found

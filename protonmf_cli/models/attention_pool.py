@@ -1,11 +1,14 @@
 """Attention pools: one query reads every position, so every position writes into the pooled vector (HEADS kind C1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from protonmf_cli.models.attention import attention_of
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.pooled_heads import patch_grid, prefix_of, token_names
 from protonmf_cli.models.readout import (
@@ -34,7 +37,7 @@ class LatentPoolReadout(Readout):
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
         pool: Network = network.attn_pool
-        with _Watch(pool) as seen, attention_of([pool]) as found:
+        with _watched(pool) as seen, attention_of([pool]) as found:
             logits = network.forward_head(network.forward_features(pixels))
         writes = found[pool][0].writes()[:, 0] @ pool.proj.weight.mT
         start = torch.zeros_like(writes[:, :1]) if pool.proj.bias is None else pool.proj.bias.expand(len(writes), 1, -1)
@@ -72,7 +75,7 @@ def attention_pool(network: Network, probe: Probe) -> Readout | None:
 
 def _latent_pool(network: Network, probe: Probe, features: Tensor) -> Readout | None:
     pool: Network = network.attn_pool
-    with _Watch(pool) as seen:
+    with _watched(pool) as seen:
         logits, calls = record_head(network, features)
     classifier = find_classifier(calls, logits)
     if classifier is None or not hasattr(seen, "pooled") or pool.latent_len != 1:
@@ -103,21 +106,21 @@ def _latent_pool(network: Network, probe: Probe, features: Tensor) -> Readout | 
 
 
 @dataclass
-class _Watch:
-    """What goes into a module and comes out during one pass."""
+class _Seen:
+    """What went into a module and came out during one pass."""
 
-    module: nn.Module
     tokens: Tensor = field(init=False)
     """(B, N, D)"""
     pooled: Tensor = field(init=False)
     """(B, D)"""
 
-    def __enter__(self) -> "_Watch":
-        self._handle = self.module.register_forward_hook(self._note)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[_Seen]:
+    seen = _Seen()
 
-    def _note(self, _: nn.Module, args: tuple, output: Tensor) -> None:
-        self.tokens, self.pooled = args[0].clone(), output.clone().flatten(1)
+    def note(_: nn.Module, args: tuple, output: Tensor) -> None:
+        seen.tokens, seen.pooled = args[0].clone(), output.clone().flatten(1)
+
+    with hooked([module.register_forward_hook(note)]):
+        yield seen

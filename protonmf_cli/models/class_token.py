@@ -11,14 +11,17 @@ like the class token, and its rows stand beside those of the class token.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from protonmf_cli.models.attention import Attended, attention_of
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.pooled_heads import patch_grid, prefix_of, probe_tokens, token_names, tokens_read
 from protonmf_cli.models.readout import (
@@ -187,25 +190,22 @@ def _normed(parts: Tensor, norm: FoldedNorm, whole: Tensor) -> Tensor:
 def _record(network: Network, stream: Stream, queries: int) -> Iterator[_Seen]:
     """Watch a stream during one forward pass."""
     named, seen, first = network.get_submodule, _Seen(queries), stream.layers[0]
-    with attention_of([named(layer.attention) for layer in stream.layers], queries) as found, ExitStack() as hooks:
 
-        def before(module: str, note: Callable[[tuple], None]) -> None:
-            handle = named(module).register_forward_pre_hook(lambda _, args: note(args))
-            hooks.callback(handle.remove)
+    def before(module: str, note: Callable[[tuple], None]) -> RemovableHandle:
+        return named(module).register_forward_pre_hook(lambda _, args: note(args))
 
-        def after(module: str, note: Callable[[Tensor], None]) -> None:
-            handle = named(module).register_forward_hook(lambda _, __, output: note(output))
-            hooks.callback(handle.remove)
+    def after(module: str, note: Callable[[Tensor], None]) -> RemovableHandle:
+        return named(module).register_forward_hook(lambda _, __, output: note(output))
 
-        def watch(layer: Layer) -> None:
-            attention, linear, norm = named(layer.attention), named(layer.output), layer.stream_norm
-            after(layer.attention, lambda out: seen.attend(layer, linear, found.pop(attention)[0], out))
-            if norm is not None:
-                before(norm.module, lambda args: seen.pass_norm(norm.norm, args[0]))
-            after(layer.mlp, lambda out: seen.add_mlp(layer, out))
+    def watch(layer: Layer) -> Iterator[RemovableHandle]:
+        attention, linear, norm = named(layer.attention), named(layer.output), layer.stream_norm
+        yield after(layer.attention, lambda out: seen.attend(layer, linear, found.pop(attention)[0], out))
+        if norm is not None:
+            yield before(norm.module, lambda args: seen.pass_norm(norm.norm, args[0]))
+        yield after(layer.mlp, lambda out: seen.add_mlp(layer, out))
 
-        before(first.block, lambda args: seen.begin(stream, first_tokens(args, queries)[first.stream]))
-        for layer in stream.layers:
-            watch(layer)
-        before(stream.final.module, lambda args: seen.end(args[0]))
-        yield seen
+    with attention_of([named(layer.attention) for layer in stream.layers], queries) as found:
+        start = before(first.block, lambda args: seen.begin(stream, first_tokens(args, queries)[first.stream]))
+        end = before(stream.final.module, lambda args: seen.end(args[0]))
+        with hooked(chain([start], *map(watch, stream.layers), [end])):
+            yield seen

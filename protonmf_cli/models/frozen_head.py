@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.pooled_heads import Layout, grid_of, layouts_of
 from protonmf_cli.models.readout import (
@@ -180,15 +182,14 @@ def _find_links(network: Network, features: Tensor, classifier: str) -> dict[str
 
         return hook
 
-    handles = []
-    for name, module in network.named_modules():
-        if name and name != classifier:
-            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after(name))]
-    try:
+    def watch() -> Iterator[RemovableHandle]:
+        for name, module in network.named_modules():
+            if name and name != classifier:
+                yield module.register_forward_pre_hook(before)
+                yield module.register_forward_hook(after(name))
+
+    with hooked(watch()):
         network.forward_head(features)
-    finally:
-        for handle in handles:
-            handle.remove()
     found: dict[str, Link] = {}
     for name, (module, inputs, outputs) in seen.items():
         if any(name.startswith(f"{outer}.") for outer in found):
@@ -258,12 +259,12 @@ def _frozen(network: Network, links: dict[str, Link], classifier: str) -> Iterat
     def catch(_: nn.Module, args: tuple) -> None:
         run.caught = args[0].clone()
 
-    handles = [network.get_submodule(classifier).register_forward_pre_hook(catch)]
-    for name, link in links.items():
-        module = network.get_submodule(name)
-        handles += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name, link))]
-    try:
+    def watch() -> Iterator[RemovableHandle]:
+        yield network.get_submodule(classifier).register_forward_pre_hook(catch)
+        for name, link in links.items():
+            module = network.get_submodule(name)
+            yield module.register_forward_pre_hook(before(name))
+            yield module.register_forward_hook(after(name, link))
+
+    with hooked(watch()):
         yield run
-    finally:
-        for handle in handles:
-            handle.remove()

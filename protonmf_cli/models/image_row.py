@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.readout import Network, Probe, Reading, Readout, find_classifier, record_head, weight_and_bias
 
 
@@ -17,11 +18,8 @@ class ImageRowReadout(Readout):
     def read(self, network: Network, pixels: Tensor) -> Reading:
         caught: list[Tensor] = []
         layer = network.get_submodule(self.classifier)
-        handle = layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].clone()))
-        try:
+        with hooked([layer.register_forward_pre_hook(lambda _, args: caught.append(args[0].clone()))]):
             logits = network.forward_head(network.forward_features(pixels))
-        finally:
-            handle.remove()
         return Reading(rows=caught[-1].flatten(1)[:, None], logits=logits)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import SIMILARITIES, distances, patches
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.readout import Network, Reading, Readout
 
 LATENT_PATCHES = "latent-patches"
@@ -120,15 +121,14 @@ def drop_unused(network: Network, size: tuple[int, int, int]) -> None:
     """
     used: set[str] = set()
     pixels = example_pixels(network, size)
-    handles = [
+    watch = (
         module.register_forward_hook(lambda *_, name=name: used.add(name.split(".")[0]))
         for name, module in network.named_modules()
         if name
-    ]
+    )
     with torch.no_grad():
-        before = feature_map(network, pixels)
-        for handle in handles:
-            handle.remove()
+        with hooked(watch):
+            before = feature_map(network, pixels)
         unused = {name: child for name, child in network.named_children() if name not in used}
         for name in unused:
             setattr(network, name, nn.Identity())

@@ -14,6 +14,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from protonmf_cli.models.hooks import hooked
 
 Network = Any
 """A timm classifier: an nn.Module with `forward_features` and `forward_head`, whose other attributes vary."""
@@ -157,17 +160,14 @@ def record_head(network: Network, features: object) -> tuple[Tensor, list[HeadCa
             copied = output.detach().clone()
             calls.append(HeadCall(name=name, module=module, inputs=waiting.pop(module), outputs=copied))
 
-    handles = []
-    for name, module in network.named_modules():
-        if not any(module.children()):
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(lambda m, _, out, name=name: after(name, m, out)))
-    try:
-        logits = network.forward_head(features)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits, calls
+    def watch() -> Iterator[RemovableHandle]:
+        for name, module in network.named_modules():
+            if not any(module.children()):
+                yield module.register_forward_pre_hook(before)
+                yield module.register_forward_hook(lambda m, _, out, name=name: after(name, m, out))
+
+    with hooked(watch()):
+        return network.forward_head(features), calls
 
 
 def find_classifier(calls: list[HeadCall], logits: Tensor) -> HeadCall | None:

@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from protonmf_cli.models.attention import attention_of
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.norms import FoldedNorm
 from protonmf_cli.models.readout import FORMULA_LIMIT, Network
 
@@ -112,13 +114,8 @@ def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> b
         changed = (value[1:] - value[:1]).abs().amax(dim=(1, 3)) > FORMULA_LIMIT * value.abs().max()
         return torch.equal(changed.nonzero()[:, 1], chosen[module])
 
-    handles = [module.register_forward_pre_hook(change) for module in modules]
-    try:
-        with attention_of(modules) as found:
-            network.forward_features(pixels[:1].repeat(1 + count, 1, 1, 1))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(module.register_forward_pre_hook(change) for module in modules), attention_of(modules) as found:
+        network.forward_features(pixels[:1].repeat(1 + count, 1, 1, 1))
     return all(len(found[module]) == 1 and follows(module) for module in modules)
 
 
@@ -145,16 +142,14 @@ class _Trace:
             self.steps.pop(name, None)  # in the order of the last run
             self.steps[name] = _Step(waiting.pop(name), first_tokens(output, queries))
 
-        handles = []
-        for name, module in self.modules.items():
-            handles.append(module.register_forward_pre_hook(lambda _, args, name=name: before(name, args)))
-            handles.append(module.register_forward_hook(lambda _, __, output, name=name: after(name, output)))
-        try:
-            with attention_of((m for m in self.modules.values() if any(m.children())), queries) as found:
-                features = network.forward_features(pixels)
-        finally:
-            for handle in handles:
-                handle.remove()
+        def watch() -> Iterator[RemovableHandle]:
+            for name, module in self.modules.items():
+                yield module.register_forward_pre_hook(lambda _, args, name=name: before(name, args))
+                yield module.register_forward_hook(lambda _, __, output, name=name: after(name, output))
+
+        attending = [module for module in self.modules.values() if any(module.children())]
+        with hooked(watch()), attention_of(attending, queries) as found:
+            features = network.forward_features(pixels)
         self.features = features[:, :queries]
         self.attentions = {
             name: found[module][0] for name, module in self.modules.items() if len(found.get(module, ())) == 1

@@ -16,6 +16,7 @@ from protonmf_cli.maths.curves import area_under, masks_by_rank
 from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.hooks import hooked
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Chart, Column, Table
@@ -88,17 +89,14 @@ def faithfulness_tables(
 def feature_layer(backbone: Backbone) -> nn.Module | None:
     """The module that puts out the last feature map (B, D, h, w), which Grad-CAM looks at; None where there is none."""
     found: list[tuple[nn.Module, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda m, _, out: found.append((m, out)) if isinstance(out, Tensor) else None)
-        for module in backbone.network.modules()
-    ]
-    size = backbone.preprocessing.input_size
-    try:
-        with torch.no_grad():
-            features = backbone.network.forward_features(torch.zeros(1, *size).to(backbone.device, backbone.dtype))
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    def note(module: nn.Module, _: tuple, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append((module, output))
+
+    pixels = torch.zeros(1, *backbone.preprocessing.input_size).to(backbone.device, backbone.dtype)
+    with hooked(module.register_forward_hook(note) for module in backbone.network.modules()), torch.no_grad():
+        features = backbone.network.forward_features(pixels)
     if not isinstance(features, Tensor) or features.ndim != 4:
         return None
     matching = [m for m, out in found if out.shape == features.shape and torch.equal(out, features)]
