@@ -73,7 +73,7 @@ def find_stream(network: Network, pixels: Tensor, queries: int) -> Stream | None
 
     Runs on float64 pixels (B, channels, H, W).
     """
-    trace = _Trace(network, pixels, queries)
+    trace = _Trace(network, pixels[:1], queries)
     target = trace.features
     final = next(trace.norms_giving(target), None)
     if final is None:
