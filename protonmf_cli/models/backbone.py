@@ -199,8 +199,11 @@ def probe_readout(
 
 def unreadable(name: str, input_size: tuple[int, int, int], failure: Exception) -> InputError:
     """The refusal of a network that failed on images of a size."""
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300]
-    return InputError(f"{name} cannot read images of {input_size} (channels, height, width): {reason}.")
+    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300].rstrip(".")
+    return InputError(
+        f"{name} cannot read images of {input_size} (channels, height, width): {reason}. Give the size that it was "
+        "trained for with --img-size."
+    )
 
 
 def _copied(features: object) -> object:

@@ -182,6 +182,19 @@ def test_configurations_that_are_none(text, sentence, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
+def test_a_folder_that_says_another_size_than_timm_builds_is_read_with_img_size(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=96, depth=2)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 2, "model_args": {"depth": 2}}
+    config["pretrained_cfg"] = {"input_size": [3, 96, 96], "num_classes": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, _, err = run("inspect", tmp_path)
+    assert code == 3
+    assert "(96) doesn't match model (224). Give the size that it was trained for with --img-size." in err
+    assert inspected(tmp_path, "--img-size", 96)["readout"]["grid"] == [6, 6]
+
+
 def test_one_class_is_one():
     assert ", 1 class\n" in run("inspect", "test_vit", "--no-pretrained", "--num-classes", 1)[1]
 
