@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.census import table
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+RESULTS = Path(__file__).parent / "benchmarks" / "census.jsonl"
 SCRIPT = Path(__file__).parent / "benchmarks" / "census.py"
 
 
@@ -35,7 +39,7 @@ def test_results_are_kept_and_counted(tmp_path):
 
     table = census(results, "--only", "test_[rv]*", "--table")
     assert "5 architectures" in table and "1 still missing" in table
-    assert "| scaled | 3 | 3 |" in table
+    assert "| `scaled` | 3 | 3 |" in table
 
 
 def test_no_classifier_and_too_large_are_counted_apart(tmp_path):
@@ -43,3 +47,21 @@ def test_no_classifier_and_too_large_are_counted_apart(tmp_path):
     assert out.count("no classifier") == 3 and "with a classifier: 0" in out
     out = census(tmp_path / "results.jsonl", "--only", "vit_base_patch16_224", "--memory", 2.5)
     assert "too large 1" in out
+
+
+def test_the_readme_tells_the_results_that_are_kept():
+    kept = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    said = [line for line in table(kept, missing=0).splitlines() if line.startswith("|")]
+    assert "\n".join(said) in README
+    exact = [seen for seen in kept if seen["outcome"] == "exact"]
+    maps = [seen for seen in exact if seen["grid"]]
+    classifiers = [seen for seen in kept if seen["outcome"] != "no classifier"]
+    for sentence in (
+        f"Of the {len(kept):,} architectures of timm {kept[0]['timm']}, {len(classifiers):,} have a classifier.",
+        f"{len(exact):,} of them are read exactly, {len(maps):,} with maps, none by\nthe image row alone; none is refused",
+        f"The other {len(kept) - len(classifiers)} are encoders",
+        f"in all {sum(seen['quadrants'] == 4 for seen in exact)}.",
+    ):
+        assert sentence in README
+    assert {seen["outcome"] for seen in kept} == {"exact", "too large", "no classifier"}
+    assert not [seen for seen in exact if seen["kind"] == "image-row" or seen["difference"] > 1e-12]

@@ -11,6 +11,7 @@ import argparse
 import fnmatch
 import json
 import multiprocessing
+import re
 import resource
 import time
 from collections import Counter
@@ -211,13 +212,14 @@ def table(found: list[dict[str, Any]], *, missing: int) -> str:
         of_kind = [seen for seen in exact if seen["kind"] == kind]
         worst = max(seen["difference"] for seen in of_kind)
         maps = sum(seen["grid"] is not None for seen in of_kind)
-        rows.append(f"| {kind} | {len(of_kind)} | {maps} | {worst:.0e} | {of_kind[0]['name']} |")
+        rows.append(f"| `{kind}` | {len(of_kind)} | {maps} | {worst:.0e} | {families(of_kind)} |")
     attended = [seen["quadrants"] for seen in exact if seen["kind"] in THROUGH_ATTENTION]
     seconds = sum(seen["seconds"] for seen in found)
+    version = found[0]["timm"] if found else timm.__version__
     maps = sum(seen["grid"] is not None for seen in exact)
     return "\n".join(
         [
-            f"timm {timm.__version__}: {len(found)} architectures in {seconds / 3600:.1f} hours"
+            f"timm {version}: {len(found)} architectures in {seconds / 3600:.1f} hours"
             + (f", {missing} still missing" if missing else ""),
             f"with a classifier: {len(found) - outcomes[NO_CLASSIFIER]}; "
             f"exact {len(exact)}, with maps {maps}, by image row {sum(s['kind'] == 'image-row' for s in exact)}, "
@@ -225,11 +227,17 @@ def table(found: list[dict[str, Any]], *, missing: int) -> str:
             f"of {len(attended)} whose places are found through attention, {attended.count(4)} follow all four changed "
             f"quadrants of an image, {attended.count(3)} three",
             "",
-            "| kind | architectures | with maps | worst relative difference | for example |",
+            "| kind of readout | architectures | with maps | worst difference | most of them |",
             "| --- | --- | --- | --- | --- |",
             *rows,
         ]
     )
+
+
+def families(found: list[dict[str, Any]], most: int = 4) -> str:
+    """The words that most names begin with."""
+    counts = Counter(re.sub(r"(?<=[a-z])(v?\d|_).*", "", seen["name"].removeprefix("tf_")) for seen in found)
+    return ", ".join(f"{family} {count}" for family, count in counts.most_common(most))
 
 
 if __name__ == "__main__":
