@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.backbones import crop_for, crop_of, restore_backbone
+from protonmf_cli.files.backbones import restore_backbone
 from protonmf_cli.files.images import ImageReader, read_crop
+from protonmf_cli.files.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def inspect_network(request: "BackboneRequest", as_json: bool, shown: Shown) -> None:
     """Load a network, find how its head is read, and look at its rows on two photographs."""
-    from protonmf_cli.files.backbones import crop_of, load_backbone
+    from protonmf_cli.files.backbones import load_backbone
+    from protonmf_cli.files.preprocessing import crop_of
     from protonmf_cli.files.sample_images import sample_crops
     from protonmf_cli.pipelines.network_reading import read_network
 

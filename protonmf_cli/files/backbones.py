@@ -1,15 +1,11 @@
 """A timm network and how its head is read: a Backbone, from a name or from a model file."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import digest_of_tensors
-from protonmf_cli.files.images import Crop
 from protonmf_cli.files.networks import (
     BackboneRequest,
     arguments_of,
@@ -21,9 +17,9 @@ from protonmf_cli.files.networks import (
     create_network,
     draw_zero_layers,
     encoder,
-    import_timm,
     rebuilt_network,
 )
+from protonmf_cli.files.preprocessing import preprocessing_of
 from protonmf_cli.models.backbone import (
     ADDON,
     BACKBONE,
@@ -60,7 +56,7 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
         draw_zero_layers(network, request.seed)
     check_trained(name, network, request)
     check_finite(name, network)
-    source, preprocessing = _source(network, name, request), _preprocessing(network, request)
+    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
     return _backbone(network, preprocessing, class_names(network), source, request.rows), notes
 
 
@@ -77,7 +73,7 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
     name, notes = complete_name(request.name)
     network = create_network(name, request)
     check_finite(name, network)
-    source, preprocessing = _source(network, name, request), _preprocessing(network, request)
+    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
     try:
         drop_unused(network, preprocessing.input_size)
     except NotImplementedError as failure:
@@ -85,42 +81,6 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
     except MISFITS as failure:
         raise unreadable(name, preprocessing.input_size, failure) from failure
     return network, preprocessing, source, notes
-
-
-def _preprocessing(network: Network, request: BackboneRequest) -> Preprocessing:
-    """timm's evaluation transform of the checkpoint, at the size that was asked for."""
-    config, side = network.pretrained_cfg, request.side
-    sizes: dict[str, Any] = {}
-    if isinstance(side, int):
-        sizes["img_size"] = side
-    elif side:
-        sizes["input_size"] = (config.get("input_size", (3,))[0], *side)
-    resolved = import_timm().data.resolve_data_config(sizes, pretrained_cfg=config, model=network)
-    channels, height, width = resolved["input_size"]
-    channels = request.model_args.get("in_chans", channels)
-    if channels not in (1, 3):
-        raise InputError(
-            f"{request.name} reads images of {channels} channels; those of 1 (grey) and 3 (colour) can be read."
-        )
-    if min(height, width) < 1 or not all(0 < value < math.inf for value in resolved["std"]):
-        raise InputError(
-            f"the preprocessing of {request.name} cannot be used: images of {height} x {width}, divided by "
-            f"{tuple(resolved['std'])}."
-        )
-    return Preprocessing(
-        input_size=(channels, height, width),
-        interpolation=resolved["interpolation"],
-        crop_pct=resolved["crop_pct"],
-        crop_mode=resolved["crop_mode"],
-        mean=_per_channel(resolved["mean"], channels),
-        std=_per_channel(resolved["std"], channels),
-        exif_transpose=request.exif_transpose,
-    )
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Statistics of colours, or their mean for a network that is asked to read grey."""
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _source(network: Network, name: str, request: BackboneRequest) -> Source:
@@ -249,38 +209,6 @@ def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> No
         raise InputError(
             f"the network inside the model file does not fit {card.source.architecture}: {failure}"
         ) from failure
-
-
-def crop_of(preprocessing: Preprocessing) -> Crop:
-    """timm's evaluation transform up to the normalisation: PIL image -> uint8 (channels, height, width)."""
-    timm = import_timm()
-    try:
-        return timm.data.create_transform(
-            input_size=preprocessing.input_size,
-            interpolation=preprocessing.interpolation,
-            crop_pct=preprocessing.crop_pct,
-            crop_mode=preprocessing.crop_mode,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            normalize=False,
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as failure:
-        raise InputError(f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r}).") from failure
-
-
-def crop_for(card: Card) -> Crop:
-    """What the network, or every network of a combined model, sees of a picture."""
-    if not card.members:
-        return crop_of(card.preprocessing)
-    crops = [crop_of(member.preprocessing) for member in card.members]
-    _, height, width = card.preprocessing.input_size
-
-    def stacked(picture: Any) -> Tensor:
-        parts = [crop(picture) for crop in crops]
-        padded = [nn.functional.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in parts]
-        return torch.cat(padded)
-
-    return stacked
 
 
 def _backbone(

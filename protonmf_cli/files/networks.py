@@ -306,10 +306,11 @@ def rebuilt_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
 def class_names(network: Network) -> tuple[ClassName, ...]:
     """Labels from the checkpoint, else timm's ImageNet tables, else numbers."""
     timm, config = import_timm(), network.pretrained_cfg
-    labels, descriptions = config.get("label_names"), config.get("label_descriptions") or {}
+    labels, descriptions = config.get("label_names"), config.get("label_descriptions")
     count = int(network.num_classes)
-    if labels and len(labels) == count:
-        return tuple(ClassName(label=str(label), description=str(descriptions.get(label, ""))) for label in labels)
+    if isinstance(labels, list | tuple) and len(labels) == count:
+        described = descriptions if isinstance(descriptions, dict) else {}
+        return tuple(ClassName(label=str(each), description=str(described.get(str(each)) or "")) for each in labels)
     subset = timm.data.infer_imagenet_subset(network)
     if subset:
         info = timm.data.ImageNetInfo(subset)

@@ -152,7 +152,23 @@ def test_checkpoints_in_other_number_types_are_read_in_float32(checkpoint, dtype
     assert seen["relative_difference_float32"] <= 1e-5
 
 
-@pytest.mark.parametrize(("name", "value"), [("std", [0.2, 0.0, 0.2]), ("input_size", [3, 0, -4])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("std", [0.2, 0.0, 0.2]),
+        ("std", [0.2, -1, 0.2]),
+        ("mean", [0.5, float("nan"), 0.5]),
+        ("mean", ["a", "b", "c"]),
+        ("mean", [0.5, 0.5]),
+        ("input_size", [3, 0, -4]),
+        ("input_size", [3, 64.5, 64]),
+        ("input_size", [3, 100_000, 100_000]),
+        ("crop_pct", -1),
+        ("crop_pct", 1e-9),
+        ("crop_pct", "a"),
+        ("interpolation", "sinc"),
+    ],
+)
 def test_preprocessing_that_cannot_be_used(toy, name, value, tmp_path):
     shutil.copytree(toy.network, tmp_path / "network")
     config = json.loads((tmp_path / "network" / "config.json").read_text())
@@ -160,7 +176,19 @@ def test_preprocessing_that_cannot_be_used(toy, name, value, tmp_path):
     (tmp_path / "network" / "config.json").write_text(json.dumps(config))
     code, out, err = run("inspect", tmp_path / "network")
     assert (code, out) == (3, "")
-    assert "cannot be used: images of" in err
+    assert "the preprocessing of" in err and f"cannot be used: {name} " in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("descriptions", [["a", "b"], "text", {"red things": None, "blue things": 5}])
+def test_descriptions_that_are_none_are_left_out(toy, descriptions, tmp_path):
+    shutil.copytree(toy.network, tmp_path / "network")
+    config = json.loads((tmp_path / "network" / "config.json").read_text())
+    config["label_descriptions"] = descriptions
+    (tmp_path / "network" / "config.json").write_text(json.dumps(config))
+    classes = load_backbone(BackboneRequest(name=str(tmp_path / "network")))[0].classes
+    assert [each.label for each in classes] == list(toys.LABELS)
+    assert [each.description for each in classes] == ["", "", "5" if isinstance(descriptions, dict) else "", ""]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 import toys
 from protonmf_cli.errors import InputError
 from protonmf_cli.files import images
-from protonmf_cli.files.backbones import crop_of
+from protonmf_cli.files.preprocessing import crop_of
 
 
 def bytes_of(picture: Image.Image, kind: str, **options) -> bytes:
