@@ -159,21 +159,25 @@ def probe_readout(
         The readout with float32 tensors, and its relative difference in float64.
 
     Raises:
-        InputError: the network reads no images of this size, or its logits are all the same.
+        InputError: the network reads no images of this size, its logits are no numbers, or the same for every image.
         NotExactError: no candidate reproduces the logits to `FORMULA_LIMIT`.
     """
     generator = torch.Generator().manual_seed(7)
     pixels = torch.randn(2, *input_size, generator=generator, dtype=torch.float64)
     tried = []
     dtype = next(network.parameters()).dtype
+    try:
+        with torch.no_grad():
+            plain = network(pixels.to(dtype))
+    except MISFITS as failure:
+        raise unreadable(name, input_size, failure) from failure
+    if not plain.isfinite().all():
+        raise InputError(f"{name} gives logits that are no finite numbers: its weights are too large or broken.")
     with in_float64(network), torch.no_grad():
-        try:
-            features = network.forward_features(pixels)
-            logits = network.forward_head(_copied(features))
-        except MISFITS as failure:
-            raise unreadable(name, input_size, failure) from failure
-        if logits.numel() > 2 and logits.std() == 0:
-            raise InputError(f"{name} gives the same logit to every class and image: its classifier is not trained.")
+        features = network.forward_features(pixels)
+        logits = network.forward_head(_copied(features))
+        if torch.equal(logits[0], logits[1]):
+            raise InputError(f"{name} gives the same logits to every image: its classifier is not trained.")
         for candidate in CANDIDATES[rows]:
             try:
                 readout = candidate(network, Probe(pixels=pixels, features=_copied(features)))

@@ -224,10 +224,14 @@ def test_a_head_that_says_nothing_is_refused():
     """Any readout would reproduce it."""
     built, size = network("test_resnet", {})
     torch.nn.init.zeros_(built.fc.weight)
-    torch.nn.init.zeros_(built.fc.bias)
-    with pytest.raises(
-        InputError, match="toy gives the same logit to every class and image: its classifier is not trained"
-    ):
+    with pytest.raises(InputError, match="toy gives the same logits to every image: its classifier is not trained"):
+        probe_readout(built, size, "auto", "toy")
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    built, size = network("test_resnet", {})
+    torch.nn.init.constant_(built.fc.weight, 1e38)
+    with pytest.raises(InputError, match="toy gives logits that are no finite numbers: its weights are too large"):
         probe_readout(built, size, "auto", "toy")
 
 
