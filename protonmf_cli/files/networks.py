@@ -20,6 +20,11 @@ from protonmf_cli.models.readout import Network
 
 REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
+OF_THE_LOADER = {
+    "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path",
+    "cache_dir", "features_only", "scriptable", "exportable", "no_jit", "device", "dtype",
+}  # fmt: skip
+"""Arguments of timm's `create_model` that say how to load a network, not what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,11 @@ def create_network(name: str, request: BackboneRequest) -> Network:
         NotExactError: an encoder.
     """
     timm = import_timm()
+    reserved = sorted(OF_THE_LOADER & request.model_args.keys())
+    if reserved:
+        raise UsageError(
+            f"--model-arg {reserved[0]} says how timm loads a network. Weights are given with --weights FILE."
+        )
     if name.startswith(LOCAL):
         _check_folder(Path(name.removeprefix(LOCAL)))
     elif request.weights is None and request.pretrained:

@@ -124,6 +124,7 @@ def test_values_that_are_no_python_are_words(pair):
         (["xcit_nano_12_p8_224", "--no-pretrained", "--img-size", 100], 2, "xcit_nano_12_p8_224 cannot be built with {'img_size': 100}"),
         (["test_vit", "--no-pretrained", "--class", "dog"], 2, "--class cannot be given here: test_vit is a network, not a model file."),
         (["test_vit", "--no-pretrained", "--model", "m.safetensors"], 2, "--model cannot be given here: test_vit is a network, not a model file."),
+        (["test_vit", "--model-arg", "checkpoint_path=w.pth"], 2, "--model-arg checkpoint_path says how timm loads a network. Weights are given with --weights FILE."),
         (["test_vit", "--weights", "."], 3, "the checkpoint . is a folder, not a file."),
         (["nowhere.safetensors"], 3, "there is no prototype model at nowhere.safetensors"),
         (["nowhere.safetensors", "--rows", "cls"], 2, "--rows cannot be given here: nowhere.safetensors is a model file, which keeps them."),
