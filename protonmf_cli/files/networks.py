@@ -222,7 +222,7 @@ def check_classifier(name: str, network: Network) -> None:
     """Refuse encoders and embedding models."""
     if _is_encoder(network):
         raise encoder(name)
-    if not getattr(network, "num_classes", 0):
+    if (getattr(network, "num_classes", 0) or 0) < 1:
         raise NotExactError(
             f"{name} has no classifier (num_classes is 0), so there are no logits to explain. "
             "Give a checkpoint with a head: --weights FILE --num-classes C."

@@ -90,7 +90,7 @@ def _latent_pool(network: Network, probe: Probe, features: Tensor) -> Readout | 
             return None
     prefix = prefix_of(network)
     left_out = next((n for n in (0, prefix) if torch.equal(seen.tokens, features[:, n:])), None)
-    grid = patch_grid(features.shape[1] - prefix, probe.pixels)
+    grid = patch_grid(network, features.shape[1] - prefix, probe.pixels)
     if left_out is None or grid is None:
         return None
     vectors, bias = weight_and_bias(classifier.module)

@@ -205,8 +205,8 @@ def unreadable(name: str, input_size: tuple[int, int, int], failure: Exception) 
     """The refusal of a network that failed on images of a size."""
     reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300].rstrip(".")
     return InputError(
-        f"{name} cannot read images of {input_size} (channels, height, width): {reason}. Give the size that it was "
-        "trained for with --img-size."
+        f"{name} cannot read images of {input_size} (channels, height, width): {reason}. If it was trained "
+        "for another size, give that with --img-size."
     )
 
 

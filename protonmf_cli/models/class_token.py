@@ -97,7 +97,7 @@ def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Rea
     if stream is None or features.shape[1] not in (queries, stream.tokens):
         return None
     prefix = max(prefix_of(network), queries)
-    grid = patch_grid(stream.tokens - prefix, probe.pixels)
+    grid = patch_grid(network, stream.tokens - prefix, probe.pixels)
     if grid is None:
         return None
     if voted is None:

@@ -127,7 +127,7 @@ def frozen_head(network: Network, probe: Probe) -> Readout | None:
     vectors, bias = weight_and_bias(classifier.module)
     for layout, prefix, masked in _ways(network, features):
         count = layout.rows(features[:1]).shape[1] - prefix
-        grid = grid_of(layout, prefix, probe.pixels)
+        grid = grid_of(network, layout, prefix, probe.pixels)
         if grid is None or count < 2:
             continue
         readout = FrozenReadout(

@@ -282,7 +282,7 @@ def _places(
     active = found.values != 0
     count = active.numel()
     prefix = prefix_of(network) if len(found.layout.positions) == 1 else 0
-    grid = grid_of(found.layout, prefix, probe.pixels)
+    grid = grid_of(network, found.layout, prefix, probe.pixels)
     order = active.nonzero()[:, 0]
     if count > 1 and grid is not None and active[prefix:].all():
         before = order[order < prefix]
@@ -314,17 +314,22 @@ def token_names(network: Network, prefix: int, read: int = 0) -> tuple[str, ...]
     return (*names, *(f"register {n}" for n in range(1, prefix - len(names) + 1)))
 
 
-def grid_of(layout: Layout, prefix: int, pixels: Tensor) -> tuple[int, int] | None:
+def grid_of(network: Network, layout: Layout, prefix: int, pixels: Tensor) -> tuple[int, int] | None:
     """Height and width of the grid that the positions after `prefix` tokens lie on; None where it is unknown."""
     positions = layout.positions
     if len(positions) == 2:
         return positions[0], positions[1]
-    return patch_grid(math.prod(positions) - prefix, pixels)
+    return patch_grid(network, math.prod(positions) - prefix, pixels)
 
 
-def patch_grid(patches: int, pixels: Tensor) -> tuple[int, int] | None:
-    """Height and width of a grid of so many patches that covers images (B, channels, H, W) evenly; None without one."""
-    height, width = pixels.shape[-2:]
+def patch_grid(network: Network, patches: int, pixels: Tensor) -> tuple[int, int] | None:
+    """Height and width of a grid of so many patches that covers images (B, channels, H, W) evenly; None without one.
+
+    Patches are square, or have the shape that the network's first layer cuts.
+    """
+    size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    down_by, across_by = size if isinstance(size, list | tuple) and len(size) == 2 else (1, 1)
+    height, width = pixels.shape[-2] / down_by, pixels.shape[-1] / across_by
     pairs = [(down, patches // down) for down in range(1, patches + 1) if patches % down == 0]
     uneven = {pair: abs(pair[0] * width - pair[1] * height) for pair in pairs}
     best = min(pairs, key=uneven.__getitem__, default=None)

@@ -6,6 +6,7 @@ A row that has a place is a patch and can be drawn; rows without a place (class 
 image) are shown as a number. Placed rows always come first, in the order of the grid.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ Network = Any
 
 FORMULA_LIMIT = 1e-9
 """Largest relative difference in float64: above it the formula itself is wrong."""
+SMALLEST_SPREAD = 0.01
+"""Of logits, as a part of their root mean square."""
 ROUNDING_WARNING = 1e-5
 """Relative difference in float32 that is normal."""
 ROUNDING_LIMIT = 1e-4
@@ -120,9 +123,20 @@ def moved(value: Any, dtype: torch.dtype | None, device: torch.device | None) ->
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """max |found - expected| / std(expected); the measure of every exactness check."""
-    spread = expected.std().clamp_min(torch.finfo(expected.dtype).tiny)
-    return float((found - expected).abs().max() / spread)
+    """max |found - expected| / spread(expected), or infinity; the measure of every exactness check."""
+    difference = float((found - expected).abs().max()) / spread(expected)
+    return difference if math.isfinite(difference) else math.inf
+
+
+def spread(logits: Tensor) -> float:
+    """Standard deviation of logits, but at least a hundredth of their root mean square.
+
+    A few logits (one class, or one image of two classes) may lie as near to each other as chance has it, but are
+    rounded as numbers of their size.
+    """
+    whole = logits.double() if logits.device.type != "mps" else logits
+    size = float(whole.square().mean().sqrt())
+    return max(float(whole.std(correction=0)), SMALLEST_SPREAD * size, torch.finfo(logits.dtype).tiny)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def selecting_head(network: Network, probe: Probe) -> Readout | None:
     vectors, bias = weight_and_bias(classifier.module)
     for layout, prefix in layouts_of(network, features):
         rows = layout.rows(features)[:, prefix:]
-        grid = grid_of(layout, prefix, probe.pixels)
+        grid = grid_of(network, layout, prefix, probe.pixels)
         for name, pool in POOLS.items():
             pooled = pool(rows).sum(dim=1)
             if grid and pooled.shape == seen.shape and relative_difference(pooled, seen) <= FORMULA_LIMIT:

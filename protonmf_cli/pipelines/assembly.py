@@ -16,6 +16,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.part import ClassPart, PartExamples
 from protonmf_cli.models.prototype import Examples, PrototypeModel, logit_parts
+from protonmf_cli.models.readout import spread
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.augmentation import augment_model
 from protonmf_cli.pipelines.cards import bare_card
@@ -210,7 +211,7 @@ def _add_figures(totals: _Totals, model: PrototypeModel, head: Tensor, class_ind
     target = torch.full((len(part.images),), class_index)
     top = parts.logits.argmax(dim=1)
     totals.model_difference = max(totals.model_difference, float((parts.logits - expected).abs().max()))
-    totals.spread.append(float(expected.std()))
+    totals.spread.append(spread(expected))
     totals.agree += int((top == part.predicted).sum())
     right = int((top == target).sum())
     share = logit_share(parts.prototypes + parts.bias, parts.logits, target, model.active_classes)
@@ -230,7 +231,7 @@ def _exactness(backbone: Backbone, totals: _Totals, count: int) -> dict[str, Any
     means = {name: float(np.mean([f[name] for f in totals.figures])) for name in ("negative_share", "clipped_share")}
     return {
         "max_abs_logit_difference": rows_difference + totals.model_difference,
-        "relative_difference": relative + totals.model_difference / max(min(totals.spread), 1e-30),
+        "relative_difference": relative + totals.model_difference / min(totals.spread),
         "formula_difference": backbone.formula_difference,
         "images_checked": count,
         **means,

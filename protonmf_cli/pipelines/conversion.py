@@ -243,6 +243,8 @@ def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, pro
             f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype float64."
         )
     if difference > ROUNDING_WARNING and not warned:
-        progress.warn(f"the logits of {name} round off by {difference:.1e} of their spread (up to 1e-05 is usual)")
+        progress.warn(
+            f"the logits of {name} round off by {difference:.1e} of their spread (usual: up to {ROUNDING_WARNING:.0e})"
+        )
         return True
     return warned

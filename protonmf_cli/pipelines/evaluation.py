@@ -11,6 +11,7 @@ from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_s
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
 from protonmf_cli.models.prototype import LogitParts, PrototypeModel, evidence_of, logit_parts, parts_of_evidence
+from protonmf_cli.models.readout import relative_difference
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -91,9 +92,8 @@ class _Exactness:
     relative: float | None = None
 
     def add(self, found: Tensor, expected: Tensor) -> None:
-        difference = float((found - expected).abs().max())
-        self.absolute = max(self.absolute or 0.0, difference)
-        self.relative = max(self.relative or 0.0, difference / float(expected.std()))
+        self.absolute = max(self.absolute or 0.0, float((found - expected).abs().max()))
+        self.relative = max(self.relative or 0.0, relative_difference(found, expected))
 
 
 def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:

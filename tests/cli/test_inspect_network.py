@@ -115,6 +115,7 @@ def test_values_that_are_no_python_are_words(pair):
     ("words", "code", "sentence"),
     [
         (["resnet18", "--no-pretrained", "--model-arg", "num_classes=0"], 4, "resnet18 has no classifier (num_classes is 0), so there are no logits to explain. Give a checkpoint with a head: --weights FILE --num-classes C."),
+        (["resnet18", "--no-pretrained", "--model-arg", "num_classes=-3"], 4, "resnet18 has no classifier"),
         (["vit_tiny_patch16_dinov3_qkvb", "--no-pretrained"], 4, "vit_tiny_patch16_dinov3_qkvb has no classifier (num_classes is 0)"),
         (["qwen3_vit_88m_enc", "--no-pretrained", "--num-classes", 5], 4, "qwen3_vit_88m_enc is an encoder and cannot classify. Choose a classification model, e.g. resnet50."),
         (["test_resnet", "--no-pretrained", "--model-arg", "in_chans=4"], 3, "test_resnet reads images of 4 channels; those of 1 (grey) and 3 (colour) can be read."),
@@ -220,7 +221,7 @@ def test_a_folder_that_says_another_size_than_timm_builds_is_read_with_img_size(
     (tmp_path / "config.json").write_text(json.dumps(config))
     code, _, err = run("inspect", tmp_path)
     assert code == 3
-    assert "(96) doesn't match model (224). Give the size that it was trained for with --img-size." in err
+    assert "(96) doesn't match model (224). If it was trained for another size, give that with --img-size." in err
     assert inspected(tmp_path, "--img-size", 96)["readout"]["grid"] == [6, 6]
 
 

@@ -135,6 +135,36 @@ def test_grids_of_images_that_are_not_square(name, arguments, size, grid):
 
 
 @pytest.mark.parametrize(
+    ("name", "patch", "grid"),
+    [
+        ("test_vit", (8, 32), (8, 2)),
+        ("test_vit", (32, 8), (2, 8)),
+        ("test_vit3", (8, 32), (8, 2)),
+        ("vit_little_patch16_reg4_gap_256", (8, 32), (8, 2)),
+    ],
+)
+def test_grids_of_patches_that_are_not_square(name, patch, grid):
+    torch.manual_seed(0)
+    built = toys.randomised(timm.create_model(name, num_classes=10, img_size=64, patch_size=patch))
+    assert probe_readout(built, (3, 64, 64), "auto", name)[0].grid == grid
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([[1.0, 3.0 + 1e-3]], [[1.0, 3.0]], 1e-3),  # the standard deviation is 1
+        ([[0.3196, 0.3194 + 1e-8]], [[0.3196, 0.3194]], 1e-8 / 0.003195),  # nearly equal numbers are rounded as 0.3
+        ([[5.0 + 1e-6]], [[5.0]], 1e-6 / 0.05),  # one number has no standard deviation
+        ([[float("nan")]], [[5.0]], float("inf")),
+        ([[0.0]], [[0.0]], 0.0),
+    ],
+)
+def test_differences_are_relative_to_a_spread_that_cannot_vanish(found, expected, difference):
+    pair = (torch.tensor(values, dtype=torch.float64) for values in (found, expected))
+    assert relative_difference(*pair) == pytest.approx(difference, rel=1e-6)
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "kind", "grid"),
     [
         ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 2}, "average", (2, 2)),
