@@ -82,3 +82,12 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
             with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a word
                 found[key] = ast.literal_eval(text)
     return found
+
+
+def check_kept(weights: Path | None, embed: bool) -> None:
+    """Refuse to leave weights out of a model file that could not be found again."""
+    if weights is not None and not embed:
+        raise UsageError(
+            "--no-embed-backbone keeps the name of the network alone, under which the file of --weights is not found "
+            "again. Leave one of the two out, or give the network as a local-dir: folder."
+        )

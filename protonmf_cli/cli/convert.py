@@ -93,6 +93,7 @@ def convert(
         chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
         examples=examples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
+    arguments.check_kept(weights, embed_backbone)
     if not data.exists():
         raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
     from protonmf_cli.cli import machine

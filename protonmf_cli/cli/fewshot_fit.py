@@ -99,6 +99,7 @@ def fit(
             raise UsageError(f"{name} {value:g} is not a number from 0 to {MOST:g}.")
     if finetune != "none" and not embed:
         raise UsageError("--finetune changes the network, so that its weights must be inside the file.")
+    arguments.check_kept(weights, embed)
     from protonmf_cli.cli import machine
     from protonmf_cli.files.atomic import check_writable
 

@@ -57,7 +57,7 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     check_trained(name, network, request)
     check_finite(name, network)
     source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
-    return _backbone(network, preprocessing, class_names(network), source, request.rows), notes
+    return _backbone(network, preprocessing, class_names(name, network), source, request.rows), notes
 
 
 def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Source, list[str]]:

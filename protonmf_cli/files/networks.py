@@ -128,7 +128,9 @@ def create_network(name: str, request: BackboneRequest) -> Network:
     except NotImplementedError as failure:
         raise encoder(name) from failure
     except (TypeError, AssertionError) as failure:
-        raise UsageError(f"{name} cannot be built with {dict(arguments)}: {_first_line(failure)}") from failure
+        if arguments:
+            raise UsageError(f"{name} cannot be built with {arguments}: {_first_line(failure)}") from failure
+        raise InputError(f"{name} cannot be built from its config.json: {_first_line(failure)}") from failure
     except Exception as failure:  # timm, torch, safetensors and the hub each raise their own kinds here
         raise _load_error(name, request, failure) from failure
     return network.eval()
@@ -154,6 +156,10 @@ def _load_error(name: str, request: BackboneRequest, failure: Exception) -> Inpu
         )
     if kind in {"RepositoryNotFoundError", "EntryNotFoundError", "GatedRepoError"}:
         return InputError(f"the hub has no such model, or no access to it: {name} ({_first_line(failure)}).")
+    if "weights_only" in text:
+        return InputError(
+            f"{what} is a pickle of more than tensors, which is not read. Save its state dict as safetensors."
+        )
     if "No pretrained weights exist" in text:
         return InputError(f"timm has no pretrained weights for {name}. Give --weights FILE.")
     return InputError(f"the weights {what} cannot be read ({kind}: {_first_line(failure)}).")
@@ -309,16 +315,29 @@ def _builds_the_same(network: Network, architecture: str, arguments: Mapping[str
 
 def rebuilt_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
     """A network without its trained weights, from arguments of `arguments_of` that may have been JSON."""
+    foreign = sorted(OF_THE_LOADER & arguments.keys())
+    if foreign:
+        raise InputError(
+            f"the model file asks timm's loader for {', '.join(foreign)}, which it may not. Convert again."
+        )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     return import_timm().create_model(architecture, pretrained=False, **given)
 
 
-def class_names(network: Network) -> tuple[ClassName, ...]:
-    """Labels from the checkpoint, else timm's ImageNet tables, else numbers."""
+def class_names(name: str, network: Network) -> tuple[ClassName, ...]:
+    """Labels from the checkpoint, else timm's ImageNet tables, else numbers.
+
+    Raises:
+        InputError: labels that are not one text or number for each class.
+    """
     timm, config = import_timm(), network.pretrained_cfg
     labels, descriptions = config.get("label_names"), config.get("label_descriptions")
     count = int(network.num_classes)
-    if isinstance(labels, list | tuple) and len(labels) == count:
+    if labels is not None:
+        is_list = isinstance(labels, list | tuple) and all(isinstance(each, str | int) for each in labels)
+        if not is_list or len(labels) != count:
+            found = f"{len(labels)} labels" if is_list else "something else than a list of labels"
+            raise InputError(f"the label_names of {name} hold {found}, but its classifier has {count} classes.")
         described = descriptions if isinstance(descriptions, dict) else {}
         return tuple(ClassName(label=str(each), description=str(described.get(str(each)) or "")) for each in labels)
     subset = timm.data.infer_imagenet_subset(network)

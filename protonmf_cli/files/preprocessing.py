@@ -35,7 +35,8 @@ def preprocessing_of(network: Network, request: BackboneRequest) -> Preprocessin
         raise InputError(f"the preprocessing of {request.name} cannot be used: {failure!r}. {_WHERE}") from failure
     wrong = [f"{key} {resolved.get(key)!r}" for key, is_right in _RIGHT.items() if not is_right(resolved.get(key))]
     if wrong:
-        raise InputError(f"the preprocessing of {request.name} cannot be used: {', '.join(wrong)}. {_WHERE}")
+        where = _WHERE if side is None else "Give another --img-size."
+        raise InputError(f"the preprocessing of {request.name} cannot be used: {', '.join(wrong)}. {where}")
     channels, height, width = resolved["input_size"]
     channels = request.model_args.get("in_chans", channels)
     if channels not in (1, 3):

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import ModelFileError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.images import ImageSource
@@ -71,7 +71,12 @@ def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] 
     header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
     if model.matching is not None:
         header["samples"] = [asdict(s) for s in model.matching.samples.sources]
-    header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
+    try:
+        header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
+    except ValueError as failure:
+        raise InputError(
+            f"{path} was not written: a figure of it is no finite number, as the network's numbers overflow float32."
+        ) from failure
     metadata = {KEY: _canonical(header)}
 
     def write(target: Path) -> None:

@@ -182,6 +182,24 @@ def test_preprocessing_that_cannot_be_used(toy, name, value, tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (["red things"], "1 labels"),
+        ("abcd", "something else than a list of labels"),
+        ([None, "a", "b", "c"], "something else than a list of labels"),
+    ],
+)
+def test_labels_that_do_not_fit_the_classifier(toy, labels, found, tmp_path):
+    shutil.copytree(toy.network, tmp_path / "network")
+    config = json.loads((tmp_path / "network" / "config.json").read_text())
+    config["label_names"] = labels
+    (tmp_path / "network" / "config.json").write_text(json.dumps(config))
+    code, out, err = run("inspect", tmp_path / "network")
+    assert (code, out) == (3, "")
+    assert f"/network hold {found}, but its classifier has 4 classes." in err
+
+
 @pytest.mark.parametrize("descriptions", [["a", "b"], "text", {"red things": None, "blue things": 5}])
 def test_descriptions_that_are_none_are_left_out(toy, descriptions, tmp_path):
     shutil.copytree(toy.network, tmp_path / "network")
@@ -201,6 +219,10 @@ def test_descriptions_that_are_none_are_left_out(toy, descriptions, tmp_path):
         ('{"num_classes": 4}', "config.json does not name a timm architecture"),
         ('{"architecture": "nope"}', "config.json names the architecture 'nope', which this timm does not have"),
         ('{"architecture": "test_vit", "pretrained_cfg": 3}', "'pretrained_cfg' must be an object, not 3"),
+        (
+            '{"architecture": "test_vit", "num_classes": 4, "pretrained_cfg": {"global_pool": "max"}}',
+            "cannot be built from its config.json: PretrainedCfg",
+        ),
         ('{"architecture": "test_vit", "model_args": "x"}', "'model_args' must be an object, not 'x'"),
     ],
 )

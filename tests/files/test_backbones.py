@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -10,7 +11,7 @@ import toys
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.backbones import load_backbone, restore_backbone
 from protonmf_cli.files.networks import BackboneRequest, complete_name
-from protonmf_cli.files.store import load_model
+from protonmf_cli.files.store import load_model, save_model
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,9 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(InputError, match="evil.pth cannot be read"):
+    with pytest.raises(
+        InputError, match="evil.pth is a pickle of more than tensors, which is not read. Save its state dict"
+    ):
         load_backbone(BackboneRequest(name="test_resnet", weights=tmp_path / "evil.pth"))
     assert not (tmp_path / "owned").exists()
 
@@ -117,6 +120,30 @@ def test_a_network_that_cannot_be_built_again_is_refused_before_anything_is_writ
         load_backbone(request)
 
 
+def test_a_file_cannot_make_timm_load_something_else(toy, tmp_path):
+    model, weights = load_model(toys.convert(toy, tmp_path / "m.safetensors"))
+    source = replace(model.card.source, model_args={**model.card.source.model_args, "checkpoint_path": "w.pth"})
+    with pytest.raises(InputError, match="asks timm's loader for checkpoint_path, which it may not"):
+        restore_backbone(replace(model, card=replace(model.card, source=source)), weights, True)
+
+
+def test_weights_that_would_not_be_found_again_are_kept(toy, tmp_path):
+    target, weights = tmp_path / "m.safetensors", toy.network / "model.safetensors"
+    words = ["convert", "test_resnet", "--weights", weights, "--data", toy.data, "-o", target, "--no-embed-backbone"]
+    code, _, err = toys.run(*words, "--num-classes", 4)
+    assert code == 2
+    assert "the file of --weights is not found again. Leave one of the two out" in err
+    assert not target.exists()
+
+
+def test_a_figure_that_is_no_number_is_not_written(converted, tmp_path):
+    model, weights = load_model(converted)
+    broken = replace(model, card=replace(model.card, measured={**model.card.measured, "residual_share": float("nan")}))
+    with pytest.raises(InputError, match="was not written: a figure of it is no finite number"):
+        save_model(tmp_path / "m.safetensors", broken, weights)
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_networks_weights_are_refused(toy, tmp_path):
     target = toys.convert(toy, tmp_path / "m.safetensors", "--no-embed-backbone")
     model, weights = load_model(target)
@@ -128,17 +155,12 @@ def test_another_networks_weights_are_refused(toy, tmp_path):
     moved.mkdir()
     (moved / "config.json").write_bytes((toy.network / "config.json").read_bytes())
     safetensors.torch.save_file(state, moved / "model.safetensors")
-    from dataclasses import replace
-
     other = replace(model, card=replace(model.card, source=replace(model.card.source, name=f"local-dir:{moved}")))
     with pytest.raises(InputError, match="Give the checkpoint it was converted from"):
         restore_backbone(other, None, True)
 
 
 def test_a_file_keeps_its_readout_when_a_better_one_is_known_now(toy, tmp_path):
-    from dataclasses import replace
-
-    from protonmf_cli.files.store import load_model, save_model
     from protonmf_cli.library import load
 
     old = toys.convert(toy, tmp_path / "old.safetensors", "--rows", "image")
