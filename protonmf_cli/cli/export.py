@@ -40,11 +40,12 @@ def export(
         preprocessing=card.preprocessing,
         classes=card.classes,
     )
+    edits = len(card.edits)
     if as_json:
-        facts = {"model": str(file or model), "output": str(folder), "edits": len(card.edits)}
+        facts = {"model": str(file or model), "output": str(folder), "edits": edits}
         shown.json({"schema": "protonmf.export/1"} | facts | {"relative_difference": difference})
     else:
-        shown.out.print(f"{folder}: {card.source.architecture} with {len(card.edits)} edits", markup=False)
+        shown.out.print(f"{folder}: {card.source.architecture} with {edits} edit{'s' * (edits != 1)}", markup=False)
         shown.out.print(
             f"timm.create_model('local-dir:{folder}', pretrained=True) gives these logits "
             f"(float64 difference {difference:.0e} of their spread)",

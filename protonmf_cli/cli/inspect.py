@@ -30,6 +30,7 @@ def inspect(
     pretrained: Annotated[bool, typer.Option("--pretrained/--no-pretrained", help="Of a network: its weights, or random ones, without a download.")] = True,
     model_arg: arguments.ModelArg = None,
     img_size: arguments.ImgSize = None,
+    threads: arguments.Threads = None,
     offline: arguments.Offline = False,
     force: arguments.Force = False,
     as_json: arguments.Json = False,
@@ -55,6 +56,7 @@ def inspect(
     _refuse(of_file, f"{what} is a network, not a model file")
     if weights is not None and not pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other.")
+    from protonmf_cli.cli import machine
     from protonmf_cli.cli.inspect_network import inspect_network
     from protonmf_cli.files.networks import BackboneRequest
 
@@ -63,6 +65,7 @@ def inspect(
         name=what, weights=weights, model_args=arguments.model_arguments(model_arg or []) | extra, rows=rows,
         img_size=img_size, offline=offline, pretrained=pretrained,
     )  # fmt: skip
+    machine.set_threads(threads)
     inspect_network(request, as_json, shown)
 
 
@@ -272,7 +275,8 @@ def lines_of(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
         "method": f"{card['method']}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB",
         "backbone": f"{card['source']['name']} ({card['source']['architecture']}), weights {card['source']['digest'][:12]}, "
         + ("inside the file" if facts["backbone_embedded"] else "not in the file"),
-        "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} rows of width {readout['width']}",
+        "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} row{'s' * (readout['rows_per_image'] > 1)} "
+        f"of width {readout['width']}",
         "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
         "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
         **_lines_of_method(facts, model),

@@ -18,7 +18,7 @@ def inspect_network(request: "BackboneRequest", as_json: bool, shown: Shown) -> 
     from protonmf_cli.pipelines.network_reading import read_network
 
     with shown.progress() as bars:
-        bars.stage("loading the model")
+        bars.stage("loading the model and proving how its head is read")
         backbone, notes = load_backbone(request)
         bars.stage("reading two photographs")
         seen = backbone.preprocessing
@@ -85,7 +85,8 @@ def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained
         "exactness": f"{backbone.formula_difference:.0e} of the spread of the logits in float64, "
         f"{reading.relative_difference:.0e} in float32",
         "clipped": f"{reading.clipped_share:.0%} of the squared rows lie below zero; the residual carries them",
-        "measured on": "two photographs that come with scikit-learn",
+        "measured on": "two photographs that come with scikit-learn"
+        + ("" if pretrained else "; drawn weights say little of what trained ones place and clip"),
     }
 
 

@@ -39,13 +39,15 @@ def test_a_networks_folder(toy):
 
 
 def test_in_words_with_what_has_no_place():
-    code, out, err = run("inspect", "test_vit", "--no-pretrained")
+    code, out, err = run("inspect", "test_vit", "--no-pretrained", "--threads", 1)
     assert code == 0, err
+    assert torch.get_num_threads() == 1
     text = " ".join(out.split())
     assert "test_vit (test_vit), 0.4 million weights, drawn at random" in text
     assert "token-writes, 10 x 10 places, 103 rows of width 64" in text
     assert "100 of 103 rows; without a place: class token, start and biases, MLP writes; places carry" in text
     assert "of the squared rows lie below zero; the residual carries them" in text
+    assert "two photographs that come with scikit-learn; drawn weights say little of what trained ones" in text
     assert max(map(len, out.splitlines())) <= 120
 
 
