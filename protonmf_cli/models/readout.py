@@ -24,6 +24,8 @@ Network = Any
 
 FORMULA_LIMIT = 1e-9
 """Largest relative difference in float64: above it the formula itself is wrong."""
+FORMULA_NOISE = 1e-12
+"""Relative difference in float64 below which its size depends on where the numbers happen to lie in memory."""
 SMALLEST_SPREAD = 0.01
 """Of logits, as a part of their root mean square."""
 ROUNDING_WARNING = 1e-5

@@ -16,7 +16,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.part import ClassPart, PartExamples
 from protonmf_cli.models.prototype import Examples, PrototypeModel, logit_parts
-from protonmf_cli.models.readout import spread
+from protonmf_cli.models.readout import FORMULA_NOISE, spread
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.augmentation import augment_model
 from protonmf_cli.pipelines.cards import bare_card
@@ -232,7 +232,7 @@ def _exactness(backbone: Backbone, totals: _Totals, count: int) -> dict[str, Any
     return {
         "max_abs_logit_difference": rows_difference + totals.model_difference,
         "relative_difference": relative + totals.model_difference / min(totals.spread),
-        "formula_difference": backbone.formula_difference,
+        "formula_difference": max(backbone.formula_difference, FORMULA_NOISE),  # so that equal models are equal bytes
         "images_checked": count,
         **means,
     }
