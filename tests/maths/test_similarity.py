@@ -120,7 +120,7 @@ def test_a_prototype_is_at_its_own_patch(width):
     unclamped = size - 2 * (rows @ prototypes.mT)[0].diagonal() + size
     assert (unclamped < 0).any(), "rounding makes some of them negative"
     assert (own >= 0).all()
-    assert (own < 1e-4).all()
+    assert (own < 1e-5 * size).all()  # some float32 roundings, which differ between processors
 
 
 def test_log_similarity_ends_at_its_limit_with_the_slope_of_the_formula():
