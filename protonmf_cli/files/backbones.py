@@ -114,7 +114,6 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
     else:
         network = rebuilt_network(card.source.architecture, card.source.model_args)
         _load_into(network, _part(weights, BACKBONE), card)
-        network.eval()
         backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows, kind)
     check_backbone(model, backbone)
     return backbone
@@ -165,7 +164,6 @@ def features_backbone(
 def _features_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
     """The network of a file without pool and classifier, in evaluation mode."""
     network = rebuilt_network(card.source.architecture, card.source.model_args)
-    network.eval()
     drop_unused(network, card.preprocessing.input_size)
     _load_into(network, _part(weights, BACKBONE), card)
     return network

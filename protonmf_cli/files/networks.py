@@ -109,8 +109,9 @@ def create_network(name: str, request: BackboneRequest) -> Network:
         raise UsageError(
             f"--model-arg {reserved[0]} says how timm loads a network. Weights are given with --weights FILE."
         )
+    config: dict[str, Any] = {}
     if name.startswith(LOCAL):
-        _check_folder(Path(name.removeprefix(LOCAL)))
+        config = _config_of(Path(name.removeprefix(LOCAL)))
     elif request.weights is None and request.pretrained:
         _prepare_download(request.offline)
     if request.weights is not None and not request.weights.is_file():
@@ -118,7 +119,7 @@ def create_network(name: str, request: BackboneRequest) -> Network:
         raise InputError(f"the checkpoint {request.weights} {lacking}.")
     arguments = dict(request.model_args)
     try:
-        if request.img_size and _wants_img_size(timm, name):
+        if request.img_size and _wants_img_size(timm, name, config):
             arguments["img_size"] = request.img_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
@@ -170,19 +171,18 @@ def _first_line(failure: Exception) -> str:
     return lines[0][:300] if lines else type(failure).__name__
 
 
-def _wants_img_size(timm: Any, name: str) -> bool:
-    """Whether the network itself must be built for another image size."""
-    config: dict[str, Any] = {}
+def _wants_img_size(timm: Any, name: str, config: dict[str, Any]) -> bool:
+    """Whether the network itself must be built for another image size; `config` is that of a folder."""
     if name.startswith(LOCAL):
-        whole = json.loads((Path(name.removeprefix(LOCAL)) / "config.json").read_text(encoding="utf-8"))
-        config, name = whole.get("pretrained_cfg", whole), whole["architecture"]
+        config, name = config.get("pretrained_cfg", config), config["architecture"]
     elif name.startswith(REMOTE):
         config, name, _ = timm.models.load_model_config_from_hf(name.removeprefix(REMOTE))
     usual = timm.get_pretrained_cfg(name)
     return bool(config.get("fixed_input_size") or (usual and usual.fixed_input_size))
 
 
-def _check_folder(folder: Path) -> None:
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder in timm's format."""
     config = folder / "config.json"
     if not config.is_file():
         reason = "has no config.json" if folder.is_dir() else "does not exist"
@@ -200,6 +200,7 @@ def _check_folder(folder: Path) -> None:
     for key in ("pretrained_cfg", "model_args"):
         if not isinstance(found.get(key, {}), dict):
             raise InputError(f"{config} is not in timm's format: {key!r} must be an object, not {found[key]!r}.")
+    return found
 
 
 def _prepare_download(offline: bool) -> None:
@@ -293,7 +294,7 @@ def arguments_of(architecture: str, network: Network, request: BackboneRequest) 
         arguments.setdefault("img_size", list(config["input_size"][-2:]))
     kept = {k: v for k, v in arguments.items() if isinstance(v, str | int | float | bool | list | tuple)}
     built_for = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    for tried in (kept, kept | {"img_size": list(built_for)} if built_for else kept):
+    for tried in (kept, kept | {"img_size": list(built_for)}) if built_for else (kept,):
         if _builds_the_same(network, architecture, tried):
             return tried
     raise InputError(
@@ -314,14 +315,14 @@ def _builds_the_same(network: Network, architecture: str, arguments: Mapping[str
 
 
 def rebuilt_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
-    """A network without its trained weights, from arguments of `arguments_of` that may have been JSON."""
+    """A network in evaluation mode without its trained weights, from `arguments_of`, which may have been JSON."""
     foreign = sorted(OF_THE_LOADER & arguments.keys())
     if foreign:
         raise InputError(
             f"the model file asks timm's loader for {', '.join(foreign)}, which it may not. Convert again."
         )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    return import_timm().create_model(architecture, pretrained=False, **given)
+    return import_timm().create_model(architecture, pretrained=False, **given).eval()
 
 
 def class_names(name: str, network: Network) -> tuple[ClassName, ...]:

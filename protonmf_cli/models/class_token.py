@@ -13,7 +13,6 @@ like the class token, and its rows stand beside those of the class token.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -93,7 +92,7 @@ def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Rea
     if order is None or order.tolist() != list(range(len(order))):
         return None
     queries = len(order)
-    stream = find_stream(network, probe.pixels, queries)
+    stream = find_stream(network, probe.pixels[:1], queries)
     if stream is None or features.shape[1] not in (queries, stream.tokens):
         return None
     prefix = max(prefix_of(network), queries)
@@ -197,15 +196,18 @@ def _record(network: Network, stream: Stream, queries: int) -> Iterator[_Seen]:
     def after(module: str, note: Callable[[Tensor], None]) -> RemovableHandle:
         return named(module).register_forward_hook(lambda _, __, output: note(output))
 
-    def watch(layer: Layer) -> Iterator[RemovableHandle]:
+    def watch_layer(layer: Layer) -> Iterator[RemovableHandle]:
         attention, linear, norm = named(layer.attention), named(layer.output), layer.stream_norm
         yield after(layer.attention, lambda out: seen.attend(layer, linear, found.pop(attention)[0], out))
         if norm is not None:
             yield before(norm.module, lambda args: seen.pass_norm(norm.norm, args[0]))
         yield after(layer.mlp, lambda out: seen.add_mlp(layer, out))
 
-    with attention_of([named(layer.attention) for layer in stream.layers], queries) as found:
-        start = before(first.block, lambda args: seen.begin(stream, first_tokens(args, queries)[first.stream]))
-        end = before(stream.final.module, lambda args: seen.end(args[0]))
-        with hooked(chain([start], *map(watch, stream.layers), [end])):
-            yield seen
+    def watch() -> Iterator[RemovableHandle]:
+        yield before(first.block, lambda args: seen.begin(stream, first_tokens(args, queries)[first.stream]))
+        for layer in stream.layers:
+            yield from watch_layer(layer)
+        yield before(stream.final.module, lambda args: seen.end(args[0]))
+
+    with attention_of([named(layer.attention) for layer in stream.layers], queries) as found, hooked(watch()):
+        yield seen

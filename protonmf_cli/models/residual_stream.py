@@ -71,9 +71,9 @@ class Stream:
 def find_stream(network: Network, pixels: Tensor, queries: int) -> Stream | None:
     """Follow the first `queries` tokens of the features backwards; None where nothing can be followed.
 
-    Runs on float64 pixels (B, channels, H, W).
+    Runs on the float64 pixels (1, channels, H, W) of one image.
     """
-    trace = _Trace(network, pixels[:1], queries)
+    trace = _Trace(network, pixels, queries)
     target = trace.features
     final = next(trace.norms_giving(target), None)
     if final is None:
@@ -115,7 +115,7 @@ def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> b
         return torch.equal(changed.nonzero()[:, 1], chosen[module])
 
     with hooked(module.register_forward_pre_hook(change) for module in modules), attention_of(modules) as found:
-        network.forward_features(pixels[:1].repeat(1 + count, 1, 1, 1))
+        network.forward_features(pixels.repeat(1 + count, 1, 1, 1))
     return all(len(found[module]) == 1 and follows(module) for module in modules)
 
 
