@@ -14,8 +14,9 @@ why = model.explain(image)
 print(f"{why.name}: logit {why.logit:.2f}")
 for part in why.contributions:
     name = f"prototype {part.prototype}" + (f" of {part.owner_name}" if part.owner_label != why.label else "")
-    print(f"  {name}: {part.weight:+.3f} x {part.evidence:.2f} = {part.contribution:+.2f}")
-print(f"  residual {why.residual:+.2f}, bias {why.bias:+.2f}, error of the sum {why.ledger_error:.0e}")
+    print(f"  {name}: amount {part.evidence:.2f} x weight {part.weight:+.2f} = {part.contribution:+.2f}")
+print(f"  no place {why.unplaced or 0:+.2f}, residual {why.residual:+.2f}, bias {why.bias:+.2f}")
+print(f"  error of the sum {why.ledger_error:.0e}")
 
 own = [part for part in why.contributions if part.owner_label == why.label]
 strongest = max(own, key=lambda part: part.contribution)

@@ -15,10 +15,11 @@ from protonmf_cli.files.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Explanation, Outcome
+from protonmf_cli.models.results import Contrast, Explanation, Outcome
 from protonmf_cli.options import Form, MapKind
-from protonmf_cli.pipelines.explanation import chosen_form, explain_image
-from protonmf_cli.pipelines.intervention import apply_edits, find_edit, outcome
+from protonmf_cli.pipelines.contrast import contrast_of
+from protonmf_cli.pipelines.explanation import answers_of, chosen_form, explain_image
+from protonmf_cli.pipelines.intervention import apply_edits, find_edit, find_edit_everywhere, outcome
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,12 +74,22 @@ class Loaded:
             form=form,
         )
 
+    def contrast(self, image: str | PathLike[str], first: str, second: str) -> Contrast:
+        """Why one class and not another, on the same amounts: see `Contrast`.
+
+        Args:
+            image: path of a file.
+            first, second: label, description or index.
+        """
+        (answer,) = answers_of(self.backbone, self.model, self.crop(image)[None])
+        return contrast_of(self.model, answer, self.model.find_class(first), self.model.find_class(second))
+
     def scale(self, class_name: str, factors: dict[int | tuple[str, int], float], *, form: Form | None = None) -> Self:
         """The same with contributions to a class's logit scaled; nothing is written to disk.
 
         Args:
             class_name: label, description or index.
-            factors: number of an own prototype (from 1), or (owner, number) of a borrowed one -> factor; 0 removes it.
+            factors: number of an own prototype (from 1), or (owner, number) of another class's -> factor; 0 removes it.
             form: in "augmented" form a prototype takes its share of the residual with it; as the file if None.
         """
         c = self.model.find_class(class_name)
@@ -87,6 +98,18 @@ class Loaded:
             owner, number = (c, key) if isinstance(key, int) else (self.model.find_class(key[0]), key[1])
             edits.append(find_edit(self.model, c, owner, number, factor))
         return replace(self, model=apply_edits(self.model, edits, form=chosen_form(self.model, form)))
+
+    def scale_everywhere(self, factors: dict[tuple[str, int], float]) -> Self:
+        """The same with prototypes scaled in the logit of every class; nothing is written to disk.
+
+        Args:
+            factors: (owner, number) of a prototype -> factor; 0 takes it out of every class.
+        """
+        edits = [
+            find_edit_everywhere(self.model, self.model.find_class(owner), number, factor)
+            for (owner, number), factor in factors.items()
+        ]
+        return replace(self, model=apply_edits(self.model, edits))
 
     def predict(self, image: str | PathLike[str], class_name: str) -> Outcome:
         """Logit of one class and the best classes of an image."""

@@ -7,8 +7,8 @@ Init = Literal["abs", "nndsvda", "paper"]
 Solver = Literal["mu", "hals"]
 RowsOption = Literal["auto", "all-layers", "last-block", "cls", "image"]
 MapKind = Literal["contribution", "presence"]
-Reconstruction = Literal["functional", "paper"]
-Augment = Literal["none", "min-norm", "dynamic", "paper"]
+Reconstruction = Literal["amounts", "paper"]
+Augment = Literal["none", "min-norm", "paper"]
 Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
 Similarity = Literal["log", "linear", "cosine"]
@@ -54,12 +54,13 @@ class ConversionOptions:
     max_prototypes: int = 8
     """Largest number that is tried for a class."""
     nmf: NmfOptions = field(default_factory=NmfOptions)
-    reconstruction: Reconstruction = "functional"
-    """Match the logits on the training images, or the head's weights (ProtoNMF, eq. 4)."""
-    borrow: int = 5
-    """Most prototypes of other classes that one class may use (functional only)."""
-    own_weight: float = 0.05
-    """Functional: extra weight of a class's own images, in [0, 1]."""
+    reconstruction: Reconstruction = "amounts"
+    """Amounts by the dual of a class's and its nearest classes' prototypes, or a fit of the head by a class's own
+    prototypes (ProtoNMF, eq. 4)."""
+    near: int = 8
+    """Amounts: classes with the most similar rows of the head whose prototypes are weighed along."""
+    ridge: float | None = None
+    """Of the amounts; None takes the least of `RIDGES` at which the rows of an explanation hardly cancel."""
     augment: Augment = "none"
     """Whether and how prototypes take up the residual (ProtoNMF, eq. 8)."""
     stability: bool = True
@@ -77,9 +78,16 @@ class ConversionOptions:
     seed: int = 0
 
 
+RIDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Tried in this order, on the training images."""
+LEAST_SHARE = 0.9
+"""Median share of the logit that the prototypes must carry for a larger ridge to be taken."""
+MOST_CANCELLATION = 1.5
+"""Median sum of sizes over size of the sum of an explanation's rows at which no larger ridge is tried."""
+
 RECIPES: dict[str, ConversionOptions] = {
     "default": ConversionOptions(),
-    "paper": ConversionOptions(nmf=PAPER_NMF, reconstruction="paper", borrow=0, augment="paper"),
+    "paper": ConversionOptions(nmf=PAPER_NMF, reconstruction="paper", near=0, augment="paper"),
 }
 """Whole sets of options; "paper" is ProtoNMF as printed: start, stopping rule, own prototypes, parameter space,
 equal distribution of the residual."""
@@ -221,7 +229,12 @@ class FewShotOptions:
     alphas: tuple[float, ...] = (1e-2, 1e-3)
     """Weight of the norm."""
     sparse_alphas: tuple[float, ...] = (1e-1, 3e-2, 1e-2, 1e-3)
-    """The same for L1; in the end the largest that adds no held-out mistake."""
+    """The same for L1; in the end the largest that adds no mistake, held out or among the samples. These and `refits`
+    are divided by L / 20 for L > 20 classes."""
+    refits: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+    """Weight of the L2 norm with which the class weights that L1 left are fitted again, because L1 also makes them too
+    small for the classes' probabilities: the largest that adds no held-out mistake and costs no more than `negligible`.
+    Empty: they stay as L1 made them."""
     anchors: tuple[float, ...] = (3e-5, 3e-6)
     """Weight of the prototypes' squared way from where they started, in the same units."""
     dense_anchors: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3)

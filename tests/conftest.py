@@ -50,6 +50,19 @@ def converted(toy) -> Path:
 
 
 @pytest.fixture(scope="session")
+def paper(toy) -> Path:
+    """The toy as ProtoNMF was printed, projections on its own prototypes and a residual that nobody takes up."""
+    words = ("--near", 0, "--recipe", "paper", "--augment", "none")
+    return toys.convert(toy, toy.folder / "paper.safetensors", *words)
+
+
+@pytest.fixture(scope="session")
+def vit(toy) -> Path:
+    """A small ViT with rows without a place, converted."""
+    return toys.convert(toys.make_vit(toy), toy.folder / "vit.safetensors")
+
+
+@pytest.fixture(scope="session")
 def browser():
     """Headless Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api")

@@ -1,10 +1,13 @@
 """Pages in a real browser that has no network, watched for errors and requests."""
 
+import base64
 import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -76,3 +79,39 @@ def data_of(file: Path) -> dict:
     text = file.read_text(encoding="utf-8")
     start = text.index('id="data">') + len('id="data">')
     return json.loads(text[start : text.index("</script>", start)])
+
+
+def numbers(text: str, kind: str) -> np.ndarray:
+    """What the page keeps in base64."""
+    return np.frombuffer(base64.b64decode(text), dtype=kind)
+
+
+def contributions_of(data: dict, number: int, class_index: int) -> dict[int, tuple[float, float]]:
+    """Prototype -> evidence and contribution of one class in one image, from the page's numbers alone."""
+    links, one = data["links"], data["cases"][number]
+    start, prototype = numbers(links["start"], "<i4"), numbers(links["prototype"], "<i4")
+    wide = "<f4"
+    first, last = start[class_index], start[class_index + 1]
+    chosen = prototype[first:last]
+    evidence = numbers(one["evidence"], wide)[chosen]
+    if links["mixing"]:
+        sizes = np.diff(start) ** 2
+        place, count = int(sizes[:class_index].sum()), last - first
+        evidence = numbers(links["mixing"], wide)[place : place + count**2].reshape(count, count) @ evidence
+    found = numbers(links["weight"], "<f4")[first:last] * evidence
+    if links["share"] and one["reach"]:
+        found = found + numbers(links["share"], "<f4")[first:last] * numbers(one["reach"], "<f4")[class_index]
+    return {int(j): (float(e), float(v)) for j, e, v in zip(chosen, evidence, found, strict=True)}
+
+
+def waterfall(page: "Page") -> dict[str, float]:
+    """Name -> number of every row of the ledger, as it is shown."""
+    cells = page.eval_on_selector_all(
+        "#waterfall > span", "all => all.map((each) => [each.title, each.className, each.textContent])"
+    )
+    found, name = {}, ""
+    for title, kind, text in cells:
+        name = title or name
+        if kind == "number":
+            found[name] = float(text.replace("−", "-"))
+    return found

@@ -83,6 +83,21 @@ def make(folder: Path) -> Toy:
     return Toy(folder=folder, network=folder / "network", data=folder / "data")
 
 
+def make_vit(toy: Toy) -> Toy:
+    """A small ViT with drawn weights and the toy's images: rows without a place, some of them below zero."""
+    torch.manual_seed(0)
+    network = randomised(timm.create_model("test_vit", num_classes=len(LABELS), img_size=64))
+    save_checkpoint(
+        toy.folder / "vit",
+        network,
+        architecture="test_vit",
+        model_args={"img_size": 64},
+        preprocessing=PREPROCESSING,
+        classes=tuple(ClassName(label=label) for label in LABELS),
+    )
+    return Toy(folder=toy.folder, network=toy.folder / "vit", data=toy.data)
+
+
 def run(*words: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command in this process."""
     out, err = io.StringIO(), io.StringIO()
@@ -92,6 +107,6 @@ def run(*words: object) -> tuple[int, str, str]:
 
 
 def convert(toy: Toy, output: Path, *words: object) -> Path:
-    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", output, "-p", 2, "--borrow", 1, "-q", *words)
+    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", output, "-p", 2, "--near", 1, "-q", *words)
     assert code == 0, err
     return output

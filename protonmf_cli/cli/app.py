@@ -18,7 +18,7 @@ from protonmf_cli.cli.evaluate import evaluate
 from protonmf_cli.cli.explain import explain
 from protonmf_cli.cli.export import export
 from protonmf_cli.cli.inspect import inspect
-from protonmf_cli.cli.intervene import intervene
+from protonmf_cli.cli.intervene import OrderedCommand, intervene
 from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError, ProtonmfError
 
@@ -83,7 +83,7 @@ def _root(
 
 
 for _command in (convert, explain, intervene, evaluate, report, inspect, export, demo, doctor):
-    app.command()(_guarded(_command))
+    app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(_command))
 
 
 for _group in (protopnet, fewshot):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from protonmf_cli.models.backbone import Backbone
     from protonmf_cli.models.prototype import PrototypeModel
 
-LISTS = ("stability", "curves")
+LISTS = ("stability", "curves", "alike")
 """Figures with one entry per prototype or class: `inspect --json` has them."""
 
 
@@ -37,6 +37,18 @@ def conversion_summary(model: "PrototypeModel", output: Path) -> dict[str, Any]:
         **{name: value for name, value in card.measured.items() if name not in LISTS},
         "stability": median_of(card.measured.get("stability", [])),
     }
+
+
+def readout_amounts(measured: Mapping[str, Any]) -> bool:
+    """Whether figures of a conversion are of one that reads amounts."""
+    return "ridge" in measured
+
+
+def cancellation_words(found: Mapping[str, float]) -> str:
+    """How far the rows of an explanation cancel, in words."""
+    return (
+        f"{found['median']:.2f} (90 %: {found['high']:.2f}; sum of sizes over size of the sum of an explanation's rows)"
+    )
 
 
 def median_of(values: Sequence[float | None]) -> float | None:
@@ -111,7 +123,13 @@ def show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
     whole = summary["classes"] - summary["classes_with_images"]
     lines = {
         "classes": f"{summary['classes_with_images']} with images"
-        + (f", {whole} without (kept whole, all residual)" if whole else ""),
+        + (
+            f", {whole} without (their rows are parts of other classes)"
+            if whole and readout_amounts(summary)
+            else f", {whole} without (kept whole, all residual)"
+            if whole
+            else ""
+        ),
         "prototypes": f"{summary['prototypes']} from {summary['images']} images"
         + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
         "readout": f"{readout['kind']}, {grid}, width {readout['width']}",
@@ -121,6 +139,7 @@ def show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
         if summary["stability"] is None
         else f"{summary['stability']:.2f} (median cosine of prototypes between halves of the images)",
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
+        "cancellation": cancellation_words(summary["cancellation"]),
         "time": f"{seconds['total']:.1f} s (network {seconds['extract']:.1f}, NMF {seconds['factorise']:.1f}, head {seconds['head']:.1f})",
     }
     shown.out.print(f"[bold]{summary['output']}[/bold]  {size / 2**20:.1f} MiB, from {summary['model']}")

@@ -46,8 +46,8 @@ def convert(
     prototypes: Annotated[str, typer.Option("--prototypes", "-p", metavar="N|auto", help="Prototypes per class; auto chooses a number for each.")] = str(DEFAULTS.prototypes),
     max_prototypes: Annotated[int, typer.Option("--max-prototypes", min=1, help="Most that auto tries.")] = DEFAULTS.max_prototypes,
     recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: everything as ProtoNMF was printed; single options still count.")] = "default",
-    reconstruction: Annotated[Reconstruction | None, typer.Option("--reconstruction", show_default=DEFAULTS.reconstruction, help="Match the logits on the training images, or the head's weights.")] = None,
-    borrow: Annotated[int | None, typer.Option("--borrow", min=0, show_default=str(DEFAULTS.borrow), help="Most prototypes of other classes that a class may use (functional).")] = None,
+    reconstruction: Annotated[Reconstruction | None, typer.Option("--reconstruction", show_default=DEFAULTS.reconstruction, help="Amounts of parts, or ProtoNMF's fit of the head by a class's own prototypes.")] = None,
+    near: Annotated[int | None, typer.Option("--near", min=0, show_default=str(DEFAULTS.near), help="Amounts: nearest classes of the head whose prototypes are weighed along.")] = None,
     augment: Annotated[Augment | None, typer.Option("--augment", show_default=DEFAULTS.augment, help="How prototypes take up the residual.")] = None,
     stability: Annotated[bool, typer.Option("--stability/--no-stability", help="Compare the prototypes of two halves of the images.")] = DEFAULTS.stability,
     rows: Annotated[RowsOption, typer.Option("--rows", help="Which rows the head is read through.")] = DEFAULTS.rows,
@@ -84,10 +84,10 @@ def convert(
     shown = Shown(quiet=quiet, verbose=verbose)
     extra = {"num_classes": num_classes} if num_classes else {}
     arguments_of_model = arguments.model_arguments(model_arg or []) | extra
-    chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment)
-    if borrow and chosen.reconstruction == "paper":
+    chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment, near=near)
+    if near and chosen.reconstruction == "paper":
         raise UsageError(
-            f"--borrow {borrow} needs --reconstruction functional; the paper's uses a class's own prototypes."
+            f"--near {near} needs --reconstruction amounts; the paper's uses a class's own prototypes alone."
         )
     chosen = replace(
         chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
@@ -124,7 +124,6 @@ def convert(
         largest = max(images.counts.values())
         options = replace(
             chosen,
-            borrow=_borrowed(chosen, borrow, len(images.counts)),
             group=max(1, min(MOST_CLASSES_AT_ONCE, fitting // largest)) if place.type == "cuda" else 1,
             memory=int(memory * 2**30),
         )
@@ -240,15 +239,6 @@ def _with_recipe(recipe: Recipe, *, init: Init | None, solver: Solver | None, **
         nmf=replace(found.nmf, init=init or found.nmf.init, solver=solver or found.nmf.solver),
         **{name: value for name, value in single.items() if value is not None},
     )
-
-
-def _borrowed(options: ConversionOptions, wanted: int | None, classes: int) -> int:
-    """How many prototypes a class may borrow: as asked for, else as many of the default as there are."""
-    if options.reconstruction == "paper":
-        return 0
-    if wanted is not None:
-        return wanted
-    return min(options.borrow, (classes - 1) * (options.prototypes or options.max_prototypes))
 
 
 def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def evaluate(
     split: arguments.Split = "val",
     class_map: arguments.ClassMapFile = None,
     class_order: arguments.ClassOrder = False,
-    table: Annotated[list[str] | None, typer.Option("--table", help="A further table: parts, stability, oracle, augmentation, faithfulness, part-quality, pictures, rival. Repeatable.")] = None,
+    table: Annotated[list[str] | None, typer.Option("--table", help="A further table: parts, stability, cancellation, oracle, augmentation, faithfulness, part-quality, pictures, rival. Repeatable.")] = None,
     figures: Annotated[Path | None, typer.Option("--figures", help="Folder for a figure of each table.")] = None,
     counts: Annotated[str, typer.Option("--counts", help="Numbers of prototypes per class of the table parts.")] = "1,3,5,10",
     limit: Annotated[int, typer.Option("--images", min=1, help="Images of the table faithfulness, as many of each class.")] = 96,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from protonmf_cli.library import Loaded
     from protonmf_cli.models.images import Skipped
-    from protonmf_cli.models.results import Explanation
+    from protonmf_cli.models.results import Contrast, Explanation
 
 PARTIAL = 6
 
@@ -26,6 +26,7 @@ def explain(
     images: Annotated[list[str], typer.Argument(help="Image files; - reads their paths from standard input.")],
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: arguments.ClassName = None,
+    against: Annotated[str | None, typer.Option("--against", help="Class that the explained one is compared with, on the same amounts.")] = None,
     map_kind: Annotated[
         MapKind,
         typer.Option("--map", help="Map that is drawn: where a prototype is, or what each place adds to the logit."),
@@ -60,7 +61,7 @@ def explain(
     from protonmf_cli.pipelines.explanation import chosen_form
 
     form = chosen_form(loaded.model, form)
-    chosen = None if class_name is None else loaded.model.find_class(class_name)
+    chosen, other = (None if word is None else loaded.model.find_class(word) for word in (class_name, against))
     done, seen, unread = [], {}, []
     for path, target in zip(paths, targets, strict=True):
         crop = _read(loaded, path, alone=len(paths) == 1)
@@ -69,17 +70,16 @@ def explain(
             continue
         if html is not None:
             seen[path] = crop
-        explanation = _explain_one(loaded, path, crop, chosen, map_kind, form)
+        explanation, contrast = _explain_one(loaded, path, crop, chosen, other, map_kind, form)
         if target is not None:
             _draw(explanation, top, target)
             shown.note(f"wrote {target}")
-        done.append(explanation_json(explanation) if as_json and not json_lines else None)
+        written = explanation_json(explanation, contrast) if as_json or json_lines else {}
+        done.append(written if as_json and not json_lines else None)
         if json_lines:
-            shown.json(explanation_json(explanation), indent=None)
+            shown.json(written, indent=None)
         elif not as_json:
-            if len(done) > 1:
-                shown.out.print()
-            show_explanation(explanation, top, shown)
+            show_explanation(explanation, top, shown, contrast, first=len(done) == 1)
         _remember(model, path, explanation.class_index)
     if as_json and not json_lines and done:
         shown.json(
@@ -120,20 +120,31 @@ def _read(loaded: "Loaded", path: str, *, alone: bool) -> "Tensor | Skipped":
 
 
 def _explain_one(
-    loaded: "Loaded", path: str, crop: "Tensor", class_index: int | None, map_kind: MapKind, form: Form
-) -> "Explanation":
-    from protonmf_cli.pipelines.explanation import explain_image
+    loaded: "Loaded",
+    path: str,
+    crop: "Tensor",
+    class_index: int | None,
+    against: int | None,
+    map_kind: MapKind,
+    form: Form,
+) -> "tuple[Explanation, Contrast | None]":
+    from protonmf_cli.pipelines.contrast import contrast_of
+    from protonmf_cli.pipelines.explanation import answers_of, explain_answer
 
-    return explain_image(
+    (answer,) = answers_of(loaded.backbone, loaded.model, crop[None])
+    explanation = explain_answer(
         loaded.backbone,
         loaded.model,
-        crop,
+        answer,
         image=path,
         model_name=str(loaded.path),
         class_index=class_index,
         map_kind=map_kind,
         form=form,
     )
+    if against is None:
+        return explanation, None
+    return explanation, contrast_of(loaded.model, answer, explanation.class_index, against)
 
 
 def _write_page(

@@ -31,7 +31,7 @@ def export(
 
     loaded = open_model(file or model, device="cpu", dtype="float32", threads=None, offline=offline)
     card = loaded.model.card
-    difference = write_head(loaded.backbone, loaded.model.head_vectors().cpu())
+    difference = write_head(loaded.backbone, loaded.model.head_vectors(), loaded.model.exact.bias)
     save_checkpoint(
         folder,
         loaded.backbone.network,

@@ -143,7 +143,7 @@ def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> 
         "schema": "protonmf.inspection/1",
         "file": str(path),
         "bytes": path.stat().st_size,
-        "format": 1,
+        "format": model.file_format,
         "method": card.method,
         "backbone_embedded": embedded,
         "classes": len(card.classes),
@@ -174,6 +174,7 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
                 "owner_label": model.card.classes[owner].label,
                 "weight": float(model.weights.value[entry]),
                 "residual_share": float(model.weights.residual_share[entry]),
+                "usual": None if model.amounts is None else list(model.amounts.range_of(prototype)),
                 "stability": model.stability(prototype),
                 "unstable": is_unstable(model.stability(prototype)),
                 "examples": [
@@ -216,7 +217,23 @@ def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
         "stability": _stability_words(facts),
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
-        "clipped": f"{readout['clipped_share']:.0%} of the squared rows lie below zero; the residual carries them",
+        **_amount_lines(facts),
+    }
+
+
+def _amount_lines(facts: dict[str, Any]) -> dict[str, str]:
+    """How evidence is read, and how well it is defined."""
+    from protonmf_cli.cli.conversion_report import cancellation_words
+
+    measured, below = facts["card"]["measured"], facts["card"]["readout"]["clipped_share"]
+    if facts["card"]["similarity"] != "dual":
+        return {"clipped": f"{below:.0%} of the squared rows lie below zero; the residual carries them"}
+    ridge = f"ridge {measured['ridge']:g}" if measured["ridge"] else "no ridge"
+    return {
+        "evidence": f"amounts, {ridge}, condition at most {measured['condition']:.0f}, "
+        f"{len(measured['alike'])} pairs of prototypes nearly the same",
+        "cancellation": cancellation_words(measured["cancellation"]),
+        **({"signed": f"{below:.0%} of the squared rows lie below zero; they were split by sign"} if below else {}),
     }
 
 
@@ -271,8 +288,9 @@ def lines_of(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
     readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
     without = facts["classes"] - facts["classes_with_prototypes"]
+    old = ", older than amounts: convert again for rows that do not cancel" if model.is_outdated else ""
     lines = {
-        "method": f"{card['method']}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB",
+        "method": f"{card['method']}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB{old}",
         "backbone": f"{card['source']['name']} ({card['source']['architecture']}), weights {card['source']['digest'][:12]}, "
         + ("inside the file" if facts["backbone_embedded"] else "not in the file"),
         "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} row{'s' * (readout['rows_per_image'] > 1)} "

@@ -84,7 +84,7 @@ def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained
         **following,
         "exactness": f"{backbone.formula_difference:.0e} of the spread of the logits in float64, "
         f"{reading.relative_difference:.0e} in float32",
-        "clipped": f"{reading.clipped_share:.0%} of the squared rows lie below zero; the residual carries them",
+        "signed": f"{reading.clipped_share:.0%} of the squared rows lie below zero; a conversion splits them by sign",
         "measured on": "two photographs that come with scikit-learn"
         + ("" if pretrained else "; drawn weights say little of what trained ones place and clip"),
     }

@@ -1,5 +1,6 @@
 """Opening a model file with everything a command needs to look at images."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,13 +31,24 @@ def open_model(
     from protonmf_cli.library import load
 
     place = machine.choose_device(device)
-    return load(
+    loaded = load(
         path,
         device=place,
         dtype=machine.choose_dtype(dtype, place),
         offline=offline,
         batch_size=batch_size,
         workers=machine.worker_count(workers),
+    )
+    if loaded.model.is_outdated:
+        print(outdated_words(path), file=sys.stderr)
+    return loaded
+
+
+def outdated_words(path: Path) -> str:
+    """What to know of a file that was converted before there were amounts."""
+    return (
+        f"note: {path} was converted by an older protonmf: its rows are projections, which may cancel. It is explained as "
+        "it was written; convert again for amounts of parts."
     )
 
 

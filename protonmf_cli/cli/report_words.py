@@ -25,9 +25,8 @@ GLOSSARY_OF = {
     "sum": {
         "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
         "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
-        "borrowed": "A prototype found in another class that this class uses too.",
         "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
-        "exact": "Contributions, residual and bias add up to the network's own logits; the largest difference was measured.",
+        "exact": "Contributions, residual, bias and what has no place add up to the network's own logits; the largest difference was measured.",
     },
     "max": {"similarity": "Of the most similar patch of the image to the prototype's own training patch."},
     "soft": {
@@ -35,6 +34,14 @@ GLOSSARY_OF = {
         "ambiguous": "A second class is at least half as probable as the first.",
         "unused": "No training image matches the prototype most.",
     },
+}
+AMOUNTS = {
+    "evidence": "Here: the amount.",
+    "amount": "How much of a prototype an image holds once the other prototypes of the class and of its nearest classes have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
+    "usual": "From one in twenty to nineteen in twenty of the training images of the prototype's own class.",
+    "weight": "What an amount of 1 adds to a class's logit: the classifier's own weights on that prototype.",
+    "contribution": "Amount × weight: what a prototype adds to the logit, and what switching it off takes away.",
+    "no place": "What parts of the network without a place in the picture (a class token's start, biases) add beyond their mean.",
 }
 AUGMENTED = {
     "contribution": "Weight × evidence, and the prototype's share of the residual: what it adds to the logit.",
@@ -47,7 +54,7 @@ SIGNS = (
 )
 
 
-BEFORE_EDITS = ("exactness", "accuracy", "residual share")
+BEFORE_EDITS = ("exactness", "accuracy", "residual share", "cancellation")
 """Lines of `inspect` that were measured at the conversion."""
 
 
@@ -82,6 +89,7 @@ def page_words(report: "Report", facts: dict[str, Any], *, nameless: bool) -> "P
         glossary={
             **GLOSSARY,
             **GLOSSARY_OF[pooling],
+            **(AMOUNTS if model.amounts is not None else {}),
             **(AUGMENTED if report.form == "augmented" else {}),
             "suspicious": SIGNS,
         },

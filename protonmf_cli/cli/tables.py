@@ -1,7 +1,7 @@
 """The further tables of `evaluate`: what each one needs, and how it is shown."""
 
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,9 +81,14 @@ class TableJob:
     @cached_property
     def by_count(self) -> dict[int, "PrototypeModel"]:
         """Number of prototypes -> model, for the tables that compare numbers."""
-        from protonmf_cli.pipelines.sweep import convert_with_counts
+        return self.with_controls[0]
 
-        return convert_with_counts(self.loaded.backbone, self.readings(), self.options, self.counts, self.bars)
+    @cached_property
+    def with_controls(self) -> "tuple[dict[int, PrototypeModel], dict[str, PrototypeModel]]":
+        """Number of prototypes -> model, and models of prototypes that mean nothing."""
+        from protonmf_cli.pipelines.sweep import with_controls
+
+        return with_controls(self.loaded.backbone, self.readings(), self.options, self.counts, self.bars)
 
     def few(self) -> "LabelledImages":
         """About `limit` images, as many of each class."""
@@ -92,22 +97,32 @@ class TableJob:
 
 
 def options_of(model: "PrototypeModel") -> ConversionOptions:
-    """The options a model was converted with."""
-    stored = dict(model.card.options)
+    """The options a model was converted with; those that are gone are left out."""
+    known = {each.name for each in fields(ConversionOptions)}
+    stored = {name: value for name, value in model.card.options.items() if name in known}
     stored["nmf"] = NmfOptions(**stored["nmf"])
+    if model.is_outdated:
+        stored |= {"reconstruction": "amounts", "augment": "none"}
     return replace(ConversionOptions(**stored), group=1)
 
 
 def _parts(job: TableJob) -> tuple["Table", ...]:
     from protonmf_cli.pipelines.sweep import parts_table
 
-    return (parts_table(job.by_count, job.kept, job.seed),)
+    models, controls = job.with_controls
+    return (parts_table(models, controls, job.kept, job.seed),)
+
+
+def _cancellation(job: TableJob) -> tuple["Table", ...]:
+    from protonmf_cli.pipelines.sweep import cancellation_table
+
+    return (cancellation_table(job.model, job.kept, job.seed),)
 
 
 def _stability(job: TableJob) -> tuple["Table", ...]:
-    from protonmf_cli.pipelines.stability import stability_table
+    from protonmf_cli.pipelines.stability import stability_tables
 
-    return (stability_table(job.model, job.readings(), job.options),)
+    return stability_tables(job.loaded.backbone, job.model, job.readings(), job.options, job.kept)
 
 
 def _oracle(job: TableJob) -> tuple["Table", ...]:
@@ -255,6 +270,7 @@ MOST_PICTURES = 6
 TABLES: dict[str, Callable[[TableJob], tuple["Table", ...]]] = {
     "parts": _parts,
     "stability": _stability,
+    "cancellation": _cancellation,
     "oracle": _oracle,
     "augmentation": _augmentation,
     "faithfulness": _faithfulness,
@@ -275,7 +291,7 @@ def check_names(names: list[str]) -> None:
             raise UsageError(f"--table {name} is not one of {', '.join(TABLES)}.")
 
 
-OF_CONVERSIONS = ("parts", "stability", "augmentation", "faithfulness", "pictures")
+OF_CONVERSIONS = ("parts", "stability", "cancellation", "augmentation", "faithfulness", "pictures")
 """Tables about what a conversion does to a black box: other models have no black box."""
 
 

@@ -31,7 +31,7 @@ class CachedFeatures(ClassFiles[ClassReading]):
     key = "features"
 
     def __init__(self, folder: Path, digest: str) -> None:
-        self.folder = _folder(folder, f"features-{digest[:16]}")
+        self.folder = _folder(folder, f"rows-{digest[:16]}")
 
     def pack(self, item: ClassReading) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = {

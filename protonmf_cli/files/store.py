@@ -13,12 +13,13 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
+from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.soft_matching import Samples, SoftMatching
 
-FORMAT = 1
+FORMAT = 2
 KEY = "protonmf"
 WEIGHTS = (BACKBONE, ADDON)
 """Prefixes of tensors that are no part of the decision itself."""
@@ -44,12 +45,18 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "normalisation.mean": (torch.float32, ("D",)),
     "sample_features": (torch.float32, ("N", "D")),
     "sample_labels": (torch.int64, ("N",)),
+    "ridge": (torch.float64, ("1",)),
+    "usual": (torch.float32, ("P", "4")),
+    "unplaced_mean": (torch.float32, ("D",)),
+    "edit_readers": (torch.float32, ("P", "D")),
 }
-"""Tensors of format 1: dtype and named sizes; equal names are equal sizes."""
+"""Tensors: dtype and named sizes; equal names are equal sizes."""
 OF_MATCHING = frozenset({"scale", "normalisation.mean", "sample_features", "sample_labels"})
 """Of few-shot models only."""
-OPTIONAL = OF_MATCHING | {"member"}
-"""`member` is of combined models only."""
+OF_AMOUNTS = frozenset({"ridge", "usual", "unplaced_mean", "edit_readers"})
+"""Of conversions that read amounts, which format 1 did not know."""
+OPTIONAL = OF_MATCHING | OF_AMOUNTS | {"member", "intercept"}
+"""`member` is of combined models only, `intercept` of format 1."""
 
 
 def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] | None) -> int:
@@ -153,6 +160,15 @@ def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
             "sample_features": model.matching.samples.features,
             "sample_labels": model.matching.samples.labels,
         }
+    if model.amounts is not None:
+        own |= {
+            "ridge": torch.tensor([model.amounts.ridge], dtype=torch.float64),
+            "usual": model.amounts.usual,
+            "unplaced_mean": model.amounts.unplaced_mean,
+            "edit_readers": model.amounts.edit_readers,
+        }
+    if model.intercept.any():
+        own["intercept"] = model.intercept
     return own | {
         "prototypes": model.prototypes,
         "owner": model.owner,
@@ -162,7 +178,6 @@ def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
         "weight_residual_share": model.weights.residual_share,
         "residual": model.residual,
         "bias": model.bias,
-        "intercept": model.intercept,
         "example_prototype": model.examples.prototype,
         "example_score": model.examples.score,
         "example_box": model.examples.box,
@@ -184,7 +199,7 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
         ),
         residual=tensors["residual"],
         bias=tensors["bias"],
-        intercept=tensors["intercept"],
+        intercept=tensors.get("intercept", torch.zeros_like(tensors["bias"])),
         examples=Examples(
             prototype=tensors["example_prototype"],
             score=tensors["example_score"],
@@ -197,6 +212,15 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
         card=Card.from_json(header["card"]),
         member=tensors.get("member"),
         matching=_matching(tensors, header) if "scale" in tensors else None,
+        amounts=Amounts(
+            ridge=float(tensors["ridge"]),
+            usual=tensors["usual"],
+            unplaced_mean=tensors["unplaced_mean"],
+            edit_readers=tensors["edit_readers"],
+        )
+        if "ridge" in tensors
+        else None,
+        file_format=header["format"],
     )
 
 
@@ -228,9 +252,10 @@ def _check_layout(tensors: Mapping[str, Tensor]) -> None:
     missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
-    some = OF_MATCHING & tensors.keys()
-    if some and some != OF_MATCHING:
-        raise ValueError(f"tensors missing: {sorted(OF_MATCHING - some)}")
+    for group in (OF_MATCHING, OF_AMOUNTS):
+        some = group & tensors.keys()
+        if some and some != group:
+            raise ValueError(f"tensors missing: {sorted(group - some)}")
     sizes: dict[str, int] = {"4": 4, "2": 2, "1": 1}
     for name, (dtype, shape) in LAYOUT.items():
         if name not in tensors:
@@ -258,6 +283,10 @@ def _check_ranges(model: PrototypeModel) -> None:
         raise ValueError("the card and the tensors do not agree on the number of networks")
     if model.member is not None:
         bounds["member"] = (model.member, 0, len(model.card.members))
+    if (model.amounts is None) != (model.card.similarity != "dual"):
+        raise ValueError("the card and the tensors do not agree on how evidence is read")
+    if model.amounts is not None and model.amounts.ridge < 0:
+        raise ValueError("the ridge is negative")
     if (model.matching is None) != (model.card.pooling != "soft"):
         raise ValueError("the card and the tensors do not agree on how images are matched")
     if model.matching is not None:

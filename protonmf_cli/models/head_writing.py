@@ -1,4 +1,4 @@
-"""The way back: edited head rows V as the weights of the network's own classifier layer."""
+"""The way back: edited head rows V and bias b in the network's own classifier layer."""
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ LIMIT = 1e-6
 """Largest relative difference; V is held in float32, so 1e-8 is usual."""
 
 
-def write_head(backbone: Backbone, vectors: Tensor) -> float:
-    """Change the network so that its logits are rows . V' + b instead of rows . V + b.
+def write_head(backbone: Backbone, vectors: Tensor, bias: Tensor) -> float:
+    """Change the network so that its logits are rows . V' + b' instead of rows . V + b.
 
     The classifier layer's weight takes the change of V, column by column in the scale in which the readout holds
     it; its bias takes what norms between rows and layer add. Proved in float64 on seeded images.
@@ -27,6 +27,7 @@ def write_head(backbone: Backbone, vectors: Tensor) -> float:
     Args:
         backbone: its network is changed in place.
         vectors: (C, D) float64 head rows V'.
+        bias: (C,) float64 b'.
 
     Returns:
         Relative difference between the network's and the expected logits.
@@ -47,7 +48,7 @@ def write_head(backbone: Backbone, vectors: Tensor) -> float:
                 f"the head of {backbone.source.name} (readout {readout.kind}) is not one layer that the edit could be "
                 "written into, so it cannot be exported as a timm checkpoint."
             )
-        expected = readout.read(network, pixels).rows.sum(dim=1) @ vectors.mT + readout.bias
+        expected = readout.read(network, pixels).rows.sum(dim=1) @ vectors.mT + bias
         layer: Network = call.module
         before = {name: value.clone() for name, value in layer.state_dict().items()}
         change = (vectors - readout.vectors) / torch.where(scale == 0, 1.0, scale)

@@ -14,9 +14,9 @@ class ClassReading:
 
     class_index: int
     rows: Tensor
-    """(n, T, D) float32 >= 0: the placed rows, negative parts set to zero; all rows where none has a place."""
+    """(n, T, D) float32, the placed rows; all rows where none has a place."""
     pooled: Tensor
-    """(n, D) float32, the sum of each image's rows, unclipped."""
+    """(n, S, D) float32: sums of each image's placed rows and, where there are any, of those without a place."""
     predicted: Tensor
     """(n,) int64"""
     crops: Tensor
@@ -25,7 +25,7 @@ class ClassReading:
     skipped: tuple[Skipped, ...]
     figures: dict[str, float]
     """max_abs_difference and max_rel_difference between the rows' logits and the network's; negative_share of
-    the entries of the rows; clipped_share of their squared size, which clipping removed."""
+    the entries of the rows; clipped_share of their squared size that lies below zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class ClassPart:
     prototypes: Tensor
     """(p, D) float32, unit norm; p = 0 when no image of the class could be read."""
     pooled: Tensor
-    """(n, D) float32, the sum of each image's rows, unclipped."""
+    """(n, S, D) float32, as of the reading."""
     predicted: Tensor
     """(n,) int64 the network's own top class."""
     sample: Tensor
-    """(s, T, D) float32, the rows of some images, to compare maps on."""
+    """(s, T, D) float32, the rows of some images, to look at maps on."""
     stability: Tensor
     """(p,) float32 cosine of each prototype between two halves of the images; NaN where not computed."""
     examples: PartExamples

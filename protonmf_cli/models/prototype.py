@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.amounts import dual, in_batches
 from protonmf_cli.maths.similarity import SIMILARITIES, distances
+from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
 from protonmf_cli.models.images import ImageSource
 from protonmf_cli.models.soft_matching import SoftMatching
@@ -122,16 +124,20 @@ class RowSpace:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrototypeModel:
-    """logit_c = sum_j a_cj s_j + rho_c + (b_c + delta_c).
+    """logit_c = sum_j w_cj s_j + rho_c + o_c + bias_c.
 
-    Additive models: s_j = sum_n r_n . b_j, rho_c = sum_n r_n . R_c - delta_c. Others have no residual and no bias.
+    Amounts: s_j = sum_n r_n . d_j over the rows with a place, d the dual of the prototypes that class c is connected
+    to (every class has its own few, see `readers`); rho_c = sum_n r_n . R_c; o_c ("no place") what the rows without a
+    place add beyond their mean over the training images, which counts with the bias.
+    Projections (ProtoNMF as published): s_j = sum_n r_n . b_j over all rows, rho_c = sum_n r_n . R_c - delta_c and
+    o_c = 0. Others have neither residual nor bias.
     ProtoPNet: s_j = max_n similarity(r_n, b_j) over the rows of the prototype's network. Few-shot: s_j is the soft
     match of the mean row, see `SoftMatching`.
     Flat, so that the number of prototypes may differ from class to class. P prototypes, C classes, D row width.
     """
 
     prototypes: Tensor
-    """(P, D) float32; unit norm in additive models."""
+    """(P, D) float32; as long as its usual amount where there are amounts, of unit norm in other additive models."""
     owner: Tensor
     """(P,) int64, the class each prototype was found in, or (few-shot) speaks for most; in rising order."""
     weights: SparseWeights
@@ -140,9 +146,13 @@ class PrototypeModel:
     bias: Tensor
     """(C,) float32"""
     intercept: Tensor
-    """(C,) float32, delta; zero for the paper's reconstruction."""
+    """(C,) float32, delta of files of format 1; else zero."""
     examples: Examples
     card: Card
+    amounts: Amounts | None = None
+    """Where evidence is an amount; None where it is a projection or a similarity."""
+    file_format: int = 2
+    """Of the file it was read from; what is written is always the newest."""
     member: Tensor | None = None
     """(P,) int64, which of `card.members` a prototype belongs to; None where there is one network."""
     matching: SoftMatching | None = None
@@ -151,6 +161,11 @@ class PrototypeModel:
     def measured_as(self, **figures: Any) -> "PrototypeModel":
         """The same model with figures added to its card."""
         return replace(self, card=replace(self.card, measured={**self.card.measured, **figures}))
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it was converted by what format 1 did by default: projections that may cancel."""
+        return self.card.options.get("reconstruction") == "functional"
 
     @property
     def is_additive(self) -> bool:
@@ -226,32 +241,62 @@ class PrototypeModel:
         """(s, D) b_j for the connections of a class, in the order of `entries`."""
         return self.prototypes[self.weights.prototype[self.entries(class_index)]]
 
+    def readers(self, class_index: int) -> Tensor:
+        """(s, D) what evidence is read with, for the connections of a class: d_j of amounts, else b_j."""
+        basis = self.basis(class_index)
+        return basis if self.amounts is None else self.mixing(class_index).to(basis) @ basis
+
+    def mixing(self, class_index: int) -> Tensor:
+        """(s, s) float64 amounts of a class from the projections on its connections' prototypes, see `Dual`."""
+        assert self.amounts is not None
+        return dual(self.basis(class_index), self.amounts.ridge).mixing
+
     @property
     def is_augmented(self) -> bool:
         """Whether the residual is shared out among prototypes."""
         return bool((self.weights.residual_share != 0).any())
 
     def augmented(self, class_index: int) -> Tensor:
-        """(s, D) b~_j = b_j + (beta_j / a_j) R for the connections of a class, in the order of `entries`.
+        """(s, D) readers with their share of the residual, b_j + (beta_j / a_j) R, in the order of `entries`.
 
-        A connection of weight zero keeps its prototype. Reference: ProtoNMF, eq. 8.
+        A connection of weight zero keeps its reader. Reference: ProtoNMF, eq. 8.
         """
         entries = self.entries(class_index)
         share = self.weights.residual_share[entries]
-        return augmented_basis(self.basis(class_index), self.weights.value[entries], share, self.residual[class_index])
+        readers, residual = self.readers(class_index), self.residual[class_index]
+        return augmented_basis(readers, self.weights.value[entries], share, residual)
 
-    def stored_basis(self, class_index: int) -> Tensor:
-        """(s, D) prototypes of a class's connections in the form of the file: augmented where it holds shares."""
-        return self.augmented(class_index) if self.is_augmented else self.basis(class_index)
+    def stored_readers(self, class_index: int) -> Tensor:
+        """(s, D) readers of a class's connections in the form of the file: augmented where it holds shares."""
+        return self.augmented(class_index) if self.is_augmented else self.readers(class_index)
+
+    @cached_property
+    def prototype_vectors(self) -> Tensor:
+        """(C, D) the part of every head row that the prototypes make, sum_j w_cj d_j."""
+        if self.amounts is None:
+            return self.dense_weights.mT @ self.prototypes
+        found = torch.zeros_like(self.residual)
+        entries = [self.entries(c) for c in range(len(self.bias))]
+        for classes, chosen in in_batches(entries, self.prototypes.shape[1]):
+            basis = self.prototypes[self.weights.prototype[chosen]]
+            mixing = dual(basis, self.amounts.ridge).mixing.to(basis)
+            found[classes] = (self.weights.value[chosen][:, None] @ mixing @ basis)[:, 0]
+        return found
+
+    @cached_property
+    def placed(self) -> int | None:
+        """Rows of an image that amounts are read from, before those without a place; None where all rows are."""
+        (space,) = self.spaces if self.amounts is not None else (None,)
+        return space.grid[0] * space.grid[1] if space is not None and space.grid else None
 
     def head_vector(self, class_index: int) -> Tensor:
         """(D,) V_c of one class, edits included."""
         weights = self.weights.value[self.entries(class_index)]
-        return weights @ self.basis(class_index) + self.residual[class_index]
+        return weights @ self.readers(class_index) + self.residual[class_index]
 
     def head_vectors(self) -> Tensor:
-        """(C, D) float64 head rows V_c = sum_j a_cj b_j + R_c, edits included."""
-        return self.dense_weights.double().mT @ self.prototypes.double() + self.residual.double()
+        """(C, D) float64 head rows V_c = sum_j w_cj d_j + R_c, edits included."""
+        return self.exact.prototype_vectors + self.exact.residual
 
     def augmented_vectors(self) -> Tensor:
         """(C, D) head rows as sums of augmented prototypes; what nobody carries of a residual is added to them."""
@@ -293,6 +338,7 @@ class PrototypeModel:
             residual=self.residual.to(device, dtype),
             bias=self.bias.to(device, dtype),
             intercept=self.intercept.to(device, dtype),
+            amounts=None if self.amounts is None else self.amounts.to(device, dtype),
         )
 
     def find_class(self, words: str) -> int:
@@ -430,68 +476,94 @@ def nearest_names(classes: tuple[ClassName, ...], words: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What the model answers to rows (B, T, D)."""
+    """What a model that is not additive answers to rows (B, T, D)."""
 
     maps: Tensor
-    """(B, T, P) r_n . b_j, similarities (zero where row and prototype belong to different networks), or what places add
-    to the logarithm of the match."""
+    """(B, T, P) similarities (zero where row and prototype belong to different networks), or what places add to the
+    logarithm of the match."""
     evidence: Tensor
-    """(B, P) s_j, the maps summed over rows, their maximum, or the match."""
+    """(B, P) s_j, the maximum of the maps, or the match."""
     logits: Tensor
     """(B, C)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitParts:
-    """Logits of B images, split; the three add up to the logits."""
+    """Logits of B images, split; the four add up to the logits."""
 
     prototypes: Tensor
-    """(B, C) sum_j a_cj s_j"""
+    """(B, C) sum_j w_cj s_j"""
     residual: Tensor
     """(B, C) rho"""
+    unplaced: Tensor
+    """(B, C) o, "no place": zeros where the prototypes read all rows."""
     bias: Tensor
-    """(C,) b + delta"""
+    """(C,)"""
 
     @property
     def logits(self) -> Tensor:
-        return self.prototypes + self.residual + self.bias
+        return self.prototypes + self.residual + self.unplaced + self.bias
+
+    @property
+    def carried(self) -> Tensor:
+        """(B, C) what the prototypes carry alone, with the bias."""
+        return self.prototypes + self.bias
+
+    @property
+    def left(self) -> Tensor:
+        """(B, C) what the prototypes leave, with the bias."""
+        return self.residual + self.unplaced + self.bias
+
+
+def pooled_rows(rows: Tensor, placed: int | None) -> Tensor:
+    """(B, S, D) sums of the rows (B, T, D) that prototypes read and, where there are any, of those without a place.
+
+    Args:
+        rows: of one or more images, placed ones first.
+        placed: how many have a place; None: the prototypes read all of them.
+    """
+    if placed is None or placed == rows.shape[1]:
+        return rows.sum(dim=1, keepdim=True)
+    return torch.stack([rows[:, :placed].sum(dim=1), rows[:, placed:].sum(dim=1)], dim=1)
 
 
 def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
-    """Split the logits of pooled rows (B, D), the sum of each image's rows."""
+    """Split the logits of pooled rows (B, S, D), see `pooled_rows`."""
+    read, rest = pooled[:, 0], pooled[:, 1:].sum(dim=1)
+    prototypes, residual = read @ model.prototype_vectors.mT, read @ model.residual.mT - model.intercept
+    if pooled.shape[1] == 1 or model.amounts is None:
+        return LogitParts(
+            prototypes=prototypes, residual=residual, unplaced=torch.zeros_like(residual),
+            bias=model.bias + model.intercept,
+        )  # fmt: skip
+    vectors = model.prototype_vectors + model.residual
+    mean = model.amounts.unplaced_mean
     return LogitParts(
-        prototypes=(pooled @ model.prototypes.mT) @ model.dense_weights,
-        residual=pooled @ model.residual.mT - model.intercept,
-        bias=model.bias + model.intercept,
+        prototypes=prototypes, residual=residual, unplaced=(rest - mean) @ vectors.mT, bias=model.bias + vectors @ mean
     )
 
 
 def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
     """Split the logits of rows (B, T, D) of any kind of model."""
     if model.is_additive:
-        return logit_parts(model, rows.sum(dim=1))
+        return logit_parts(model, pooled_rows(rows, model.placed))
     return parts_of_evidence(model, evidence_of(model, rows))
 
 
 def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
     """Split the logits of evidence (B, P) of a model whose prototypes leave no residual."""
     logits = evidence @ model.dense_weights
-    return LogitParts(prototypes=logits, residual=torch.zeros_like(logits), bias=model.bias + model.intercept)
+    nothing = torch.zeros_like(logits)
+    return LogitParts(prototypes=logits, residual=nothing, unplaced=nothing, bias=model.bias + model.intercept)
 
 
 def parts_of_read(model: PrototypeModel, read: Tensor) -> LogitParts:
-    """Split the logits of what the decision reads: pooled rows (B, D) of an additive model, else evidence (B, P)."""
+    """Split the logits of what the decision reads: pooled rows (B, S, D) of an additive model, else evidence (B, P)."""
     return logit_parts(model, read) if model.is_additive else parts_of_evidence(model, read)
 
 
 def respond(model: PrototypeModel, rows: Tensor) -> Response:
-    """Maps, evidence and logits of a prototype model for rows (B, T, D)."""
-    if model.is_additive:
-        return Response(
-            maps=rows @ model.prototypes.mT,
-            evidence=rows.sum(dim=1) @ model.prototypes.mT,
-            logits=logit_parts(model, rows.sum(dim=1)).logits,
-        )
+    """Maps, evidence and logits of a model that is not additive for rows (B, T, D)."""
     if model.matching is not None:
         evidence, maps = model.matching.of_rows(rows, model.prototypes)
         return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)

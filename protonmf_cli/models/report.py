@@ -8,7 +8,7 @@ import numpy as np
 
 from protonmf_cli.models.images import Skipped
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Plane
+from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane
 
 SignKind = Literal["border", "background", "one image", "unstable", "shared", "twin", "ambiguous", "unused"]
 
@@ -63,10 +63,6 @@ class GalleryClass:
     """Of the prototype model, on the images of `Gallery.accuracy_of`."""
     stability: float | None
     """The least of its own prototypes."""
-    borrowed: int
-    """Prototypes of other classes it uses."""
-    lent: int
-    """Own prototypes that others use."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +92,24 @@ class Neighbours:
 class Case:
     """One image: the explanations that are drawn, and the numbers from which every other one follows.
 
-    Contribution of prototype j to class c: a_cj evidence_j + beta_cj reach_c with `PrototypeModel.carried_share` beta;
-    logit_c is their sum over the class's connections plus residual_c plus bias_c.
+    Contribution of prototype j to class c: a_cj evidence_j + beta_cj reach_c with `PrototypeModel.carried_share` beta.
+    Where evidence is an amount, it follows from the projections: (mixing_c evidence)_j over the class's connections.
     """
 
     explanations: tuple[Explanation, ...]
-    """Of the predicted class, the runner-up, the best class with prototypes, and the true one: each class once. Only
-    the largest contributions, without training patches: the gallery has them."""
+    """Of the predicted class, the runner-up, the best other class with prototypes, and the true one: each class once.
+    Only the largest contributions, without training patches: the gallery has them."""
     crops: tuple[np.ndarray, ...]
     """(height, width, channels) uint8 what each network saw."""
     evidence: np.ndarray
-    """(P,)"""
-    residual: np.ndarray
-    """(C,) what remains outside the prototypes, in the form that is shown."""
+    """(P,); of models that read amounts the projections x . b_j of the rows that they read."""
+    beside: np.ndarray | None
+    """(P,) the same of the rows without a place, less their mean: what an edit takes from "no place"; None where there
+    are none."""
+    logits: np.ndarray
+    """(C,) of the model."""
+    unplaced: np.ndarray | None
+    """(C,) "no place"; None where prototypes read all rows."""
     reach: np.ndarray
     """(C,) what augmented prototypes share; zeros in plain form."""
     top: int
@@ -117,6 +118,8 @@ class Case:
     """Of this class."""
     target: int | None
     """The true class where it is known."""
+    contrasts: tuple[Contrast, ...]
+    """Of the first explained class with every other one, where evidence is an amount."""
     similar: tuple[Contribution, ...]
     """The most similar prototypes of all classes (ProtoPNet's local analysis)."""
     neighbours: Neighbours | None

@@ -61,11 +61,16 @@ class ExampleView:
     score: float
     path: str
     sha256: str
+    full: float | None = None
+    """Value of the map that is drawn at full strength; its own maximum if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """One prototype's part in one class's logit: weight x evidence = contribution."""
+    """One prototype's part in one class's logit: weight x evidence = contribution.
+
+    Evidence is an amount where the model reads amounts: 1 is the usual amount of the prototype's own class.
+    """
 
     prototype: int
     """Number within its owner, from 1."""
@@ -80,11 +85,12 @@ class Contribution:
     evidence: float
     contribution: float
     localised: float
-    """The part of the contribution that the map shows."""
+    """The part of the contribution that the map shows: all of it where evidence is an amount."""
     unlocalised: float
     """The part from rows without a place."""
     maps: dict[str, np.ndarray]
-    """"contribution" (adds up to `localised`) and "presence" (>= 0), both (h, w); empty when rows have no place."""
+    """"contribution" (adds up to `localised`) and "presence", both (h, w); empty when rows have no place. Presence is
+    the amount at each place, which adds up to the evidence, or a non-negative code where evidence is a projection."""
     box: tuple[int, int, int, int] | None
     """Around the peak of the chosen map, in pixels of the crop."""
     examples: tuple[ExampleView, ...]
@@ -92,6 +98,20 @@ class Contribution:
     """Name of the network that the prototype belongs to, in a combined model."""
     crop: np.ndarray | None = None
     """What that network saw, in a combined model; else the explanation's own crop."""
+    usual: tuple[float, float] | None = None
+    """Amounts that are usual in the training images of the prototype's own class; None where evidence is no amount."""
+    peak: float | None = None
+    """The usual largest amount at one place: what is drawn at full strength; None: each map's own maximum."""
+
+    @property
+    def scale(self) -> dict[str, float | None]:
+        """Value drawn at full strength, for each kind of map."""
+        return {"presence": self.peak, "contribution": self.peak and self.peak * abs(self.weight)}
+
+    @property
+    def is_less_than_none(self) -> bool:
+        """Whether the amount is negative: the image holds the opposite of the part, and looks like none of it."""
+        return self.usual is not None and self.evidence < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +129,22 @@ class Explanation:
     logit: float
     bias: float
     contributions: tuple[Contribution, ...]
+    """The largest by size first."""
     residual: float
     residual_map: np.ndarray | None
-    """(h, w) r_n . R; with the rows without a place and less the intercept it adds up to `residual`."""
+    """(h, w) r_n . R. Of amounts it adds up to `residual`; of projections with the rows without a place, less the
+    intercept."""
+    unplaced: float | None
+    """What the rows without a place add to the logit, beyond their mean over the training images; None where the
+    prototypes read all rows."""
     intercept: float
-    """delta: the mean of the residual over the training images, counted with the bias."""
+    """delta of files of format 1: the mean of the residual over the training images, counted with the bias."""
     residual_codes: np.ndarray | None
     """(h, w) eq. 6: where the residual shows."""
     residual_share: float | None
     """1 - logit share; None when fewer than two classes have prototypes."""
     ledger_error: float
-    """|sum of contributions + residual + bias - the network's own logit|"""
+    """|sum of contributions + residual + no place + bias - the network's own logit|"""
     map_kind: str
     form: str
     """"plain", or "augmented": the prototypes carry the residual."""
@@ -127,9 +152,11 @@ class Explanation:
     """How evidence is made of places: "sum", with residual and bias; "max" (ProtoPNet), that of the best place alone;
     "soft" (few-shot), the match of the whole image."""
     without_prototypes: bool
-    """The class has no prototypes: all of its logit is residual."""
+    """The class has no prototypes of its own: its rows, if any, come from other classes' parts."""
     best_with_prototypes: Prediction | None
-    """The best class that has prototypes, when the predicted one has none."""
+    """The best class that has prototypes, when the explained one has none."""
+    reads_amounts: bool = False
+    """Whether evidence is an amount."""
 
     @property
     def additive(self) -> bool:
@@ -143,13 +170,57 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContrastRow:
+    """One prototype in the logits of two classes: one amount, two weights."""
+
+    prototype: int
+    """Number within its owner, from 1."""
+    prototype_id: int
+    owner_index: int
+    owner_name: str
+    amount: float
+    weights: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        """What it adds to the first logit beyond what it adds to the second."""
+        return self.amount * (self.weights[0] - self.weights[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Two logits of one image on the same amounts; rows, residual, no place and bias add up to either."""
+
+    first: int
+    second: int
+    names: tuple[str, str]
+    rows: tuple[ContrastRow, ...]
+    """The largest difference by size first."""
+    residual: tuple[float, float]
+    unplaced: tuple[float, float]
+    bias: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        """First logit less the second."""
+        other = sum(pair[0] - pair[1] for pair in (self.residual, self.unplaced, self.bias))
+        return sum(row.difference for row in self.rows) + other
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Scale the contribution of one prototype to one class."""
+    """Scale the contribution of one prototype to one class, or to every class of the head."""
 
     class_index: int
+    """-1: every class, whether or not its explanations name the prototype."""
     prototype_id: int
     factor: float
     """0 removes it, 1 leaves it."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether every class is edited."""
+        return self.class_index < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +253,7 @@ class InterventionOnData:
     accuracy_after: float
     flips: tuple[Flip, ...]
     per_class: dict[int, tuple[int, int, int]]
-    """class -> (images, right before, right after), only classes with a change."""
+    """class -> (images, right before, right after), classes with a change and those that were edited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +330,8 @@ class Panel:
     style: str = "composite"
     """composite: one colour per map; heat: one map >= 0; signed: one map, red for and blue against."""
     caption: str = ""
+    full: tuple[float | None, ...] = ()
+    """Value of each map that is drawn at full strength; its own maximum where it is None or missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +345,8 @@ class Cell:
     box: tuple[int, int, int, int] | None = None
     cut: bool = False
     """Show only what is inside the box."""
+    full: float | None = None
+    """Value of the map that is drawn at full strength; its own maximum if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +365,7 @@ class KeptImages:
     """What tables need of the labelled images of an evaluation: gathered in its one pass."""
 
     read: list[Any] = field(default_factory=list)
-    """What the decision reads, batch by batch: (B, D) float32 pooled rows of additive models, else (B, P) evidence."""
+    """What the decision reads, batch by batch: (B, S, D) float32 pooled rows of additive models, or (B, P) evidence."""
     target: list[Any] = field(default_factory=list)
     """(B,) int64 classes."""
 

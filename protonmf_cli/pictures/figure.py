@@ -41,7 +41,7 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
     Returns:
         A PNG file.
     """
-    shown = strongest(explanation.contributions, top)
+    shown = explanation.contributions[:top]
     figure = Figure(figsize=(13.2, 3.9 + 2.25 * len(shown)), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     heights = [1.35] + [1.0] * len(shown)
@@ -71,15 +71,10 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
     return as_png(figure)
 
 
-def strongest(contributions: Sequence[Contribution], top: int) -> list[Contribution]:
-    """The largest contributions by size, in falling order of value."""
-    kept = sorted(contributions, key=lambda c: -abs(c.contribution))[:top]
-    return sorted(kept, key=lambda c: -c.contribution)
-
-
 def shade_of(explanation: Explanation, contribution: Contribution) -> str:
-    """Colour of a prototype: by its place in the ledger, so that a borrowed one never looks like an own one."""
-    return colour([c.prototype_id for c in explanation.contributions].index(contribution.prototype_id) + 1)
+    """Colour of a prototype: own ones by their number, then the others, so that none of them looks like an own one."""
+    order = sorted((c.owner_index != explanation.class_index, c.prototype_id) for c in explanation.contributions)
+    return colour(order.index((contribution.owner_index != explanation.class_index, contribution.prototype_id)) + 1)
 
 
 def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
@@ -100,11 +95,16 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     if placed:
         maps = [drawn(c.maps["presence"], explanation.pooling) for c in placed]
         colours = [shade_of(explanation, c) for c in placed]
-        _picture(all_in_one, composite(crop, maps, colours, composite_floor(explanation.pooling)), "its own prototypes")
+        full = [c.peak for c in placed]
+        floor = composite_floor(explanation.pooling)
+        _picture(all_in_one, composite(crop, maps, colours, floor, full), "its own prototypes")
     else:
         _words(all_in_one, _why_no_map(explanation, shown))
     if explanation.residual_codes is not None:
         _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
+    elif explanation.residual_map is not None and explanation.residual:
+        top = max([float(np.abs(c.maps["contribution"]).max()) for c in shown if c.maps], default=None)
+        _picture(residual, heat(crop, explanation.residual_map, signed=True, full=top), "the residual: for and against")
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
@@ -128,6 +128,8 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     rest = [c for c in explanation.contributions if c.prototype_id not in kept]
     if rest:
         steps.append((f"{len(rest)} more", sum(c.contribution for c in rest), "#dddddd"))
+    if explanation.unplaced is not None:
+        steps.append(("no place", explanation.unplaced, "#999999"))
     if explanation.has_residual:
         steps.append(("residual", explanation.residual, "#555555"))
     levels = np.cumsum([0.0] + [value for _, value, _ in steps])
@@ -164,18 +166,20 @@ def _prototype_row(
     if contribution.maps:
         signed = kind == "contribution"
         shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.pooling)
-        _picture(here, heat(crop, shown, signed=signed), "")
-        _box(here, contribution.box, shade)
+        _picture(here, heat(crop, shown, signed=signed, full=contribution.scale[kind]), "")
+        if not contribution.is_less_than_none:
+            _box(here, contribution.box, shade)
     else:
         _picture(here, crop, "")
     _frame(here, shade)
     words = figure.add_subplot(grid[row, 1])
     words.axis("off")
+    sum_, said = _sum_words(contribution)
     lines = [
         (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
         (0.66, _owner_words(contribution), 10, "normal", GREY),
-        (0.44, f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", 12, "normal", "black"),
-        (0.30, "weight × evidence", 8, "normal", GREY),
+        (0.44, sum_, 12, "normal", "black"),
+        (0.30, said, 8, "normal", GREY),
         (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
     ]
     for height, text, size, weight, ink in lines:
@@ -188,20 +192,33 @@ def _prototype_row(
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
             _patch(axes, contribution.examples[place], shade, explanation.pooling)
-            if row == 1 and place == 0:
-                said = (
-                    "looks like that (its patch)"
-                    if explanation.pooling == "max"
-                    else "looks like these training images"
-                )
-                axes.set_title(said, fontsize=9, loc="left", color=GREY)
+            if place == 0 and (row == 1 or contribution.is_less_than_none):
+                axes.set_title(_likeness(explanation, contribution), fontsize=9, loc="left", color=GREY)
             elif row == 1 and place == 1 and explanation.pooling == "max":
                 axes.set_title("and the training patches nearest to it", fontsize=9, loc="left", color=GREY)
         else:
             axes.axis("off")
     if row == 1:
-        named = "activation map" if kind == "presence" and explanation.pooling == "max" else f"{kind} map"
+        named = {"presence": "amount map" if explanation.reads_amounts else "presence map"}.get(kind, f"{kind} map")
+        if kind == "presence" and explanation.pooling == "max":
+            named = "activation map"
         here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+
+
+def _sum_words(contribution: Contribution) -> tuple[str, str]:
+    """The product that a contribution is, and what its factors are."""
+    if contribution.usual is None:
+        return f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", "weight × evidence"
+    low, high = contribution.usual
+    said = f"amount × weight; usual {low + 0.0:.1f} to {high + 0.0:.1f}"
+    return f"{contribution.evidence:.2f}  ×  {contribution.weight:+.2f}", said
+
+
+def _likeness(explanation: Explanation, contribution: Contribution) -> str:
+    """What the image has to do with the training patches beside it."""
+    if contribution.is_less_than_none:
+        return "less than none of this"
+    return "looks like that (its patch)" if explanation.pooling == "max" else "looks like these training images"
 
 
 def _owner_words(contribution: Contribution) -> str:
@@ -214,7 +231,7 @@ def _owner_words(contribution: Contribution) -> str:
 def _patch(axes: Axes, example: ExampleView, shade: str, pooling: str) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
     grid = None if example.map is None else drawn(example.map, pooling)
-    _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45), "")
+    _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45, full=example.full), "")
     if example.map is not None:
         _box(axes, example.box, shade)
 

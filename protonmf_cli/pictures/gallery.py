@@ -61,7 +61,7 @@ def _cell(axes: Axes, cell: Cell, shade: str, caption: str) -> None:
     if cell.cut and cell.box is not None:
         axes.imshow(_inside(pixels, cell.box))
     else:
-        axes.imshow(pixels if cell.map is None else heat(pixels, cell.map, strength=0.5))
+        axes.imshow(pixels if cell.map is None else heat(pixels, cell.map, strength=0.5, full=cell.full))
         if cell.box is not None:
             left, top, right, bottom = cell.box
             for width, ink in ((3.4, "white"), (1.8, shade)):

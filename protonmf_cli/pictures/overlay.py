@@ -42,18 +42,21 @@ def enlarge(grid: NDArray, shape: tuple[int, int]) -> NDArray[np.float64]:
     return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BICUBIC), dtype=np.float64)
 
 
-def heat(pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float = 0.62) -> Pixels:
+def heat(
+    pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float = 0.62, full: float | None = None
+) -> Pixels:
     """A map over a picture: the stronger, the more colour covers the picture.
 
     Args:
         pixels: (height, width, 3).
-        grid: (h, w) map; >= 0 unless signed.
+        grid: (h, w) map; where it is not signed, negative values are drawn as nothing.
         signed: red for positive, blue for negative values.
         strength: opacity of the strongest value, in [0, 1].
+        full: value that is drawn at this strength, so that a faint map is drawn faint; the map's own maximum if None.
     """
     large = enlarge(grid, pixels.shape[:2])
-    top = np.abs(large).max()
-    relative = large / top if top > 0 else np.zeros_like(large)
+    top = np.abs(large).max() if full is None else full
+    relative = (large / top).clip(-1, 1) if top > 0 else np.zeros_like(large)
     if signed:
         shade = matplotlib.colormaps[DIVERGING]((relative + 1) / 2)[..., :3]
         opacity = strength * np.abs(relative)
@@ -71,15 +74,22 @@ def composite_floor(pooling: str) -> float:
     return 0.6 if pooling == "max" else 0.25
 
 
-def composite(pixels: Pixels, grids: Sequence[NDArray], colours: Sequence[str], floor: float = 0.25) -> Pixels:
+def composite(
+    pixels: Pixels,
+    grids: Sequence[NDArray],
+    colours: Sequence[str],
+    floor: float = 0.25,
+    full: Sequence[float | None] | None = None,
+) -> Pixels:
     """All prototypes in one picture: each pixel has the colour of the one that is strongest there.
 
-    Each map is divided by its own maximum first, as in the paper's Figures 3 and 4.
+    Each map is divided by `full` first, or by its own maximum as in the paper's Figures 3 and 4.
     """
     if not grids:
         return pixels
-    large = np.stack([enlarge(grid, pixels.shape[:2]).clip(0) for grid in grids])
-    relative = large / np.maximum(large.max(axis=(1, 2), keepdims=True), 1e-12)
+    large = [enlarge(grid, pixels.shape[:2]).clip(0) for grid in grids]
+    tops = [found.max() if top is None else top for found, top in zip(large, full or [None] * len(large), strict=True)]
+    relative = np.stack([found / max(top, 1e-12) for found, top in zip(large, tops, strict=True)])
     winner = relative.argmax(axis=0)
     opacity = 0.75 * np.clip((relative.max(axis=0) - floor) / 0.5, 0, 1)[..., None]
     shades = np.array([matplotlib.colors.to_rgb(name) for name in colours])

@@ -18,37 +18,71 @@
   const links = {
     start: integers(data.links.start), prototype: integers(data.links.prototype),
     weight: floats(data.links.weight), share: data.links.share && floats(data.links.share),
+    mixing: data.links.mixing && floats(data.links.mixing),
   };
+  const places = [0]; // where the mixing matrix of each class begins
+  for (let c = 0; c < data.classes.length; c++) places.push(places[c] + (links.start[c + 1] - links.start[c]) ** 2);
   const bias = floats(data.bias);
   const cases = data.cases.map((one) => {
     let numbers = null; // decoded when they are needed first
-    const get = (name) => (numbers ??= { evidence: floats(one.evidence), residual: floats(one.residual), reach: one.reach && floats(one.reach) })[name];
-    return { ...one, get evidence() { return get("evidence"); }, get residual() { return get("residual"); }, get reach() { return get("reach"); } };
+    const names = ["evidence", "beside", "logits", "unplaced", "reach"];
+    const get = (name) => (numbers ??= Object.fromEntries(names.map((each) => [each, one[each] && floats(one[each])])))[name];
+    const found = { ...one, amounts: new Map() };
+    for (const name of names) Object.defineProperty(found, name, { get: () => get(name) });
+    return found;
   });
 
-  /** Contribution of connection e to class c in one image: a_cj s_j, plus its share of the residual. */
+  /** Evidence of all connections of a class in one image: amounts, mixed from projections, or what is stored. */
+  function evidences(one, c, name = "evidence") {
+    const start = links.start[c], count = links.start[c + 1] - start, given = one[name], word = `${name}.${c}`;
+    if (!one.amounts.has(word)) {
+      const own = Float64Array.from({ length: count }, (_, n) => given[links.prototype[start + n]]);
+      one.amounts.set(word, !links.mixing ? own : own.map((_, n) => {
+        let sum = 0;
+        for (let m = 0, at = places[c] + n * count; m < count; m++, at++) sum += links.mixing[at] * own[m];
+        return sum;
+      }));
+    }
+    return one.amounts.get(word);
+  }
+  const evidence = (one, c, e) => evidences(one, c)[e - links.start[c]];
+
+  /** Contribution of connection e to class c in one image: weight x evidence, plus its share of the residual. */
   function contribution(one, c, e) {
     const shared = links.share && one.reach ? links.share[e] * one.reach[c] : 0;
-    return links.weight[e] * one.evidence[links.prototype[e]] + shared;
+    return links.weight[e] * evidence(one, c, e) + shared;
   }
+  /** What an edit of connection e takes from "no place" beside its contribution. */
+  const aside = (one, c, e) => (one.beside ? links.weight[e] * evidences(one, c, "beside")[e - links.start[c]] : 0);
 
-  function logitOf(one, c, edits) {
-    let sum = bias[c] + one.residual[c];
+  /** What the edits change in the logit of a class, in its contributions and in "no place". */
+  function changes(one, c, edits) {
+    let inside = 0, outside = 0;
     for (let e = links.start[c]; e < links.start[c + 1]; e++) {
-      const factor = edits ? edits.get(key(c, links.prototype[e])) ?? 1 : 1;
-      sum += factor * contribution(one, c, e);
+      const factor = edits.get(key(c, links.prototype[e])) ?? 1;
+      if (factor === 1) continue;
+      inside += (factor - 1) * contribution(one, c, e);
+      outside += (factor - 1) * aside(one, c, e);
     }
-    return sum;
+    return { inside, outside };
   }
 
-  const untouched = cases.map(() => null);
+  /** What the prototypes leave of the logit of a class. */
+  function residualOf(one, c) {
+    let left = one.logits[c] - bias[c] - (one.unplaced ? one.unplaced[c] : 0);
+    for (let e = links.start[c]; e < links.start[c + 1]; e++) left -= contribution(one, c, e);
+    return Math.abs(left) < 1e-5 * Math.max(1, Math.abs(one.logits[c])) ? 0 : left;
+  }
+  const hasUnplaced = cases.some((one) => one.unplaced);
+  const unplacedOf = (one, c, edits) => one.unplaced[c] + changes(one, c, edits).outside;
 
   /** Logits of all classes under the edits; only edited classes are added up anew. */
   function logitsOf(k, edits) {
-    untouched[k] ??= Float64Array.from(bias, (_, c) => logitOf(cases[k], c, null));
-    if (!edits.size) return untouched[k];
-    const logits = Float64Array.from(untouched[k]);
-    for (const c of editedClasses(edits)) logits[c] = logitOf(cases[k], c, edits);
+    const logits = Float64Array.from(cases[k].logits);
+    for (const c of editedClasses(edits)) {
+      const { inside, outside } = changes(cases[k], c, edits);
+      logits[c] += inside + outside;
+    }
     return logits;
   }
 
@@ -117,14 +151,15 @@
   }
 
   const strongestOf = (map) => Math.max(Math.abs(map.lo), Math.abs(map.hi)) || 1;
+  const within = (value) => Math.max(-1, Math.min(1, value));
 
   /** One pixel per place; the browser enlarges it smoothly, or not where the places themselves are to be seen. */
-  function heat(map, style, strength) {
+  function heat(map, style, strength, full) {
     const { h, w, values } = grid(map);
     const canvas = el("canvas", { width: w, height: h, class: smooth ? "" : "raw", "aria-hidden": "true" });
-    const context = canvas.getContext("2d"), picture = context.createImageData(w, h), top = strongestOf(map);
+    const context = canvas.getContext("2d"), picture = context.createImageData(w, h), top = full ?? strongestOf(map);
     values.forEach((value, n) => {
-      const relative = value / top, two = style === "signed";
+      const relative = within(value / top), two = style === "signed";
       const ramp = two ? data.diverging : data.ramp;
       const place = two ? (relative + 1) / 2 : Math.max(0, relative);
       const [r, g, b] = ramp[Math.round(place * (ramp.length - 1))];
@@ -144,10 +179,10 @@
   }
 
   /** All prototypes in one picture: each place has the colour of the one that is strongest there. */
-  function composite(maps, shades) {
+  function composite(maps, shades, fulls) {
     const side = 96, canvas = el("canvas", { width: side, height: side, "aria-hidden": "true" });
     const context = canvas.getContext("2d"), picture = context.createImageData(side, side);
-    const grids = maps.map(grid), tops = maps.map(strongestOf);
+    const grids = maps.map(grid), tops = maps.map((map, n) => fulls[n] ?? strongestOf(map));
     const colours = shades.map((shade) => [1, 3, 5].map((n) => parseInt(shade.slice(n, n + 2), 16)));
     for (let y = 0; y < side; y++)
       for (let x = 0; x < side; x++) {
@@ -181,8 +216,8 @@
     }
     return el("span", { class: "stack" },
       el("img", { src: source(shot.picture), alt: shot.alt, loading: "lazy", decoding: "async" }),
-      shot.all ? composite(shot.all.maps, shot.all.shades) : null,
-      shot.map ? heat(shot.map, shot.style, shot.strength ?? 0.62) : null,
+      shot.all ? composite(shot.all.maps, shot.all.shades, shot.all.fulls) : null,
+      shot.map ? heat(shot.map, shot.style, shot.strength ?? 0.62, shot.full ?? null) : null,
       shot.box ? boxed(shot.box, shot.shade ?? "#000") : null);
   }
 
@@ -209,7 +244,7 @@
   function patchOf(j, patch, shade, cut = false) {
     const [picture, box, map, score, path] = patch, one = data.prototypes[j];
     const words = `training patch of prototype ${one.n} of ${nameOf(one.c)} in ${path}`;
-    return { picture, box: map || cut ? box : null, map: cut ? null : map, cut, shade, style: "presence", strength: 0.45, alt: words, title: `${words}, score ${plain(score, 3)}` };
+    return { picture, box: map || cut ? box : null, map: cut ? null : map, cut, shade, style: "presence", strength: 0.45, full: one.full, alt: words, title: `${words}, score ${plain(score, 3)}` };
   }
 
   // ---------- what is looked at; kept in the address ----------
@@ -296,13 +331,13 @@
   // ---------- explanations ----------
   const chosenClass = () => state.class ?? cases[state.image].first ?? cases[state.image].top;
   const has = (c) => links.start[c + 1] > links.start[c];
+  const owns = (c) => (data.own[c] ?? []).length > 0;
   /** The class that a class is compared with: as chosen, else the true one, the runner-up, or the best with prototypes. */
   function rivalOf(c) {
     if (state.against !== null && state.against !== c) return state.against;
     const one = cases[state.image], order = best(logitsOf(state.image, new Map()), data.classes.length);
     if (one.target !== null && one.target !== c) return one.target;
-    const other = order.find((each) => each !== c) ?? c;
-    return has(c) || has(other) ? other : order.find(has) ?? other;
+    return order.find((each) => each !== c && owns(each)) ?? order.find((each) => each !== c) ?? c;
   }
   const wrong = (k) => cases[k].target !== null && cases[k].target !== cases[k].top;
 
@@ -374,13 +409,12 @@
     show(step);
   }
 
-  /** Connections of a class as they are drawn: the largest by size, in falling order of value. */
+  /** Connections of a class, the largest by size first. */
   function ledger(one, c, count) {
     const all = [];
     for (let e = links.start[c]; e < links.start[c + 1]; e++) all.push({ e, j: links.prototype[e], value: contribution(one, c, e) });
-    const kept = [...all].sort((a, b) => Math.abs(b.value) - Math.abs(a.value)).slice(0, count).sort((a, b) => b.value - a.value);
-    const listed = new Set(kept.map((part) => part.e));
-    return { all, kept, rest: all.filter((part) => !listed.has(part.e)) };
+    all.sort((a, b) => Math.abs(b.value) - Math.abs(a.value) || a.e - b.e);
+    return { all, kept: all.slice(0, count), rest: all.slice(count) };
   }
 
   function showCase() {
@@ -400,7 +434,7 @@
             figure({ big: true, picture: one.pictures[0], alt: title, caption: fileOf(one.image), title: `${title}` }),
             own.length > 1 ? figure({
               big: true, picture: one.pictures[0], alt: `all own prototypes of ${nameOf(c)} in the image`, caption: "its own prototypes, one colour each",
-              all: { maps: own.map((part) => drawn.parts[part.j].presence), shades: own.map((part) => colourOf(c, part.j)) },
+              all: { maps: own.map((part) => drawn.parts[part.j].presence), shades: own.map((part) => colourOf(c, part.j)), fulls: own.map((part) => data.prototypes[part.j].full) },
             }) : null),
           el("div", {}, el("h2", { id: "what" }), el("div", { class: "waterfall", id: "waterfall" }), el("p", { class: "note", id: "share" })))),
       editing(c),
@@ -430,11 +464,11 @@
   }
 
   function editing(c) {
-    const none = !has(c), nearest = none ? best(logitsOf(state.image, new Map()), data.classes.length).find(has) : undefined;
-    const words = data.pooling === "sum" ? "all of its logit is residual" : "its logit is always zero";
+    const none = !owns(c), nearest = none ? best(logitsOf(state.image, new Map()), data.classes.length).find(owns) : undefined;
+    const words = data.pooling !== "sum" ? "its logit is always zero" : has(c) ? "its rows are parts of other classes, and more of its logit is residual" : "all of its logit is residual";
     return el("section", { class: "card", "aria-label": "Intervene" },
       el("h2", {}, "What if?"),
-      none ? el("p", {}, `${nameOf(c)} has no prototypes in this model: ${words}. There is nothing to switch off. `,
+      none ? el("p", {}, `${nameOf(c)} has no prototypes of its own in this model: ${words}. ${has(c) ? "" : "There is nothing to switch off. "}`,
         nearest === undefined ? "" : el("button", { type: "button", id: "nearest", onclick: () => go({ class: nearest }) }, `explain ${nameOf(nearest)}, the best class with prototypes`)) :
         el("p", { class: "soft" }, "Switch a prototype off or change its strength below: the prediction follows at once. Edits stay when you go to another image."),
       el("p", { id: "hint", class: "soft" }), el("p", { id: "flips", "aria-live": "polite" }),
@@ -470,20 +504,22 @@
     const picture = one.pictures[prototype.m ?? 0], patches = prototype.patches ?? [];
     const kind = seen?.[mapKind] ? mapKind : "presence";
     const style = kind === "contribution" && data.pooling === "sum" ? "signed" : "presence";
-    const isPatch = data.pooling === "max";
+    const isPatch = data.pooling === "max", amount = evidence(one, c, e), lacking = links.mixing && amount < 0;
+    const full = prototype.full === null ? null : prototype.full * (style === "signed" ? Math.abs(links.weight[e]) : 1);
     const flags = prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words));
     const head = el("header", {},
       el("h3", {}, swatch(shade), titleOf(j, c)),
-      el("span", { class: "sum number" }, `${signed(links.weight[e], 3)} × ${plain(one.evidence[j])} `, el("span", { class: "soft" }, "weight × evidence"),
-        links.share && links.share[e] ? ` ${signed(contribution(one, c, e) - links.weight[e] * one.evidence[j])} of the residual` : "", " = ", el("b", {}, signed(contribution(one, c, e))), el("span", { class: "flipped", "data-now": key(c, j) })),
+      el("span", { class: "sum number" }, links.mixing ? `${plain(amount)} × ${signed(links.weight[e])} ` : `${signed(links.weight[e], 3)} × ${plain(amount)} `,
+        el("span", { class: "soft" }, links.mixing ? `amount (usual ${plain(prototype.usual[0], 1)} to ${plain(prototype.usual[1], 1)}) × weight` : "weight × evidence"),
+        links.share && links.share[e] ? ` ${signed(contribution(one, c, e) - links.weight[e] * amount)} of the residual` : "", " = ", el("b", {}, signed(contribution(one, c, e))), el("span", { class: "flipped", "data-now": key(c, j) })),
       prototype.network ? el("span", { class: "chip" }, prototype.network) : null,
       data.facts.some((fact) => fact.c === prototype.c) ? galleryLink(prototype.c, "in the gallery") : null,
       slider(c, j));
     const unplaced = kind === "contribution" && seen && Math.abs(seen.unplaced) > 5e-3 ? `${signed(seen.unplaced)} of it has no place` : null;
     const here = seen?.presence
-      ? figure({ picture, map: seen[kind], style, box: seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
+      ? figure({ picture, map: seen[kind], style, full, box: lacking ? null : seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
       : figure({ picture, alt: "the image", caption: seen ? "this image: nothing can be placed" : one.drawn[c] ? "maps are kept of the largest contributions only" : "maps are kept of the explained classes only" });
-    const that = patches.slice(0, PATCHES).map((patch, n) => figure({ ...patchOf(j, patch, shade), caption: (n ? "" : isPatch ? "its patch: " : "that: ") + fileOf(patch[4]) }));
+    const that = patches.slice(0, PATCHES).map((patch, n) => figure({ ...patchOf(j, patch, shade), caption: (n ? "" : isPatch ? "its patch: " : lacking ? "less than none of: " : "that: ") + fileOf(patch[4]) }));
     const node = el("article", { class: "card part", "data-prototype": j }, head,
       flags.length ? el("div", { class: "chips", style: "margin-bottom:.6rem" }, flags) : null,
       el("div", { class: "pictures" }, here, el("div", { class: "that" }, that.length ? that : el("p", { class: "soft" }, prototype.patches ? "The file holds no training patches." : "Its training patches were left out."))));
@@ -511,13 +547,14 @@
   function residualCard(one, c, drawn) {
     if (data.pooling !== "sum") return "";
     const maps = [];
-    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", alt: "what the residual adds at each place", caption: "what each place adds: red for the class, blue against it" }));
+    const tops = Object.values(drawn?.parts ?? {}).filter((part) => part.contribution).map((part) => strongestOf(part.contribution));
+    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", full: links.mixing && tops.length ? Math.max(...tops) : null, alt: "what the residual adds at each place", caption: "what each place adds: red for the class, blue against it" }));
     if (drawn?.codes) maps.push(figure({ picture: one.pictures[0], map: drawn.codes, style: "presence", alt: "where the residual shows", caption: "where it shows" }));
-    const shared = links.share && has(c) && !one.residual[c];
+    const left = residualOf(one, c), shared = links.share && has(c) && !left;
     const words = shared ? "Augmented prototypes carry the residual: nothing is left outside them."
       : "What the prototypes do not explain. It is part of the logit and cannot be switched off.";
     const node = el("section", { class: "card part", "aria-label": "Residual" },
-      el("header", {}, el("h3", {}, swatch("var(--dark-bar)"), "residual"), shared ? null : el("span", { class: "sum number" }, el("b", {}, signed(one.residual[c]))), el("span", { class: "soft" }, words)),
+      el("header", {}, el("h3", {}, swatch("var(--dark-bar)"), "residual"), shared ? null : el("span", { class: "sum number" }, el("b", {}, signed(left))), el("span", { class: "soft" }, words)),
       el("div", { class: "pictures" }, shared ? [] : maps));
     return node;
   }
@@ -570,7 +607,8 @@
     if (data.pooling === "sum") steps.push(["bias", bias[c], "var(--grey-bar)"]);
     for (const part of kept) steps.push([titleOf(part.j, c), value(part), colourOf(c, part.j), part.j]);
     if (rest.length) steps.push([`${rest.length} more`, rest.reduce((sum, part) => sum + value(part), 0), "var(--grey-bar)"]);
-    if (data.pooling === "sum" && (!links.share || !has(c) || one.residual[c])) steps.push(["residual", one.residual[c], "var(--dark-bar)"]);
+    if (one.unplaced) steps.push(["no place", unplacedOf(one, c, state.edits), "var(--grey-bar)"]);
+    if (data.pooling === "sum" && (!links.share || !has(c) || residualOf(one, c))) steps.push(["residual", residualOf(one, c), "var(--dark-bar)"]);
     let level = 0;
     const levels = [0, ...steps.map(([, each]) => (level += each))];
     const reach = [Math.min(...levels), Math.max(...levels)];
@@ -591,30 +629,51 @@
         : share === null || share === undefined ? "" : `residual share ${percent(share, 0)}: what the prototypes do not carry of the logit`;
   }
 
-  function drawContrast(one, a, b) {
-    const node = document.getElementById("contrast");
-    if (a === b) { node.replaceChildren(); return; }
+  /** Rows of a contrast that were made for these two classes, on the same amounts. */
+  function sameAmounts(one, a, b) {
+    const found = one.contrasts.find(({ of }) => (of[0] === a && of[1] === b) || (of[0] === b && of[1] === a));
+    if (!found) return null;
+    const turn = ([x, y]) => (found.of[0] === a ? [x, y] : [y, x]);
+    const lines = found.rows.map(([j, amount, x, y]) => [`prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}`, turn([amount * x, amount * y]), plain(amount)]);
+    if (found.rest[0]) lines.push([`${found.rest[0]} more prototypes`, turn(found.rest.slice(1))]);
+    if (one.unplaced) lines.push(["no place", turn(found.unplaced)]);
+    lines.push(["residual", turn(found.residual)], ["bias", turn(found.bias)]);
+    const edited = [a, b].map((c) => { const { inside, outside } = changes(one, c, state.edits); return inside + outside; });
+    if (edited.some(Boolean)) lines.push(["the edits", edited]);
+    return lines;
+  }
+
+  /** Rows of a contrast of which each class reads its own evidence. */
+  function ownEvidence(one, a, b) {
     const rows = new Map();
     for (const [side, c] of [[0, a], [1, b]])
       for (const part of ledger(one, c, Infinity).all) {
         if (!rows.has(part.j)) rows.set(part.j, [0, 0]);
         rows.get(part.j)[side] = factorOf(c, part.j) * part.value;
       }
-    const difference = ([x, y]) => x - y;
-    const sorted = [...rows].sort((p, q) => Math.abs(difference(q[1])) - Math.abs(difference(p[1])));
-    const kept = sorted.slice(0, 8), rest = sorted.slice(8), after = logitsOf(state.image, state.edits);
+    const sorted = [...rows].sort((p, q) => Math.abs(q[1][0] - q[1][1]) - Math.abs(p[1][0] - p[1][1]));
+    const kept = sorted.slice(0, 8), rest = sorted.slice(8);
     const lines = kept.map(([j, pair]) => [`prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}`, pair]);
     if (rest.length) lines.push([`${rest.length} more prototypes`, rest.reduce(([x, y], [, [p, q]]) => [x + p, y + q], [0, 0])]);
-    if (data.pooling === "sum") lines.push(["residual", [one.residual[a], one.residual[b]]], ["bias", [bias[a], bias[b]]]);
+    if (one.unplaced) lines.push(["no place", [a, b].map((c) => unplacedOf(one, c, state.edits))]);
+    if (data.pooling === "sum") lines.push(["residual", [residualOf(one, a), residualOf(one, b)]], ["bias", [bias[a], bias[b]]]);
+    return lines;
+  }
+
+  function drawContrast(one, a, b) {
+    const node = document.getElementById("contrast");
+    if (a === b) { node.replaceChildren(); return; }
+    const difference = ([x, y]) => x - y, same = sameAmounts(one, a, b), lines = same ?? ownEvidence(one, a, b);
+    const after = logitsOf(state.image, state.edits);
     const top = Math.max(...lines.map(([, pair]) => Math.abs(difference(pair)))) || 1;
-    const row = ([name, pair], total) => el("tr", { class: total ? "total" : null },
-      el("th", { scope: "row" }, name), el("td", {}, plain(pair[0])), el("td", {}, plain(pair[1])), el("td", {}, signed(difference(pair))),
+    const row = ([name, pair, amount], total) => el("tr", { class: total ? "total" : null },
+      el("th", { scope: "row" }, name), same ? el("td", {}, amount ?? "") : null, el("td", {}, plain(pair[0])), el("td", {}, plain(pair[1])), el("td", {}, signed(difference(pair))),
       el("td", { class: "bar" }, total ? null : bar(0, difference(pair), [-top, top], difference(pair) < 0 ? "#0072B2" : "#D55E00")));
     node.replaceChildren(
       el("h2", {}, `Why ${nameOf(a)} and not ${nameOf(b)}?`),
       el("p", { class: "soft" }, difference([after[a], after[b]]) >= 0 ? `Its logit is ${plain(after[a] - after[b])} higher; this is where that comes from.` : `Its logit is ${plain(after[b] - after[a])} lower; this is where that comes from.`),
       el("div", { class: "scroll" }, el("table", { class: "contrast" },
-        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), el("th", { scope: "col" }, nameOf(a)), el("th", { scope: "col" }, nameOf(b)), el("th", { scope: "col" }, "difference"), el("th", { scope: "col", class: "bar" }, ""))),
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, ""), same ? el("th", { scope: "col" }, "amount") : null, el("th", { scope: "col" }, nameOf(a)), el("th", { scope: "col" }, nameOf(b)), el("th", { scope: "col" }, "difference"), el("th", { scope: "col", class: "bar" }, ""))),
         el("tbody", {}, lines.map((line) => row(line)), row(["logit", [after[a], after[b]]], true)))));
   }
 
@@ -623,7 +682,8 @@
     const [top, second] = best(before, 2), node = document.getElementById("hint");
     if (second === undefined) return;
     const margin = before[top] - before[second];
-    const helpful = ledger(one, top, Infinity).all.filter((part) => part.value > 0).sort((a, b) => b.value - a.value);
+    const helpful = ledger(one, top, Infinity).all.map((part) => ({ ...part, value: part.value + aside(one, top, part.e) }))
+      .filter((part) => part.value > 0).sort((a, b) => b.value - a.value);
     const alone = helpful.filter((part) => part.value > margin);
     const named = (found, word) => found.map((part) => titleOf(part.j, top)).join(word);
     let words;
@@ -656,7 +716,7 @@
   function drawEdits() {
     const edits = state.edits, flips = document.getElementById("flips");
     document.getElementById("command").hidden = !edits.size;
-    document.getElementById("words").textContent = commands().join(" &&\n");
+    document.getElementById("words").textContent = command();
     if (!edits.size || cases.length < 2) { flips.replaceChildren(); return; }
     const changed = cases.map((_, k) => k).filter((k) => bestOne(logitsOf(k, edits)) !== cases[k].top);
     const known = cases.map((_, k) => k).filter((k) => cases[k].target !== null);
@@ -673,24 +733,20 @@
     return data.words[c] ?? label;
   }
 
-  /** The commands that do the same; several edited classes take one each. */
-  function commands() {
-    const one = cases[state.image], lines = [];
-    let model = data.file;
-    const classes = [...editedClasses(state.edits)];
-    classes.forEach((c, n) => {
-      const words = ["protonmf intervene", quoted(data.nameless ? "IMAGE" : one.image), "--model", quoted(model), "--class", quoted(wordOf(c))];
+  /** The command that does the same. */
+  function command() {
+    const one = cases[state.image], words = ["protonmf intervene", quoted(data.nameless ? "IMAGE" : one.image), "--model", quoted(data.file)];
+    for (const c of editedClasses(state.edits)) {
+      words.push("--class", quoted(wordOf(c)));
       for (const [name, factor] of state.edits) {
         const [edited, j] = name.split(".").map(Number), prototype = data.prototypes[j];
         if (edited !== c) continue;
         const number = prototype.c === c ? prototype.n : `${wordOf(prototype.c)}:${prototype.n}`;
         words.push(factor === 0 ? `--zero ${quoted(String(number))}` : `--scale ${quoted(`${number}=${factor}`)}`);
       }
-      if (data.option) words.push(data.option);
-      if (n < classes.length - 1) words.push("-o", quoted((model = `edited-${n + 1}.safetensors`)));
-      lines.push(words.join(" "));
-    });
-    return lines;
+    }
+    if (data.option) words.push(data.option);
+    return words.join(" ");
   }
 
   /** ProtoPNet's local analysis: the most similar prototypes of any class. */
@@ -764,8 +820,6 @@
     residual: ["residual share, highest first", (fact) => last(fact.residual, -1)],
     accuracy: ["accuracy, lowest first", (fact) => last(fact.accuracy, 1)],
     stability: ["stability, lowest first", (fact) => last(fact.stability, 1)],
-    borrowed: ["borrowed prototypes, most first", (fact) => -fact.borrowed],
-    lent: ["lent prototypes, most first", (fact) => -fact.lent],
     suspicious: ["suspicious prototypes first", (fact) => -signsOf(fact)],
   };
 
@@ -830,8 +884,6 @@
           fact.accuracy === null ? null : chip(`accuracy ${percent(fact.accuracy, 0)}`, "", `on ${data.measured}`),
           fact.residual === null ? null : chip(`residual share ${percent(fact.residual, 0)}`, "", "on the training images"),
           fact.stability === null ? null : chip(`stability ${fact.stability.toFixed(2)}`, fact.stability < data.unstable ? "warn" : ""),
-          data.pooling === "sum" ? chip(`borrows ${fact.borrowed}`) : null,
-          data.pooling === "sum" ? chip(`lends ${fact.lent}`) : null,
           fact.images === null ? null : chip(`${fact.images} training images`),
           predicted.length ? el("a", {
             class: "chip", href: `#explain?image=${predicted[0]}`, title: "the images here that are predicted to be this class",
@@ -864,7 +916,7 @@
       one.patches?.length ? el("p", { title: one.patches.map((patch) => patch[4]).join("\n") }, `from ${tail(one.patches[0][4], 44)}${one.patches.length > 1 ? ` and ${one.patches.length - 1} more` : ""}`) : null,
       one.facts.length ? el("p", {}, one.facts.join(", ")) : null,
       one.near.length ? el("p", { title: "cosine, prototypes of other classes" }, "nearest: ", listed(one.near.map(([k, cosine]) => link(data.prototypes[k].c, `${nameOf(data.prototypes[k].c)} ${data.prototypes[k].n} (${plain(cosine)})`)))) : null,
-      one.users.length ? el("p", {}, "used by ", listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
+      one.users.length ? el("p", {}, (links.mixing ? "counts at least half as much for " : "used by "), listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
     node.style.borderLeftColor = shade;
     return node;
   }

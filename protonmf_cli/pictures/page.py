@@ -15,7 +15,7 @@ from PIL import Image
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, member_names, words_for
 from protonmf_cli.models.report import Case, GalleryPrototype, PageWords, Report
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Plane, drawn
+from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane, drawn
 from protonmf_cli.pictures.overlay import DIVERGING, PALETTE, RAMP, Pixels, as_rgb, composite_floor
 
 SHADES = 32
@@ -247,8 +247,6 @@ def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, An
                 "residual": fact.residual_share,
                 "accuracy": fact.accuracy,
                 "stability": fact.stability,
-                "borrowed": fact.borrowed,
-                "lent": fact.lent,
             }
             for fact in gallery.classes
         ],
@@ -281,7 +279,16 @@ def _links(model: PrototypeModel, form: str) -> dict[str, Any]:
         "prototype": _integers(model.weights.prototype[order].tolist()),
         "weight": _floats(model.weights.value[order].numpy()),
         "share": _floats(model.carried_share[order].numpy()) if form == "augmented" else None,
+        "mixing": _mixing(model),
     }
+
+
+def _mixing(model: PrototypeModel) -> str | None:
+    """Of models that read amounts: for class after class the matrix that makes amounts of projections."""
+    if model.amounts is None:
+        return None
+    classes = model.connected.nonzero()[:, 0].tolist()
+    return _floats(np.concatenate([model.exact.mixing(c).flatten().numpy() for c in classes] or [np.empty(0)]))
 
 
 def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures) -> dict[str, Any]:
@@ -295,6 +302,8 @@ def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures)
         "m": network,
         "network": member_names(model.card)[network] if model.card.members else "",
         "stability": prototype.stability,
+        "usual": None if model.amounts is None else list(map(_short, model.amounts.range_of(prototype.prototype_id))),
+        "full": None if model.amounts is None else model.amounts.peak_of(prototype.prototype_id),
         "near": [[near.prototype_id, round(near.cosine, 4)] for near in prototype.near],
         "users": [[c, _short(weight)] for c, weight in prototype.users],
         "signs": [[sign.kind, sign.words] for sign in prototype.signs],
@@ -357,7 +366,10 @@ def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, A
         "image": case.image,
         "pictures": crops,
         "evidence": _floats(case.evidence),
-        "residual": _floats(case.residual),
+        "beside": None if case.beside is None else _floats(case.beside),
+        "logits": _floats(case.logits),
+        "unplaced": None if case.unplaced is None else _floats(case.unplaced),
+        "contrasts": [_contrast(contrast) for contrast in case.contrasts],
         "reach": _floats(case.reach) if case.reach.any() else None,
         "target": case.target,
         "top": case.top,
@@ -380,6 +392,27 @@ def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, A
             "nearest": [[path, name, _short(away)] for path, name, away in case.neighbours.nearest],
             "typical": case.neighbours.typical,
         },
+    }
+
+
+LISTED = 8
+"""Rows of a contrast; the others are added up."""
+
+
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    """Two logits on the same amounts."""
+
+    def pair(values: Iterable[float]) -> list[float]:
+        return [_short(value) for value in values]
+
+    rest = contrast.rows[LISTED:]
+    return {
+        "of": [contrast.first, contrast.second],
+        "rows": [[row.prototype_id, *pair((row.amount, *row.weights))] for row in contrast.rows[:LISTED]],
+        "rest": [len(rest), *pair(sum(row.amount * row.weights[side] for row in rest) for side in (0, 1))],
+        "residual": pair(contrast.residual),
+        "unplaced": pair(contrast.unplaced),
+        "bias": pair(contrast.bias),
     }
 
 

@@ -35,5 +35,6 @@ def _pixels(panel: Panel) -> Pixels:
     if not panel.maps:
         return crop
     if panel.style == "composite":
-        return composite(crop, panel.maps, [colour(n) for n in range(1, len(panel.maps) + 1)])
-    return heat(crop, panel.maps[0], signed=panel.style == "signed")
+        colours = [colour(n) for n in range(1, len(panel.maps) + 1)]
+        return composite(crop, panel.maps, colours, full=panel.full or None)
+    return heat(crop, panel.maps[0], signed=panel.style == "signed", full=panel.full[0] if panel.full else None)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.amounts import cancellation
 from protonmf_cli.maths.metrics import logit_share, median_share
-from protonmf_cli.maths.moments import Moments
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageSource, digest_of_images
 from protonmf_cli.models.part import ClassPart, PartExamples
@@ -21,7 +21,7 @@ from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.augmentation import augment_model
 from protonmf_cli.pipelines.cards import bare_card
 from protonmf_cli.pipelines.progress import SILENT, Progress
-from protonmf_cli.pipelines.reconstruction import Bases, Reconstruction, order_by_contribution, reconstruct_heads
+from protonmf_cli.pipelines.reconstruction import ALIKE, Bases, Reconstruction, order_by_contribution, reconstruct_heads
 
 ILL_CONDITIONED = 1e6
 
@@ -33,8 +33,6 @@ class _Summary:
     bases: Bases
     orders: Mapping[int, Tensor]
     """class -> final order of its prototypes"""
-    moments: Moments
-    """Of the pooled rows of all images."""
 
 
 def assemble_model(
@@ -63,33 +61,37 @@ def assemble_model(
     progress.stage("reconstructing the head", 3 * len(finished))
     vectors = backbone.readout.vectors.double().cpu()
     summary = _summarise(finished, vectors, progress)
-    heads = reconstruct_heads(vectors, summary.bases, finished, summary.moments, options, progress)
-    _warn(backbone, summary.bases, heads, options, progress)
+    bias = backbone.readout.bias.double().cpu()
+    heads = reconstruct_heads(vectors, bias, summary.bases, finished, options, progress)
+    _warn(backbone, summary.bases, heads, progress)
     bare = PrototypeModel(
-        prototypes=summary.bases.prototypes,
+        prototypes=heads.prototypes,
         owner=summary.bases.owner,
         weights=heads.weights,
         residual=heads.residual.float(),
-        bias=backbone.readout.bias.float().cpu(),
-        intercept=heads.intercept.float(),
+        bias=bias.float(),
+        intercept=torch.zeros(len(vectors)),
+        amounts=heads.amounts,
         examples=_no_examples(),
-        card=bare_card(backbone, options, method="protonmf", similarity="dot", pooling="sum", readout={}, data=data),
-    )
+        card=bare_card(
+            backbone, options, method="protonmf", similarity="dual" if heads.amounts else "dot", pooling="sum",
+            readout={}, data=data,
+        ),
+    )  # fmt: skip
     whole = _measure(bare, backbone, finished, summary.orders, vectors.numpy(), progress)
+    whole = whole.measured_as(**_condition_figures(heads))
     return augment_model(whole, options.augment, finished, progress)
 
 
 def _summarise(finished: Mapping[int, ClassPart], vectors: Tensor, progress: Progress) -> _Summary:
     classes, found, means = [], [], []
-    moments = Moments.empty(vectors.shape[1])
     for class_index in sorted(finished):
         part = finished[class_index]
         progress.advance()
         if len(part.prototypes):
             classes.append(class_index)
             found.append(part.prototypes)
-            means.append(part.pooled.mean(dim=0, dtype=torch.float64))
-            moments.add(part.pooled)
+            means.append(part.pooled[:, 0].mean(dim=0, dtype=torch.float64))
     if not classes:
         raise InputError("no image of any class could be read")
     orders = order_by_contribution(vectors[classes].numpy(), found, means)
@@ -99,12 +101,22 @@ def _summarise(finished: Mapping[int, ClassPart], vectors: Tensor, progress: Pro
         prototypes=torch.cat([basis[order] for basis, order in zip(found, orders, strict=True)]),
         owner=torch.repeat_interleave(torch.tensor(classes), sizes),
     )
-    return _Summary(bases=bases, orders=dict(zip(classes, orders, strict=True)), moments=moments)
+    return _Summary(bases=bases, orders=dict(zip(classes, orders, strict=True)))
 
 
-def _warn(
-    backbone: Backbone, bases: Bases, heads: Reconstruction, options: ConversionOptions, progress: Progress
-) -> None:
+MOST_PAIRS = 100
+"""Pairs of nearly equal prototypes that a file names."""
+
+
+def _condition_figures(heads: Reconstruction) -> dict[str, Any]:
+    """How well the weights are defined, for the card."""
+    figures: dict[str, Any] = {"condition": float(heads.condition.max())}
+    if heads.amounts is not None:
+        figures |= {"ridge": heads.amounts.ridge, "alike": [list(pair) for pair in heads.alike[:MOST_PAIRS]]}
+    return figures
+
+
+def _warn(backbone: Backbone, bases: Bases, heads: Reconstruction, progress: Progress) -> None:
     """Name what makes weights or residuals mean little."""
 
     def names(classes: Sequence[int]) -> str:
@@ -118,14 +130,18 @@ def _warn(
         )
     if heads.nothing_left:
         progress.warn(
-            f"own and borrowed prototypes of {len(heads.nothing_left)} classes span all {heads.residual.shape[1]} "
-            f"directions of the rows, so nothing is left for their residual: {names(heads.nothing_left)}. "
-            "Such an explanation is a change of basis; give a smaller -p or --borrow."
+            f"the prototypes of {len(heads.nothing_left)} classes span all {heads.residual.shape[1]} directions of the "
+            f"rows, so nothing is left for their residual: {names(heads.nothing_left)}. Such an explanation is a "
+            "change of basis; give a smaller -p or --near."
         )
-    if heads.constant_features:
+    if heads.alike:
+        first, second = (
+            f"{backbone.classes[int(bases.owner[j])].shown} {int((bases.owner[:j] == bases.owner[j]).sum()) + 1}"
+            for j in (int(heads.alike[0][0]), int(heads.alike[0][1]))
+        )
         progress.warn(
-            "the features of these images do not vary, so there are no logits to match: the head was matched in "
-            "parameter space, as with --reconstruction paper."
+            f"{len(heads.alike)} pairs of prototypes are nearly the same (cosine from {ALIKE}), e.g. {first} and "
+            f"{second}: what both hold is shared out between them, and an edit of one leaves it to the other."
         )
     if not heads.accurate:
         progress.warn("the solver reports a head reconstruction of reduced accuracy; the logits stay exact")
@@ -141,6 +157,7 @@ class _Totals:
     right_black_box: int = 0
     right_model: int = 0
     shares: list[Tensor] = field(default_factory=list)
+    cancelled: list[Tensor] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
     images_per_class: dict[int, int] = field(default_factory=dict)
     per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -187,6 +204,7 @@ def _measure(
             model.residual[classes].double().square().sum() / np.square(vectors[classes]).sum()
         ),
         "residual_share": _one_minus(median_share(torch.cat(totals.shares))),
+        "cancellation": _cancellation_figures(torch.cat(totals.cancelled)),
         "per_class": totals.per_class,
         "stability": [
             round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()
@@ -202,22 +220,32 @@ def _measure(
         "skipped": totals.skipped,
     }
     card = replace(model.card, readout=readout, data=data, measured=measured)
-    return replace(model, examples=gathered.examples(), card=card)
+    return replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+
+
+def _as_amounts(examples: Examples, model: PrototypeModel) -> Examples:
+    """Codes of unit prototypes in units of the prototypes as they are stored."""
+    if model.amounts is None or not len(examples.prototype):
+        return examples
+    length = model.prototypes.norm(dim=1)[examples.prototype].clamp_min(torch.finfo(torch.float32).tiny)
+    return replace(examples, score=examples.score / length, map=examples.map / length[:, None, None])
 
 
 def _add_figures(totals: _Totals, model: PrototypeModel, head: Tensor, class_index: int, part: ClassPart) -> None:
     parts = logit_parts(model, part.pooled)
-    expected = part.pooled @ head.mT + model.bias
+    expected = part.pooled.sum(dim=1) @ head.mT + model.bias
     target = torch.full((len(part.images),), class_index)
     top = parts.logits.argmax(dim=1)
     totals.model_difference = max(totals.model_difference, float((parts.logits - expected).abs().max()))
     totals.spread.append(spread(expected))
     totals.agree += int((top == part.predicted).sum())
     right = int((top == target).sum())
-    share = logit_share(parts.prototypes + parts.bias, parts.logits, target, model.active_classes)
+    share = logit_share(parts.carried, parts.logits, target, model.active_classes)
     totals.right_model += right
     totals.right_black_box += int((part.predicted == target).sum())
     totals.shares.append(share)
+    weighted = model.weights.value[model.entries(class_index), None] * model.readers(class_index)
+    totals.cancelled.append(cancellation(part.pooled[:, 0] @ weighted.mT))
     totals.per_class[str(class_index)] = {
         "accuracy": right / len(part.images),
         "residual_share": _one_minus(median_share(share)),
@@ -286,6 +314,11 @@ def _no_examples() -> Examples:
         jpeg=torch.empty(0, dtype=torch.uint8),
         sources=(),
     )
+
+
+def _cancellation_figures(found: Tensor) -> dict[str, float]:
+    """Sum of sizes over size of the sum of an explanation's rows: median and 90 % quantile over images."""
+    return {"median": float(found.median()), "high": float(found.double().quantile(0.9))}
 
 
 def _one_minus(share: float | None) -> float | None:

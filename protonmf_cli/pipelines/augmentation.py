@@ -42,15 +42,13 @@ def augment_model(
     return replace(augmented, card=card)
 
 
-def class_shares(model: PrototypeModel, kind: str, class_index: int, sample: Tensor) -> tuple[Tensor, bool]:
+def class_shares(model: PrototypeModel, kind: str, class_index: int) -> tuple[Tensor, bool]:
     """Shares (s,) of one class's entries, and whether the rule had to give way to `FALLBACK`."""
-    basis = model.basis(class_index).double()
     weights = model.weights.value[model.entries(class_index)].double()
-    strength = (sample.double().flatten(0, 1) @ basis.mT).var(dim=0, correction=0)
-    found = residual_shares(kind, weights, strength)
+    found = residual_shares(kind, weights)
     fell_back = found is None
     if found is None:
-        found = residual_shares(FALLBACK, weights, strength)
+        found = residual_shares(FALLBACK, weights)
     if found is None:  # a class whose weights are all zero
         found = torch.full_like(weights, 1 / len(weights))
     return found.float(), fell_back
@@ -68,7 +66,7 @@ def share_out(
 
     Returns:
         The model with shares, and the report. kind; fallback: classes where the rule gave way;
-        change: length of b~ - b (b has length 1), median and largest; changed_much: classes above `MANY_CHANGES`;
+        change: length of b~ - b in lengths of b, median and largest; changed_much: classes above `MANY_CHANGES`;
         presence_correlation: of the maps, median over prototypes, and presence_correlation_low: its 10 % quantile.
     """
     shares = model.weights.residual_share.clone()
@@ -76,17 +74,21 @@ def share_out(
     correlations: list[Tensor] = []
     much, fallback = [], []
     for class_index, sample in rows:
-        entries, basis = model.entries(class_index), model.basis(class_index)
-        shares[entries], fell_back = class_shares(model, kind, class_index, sample)
+        entries, basis = model.entries(class_index), model.readers(class_index)
+        shares[entries], fell_back = class_shares(model, kind, class_index)
         augmented = augmented_basis(basis, model.weights.value[entries], shares[entries], model.residual[class_index])
-        change = (augmented - basis).norm(dim=1)
+        change = (augmented - basis).norm(dim=1) / basis.norm(dim=1).clamp_min(torch.finfo(basis.dtype).tiny)
         if fell_back:
             fallback.append(class_index)
         if float(change.max()) > MANY_CHANGES:
             much.append(class_index)
         changes.append(change)
         flat = sample.flatten(0, 1)
-        correlations.append(_correlation(nonnegative_codes(flat, basis), nonnegative_codes(flat, augmented)))
+        if model.amounts is not None:
+            correlations.append(_correlation(flat @ basis.mT, flat @ augmented.mT))
+        else:
+            clipped = flat.clamp_min(0)
+            correlations.append(_correlation(nonnegative_codes(clipped, basis), nonnegative_codes(clipped, augmented)))
     change, correlation = torch.cat(changes), torch.cat(correlations)
     defined = correlation[correlation.isfinite()].numpy()
     report = {
@@ -131,7 +133,7 @@ def augmentation_table(model: PrototypeModel, rows: Mapping[int, Tensor]) -> Tab
 
     Args:
         model: prototypes and head; its own shares are left alone.
-        rows: class -> (n, T, D) clipped placed rows of images.
+        rows: class -> (n, T, D) placed rows of images.
     """
     found = []
     for kind in AUGMENTATIONS:
@@ -162,7 +164,7 @@ def augmentation_table(model: PrototypeModel, rows: Mapping[int, Tensor]) -> Tab
         rows=tuple(found),
         charts=(Chart(x="rule", lines=("presence_correlation", "change"), y="", bars=True),),
         notes=(
-            "change: length of b~ - b where b has length 1; correlation: of presence maps, median over prototypes",
+            "change: length of b~ - b in lengths of b; correlation: of presence maps, median over prototypes",
             f"a class whose weights nearly cancel falls back from a rule to {FALLBACK}",
         ),
     )

@@ -13,6 +13,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.report import Case, Neighbours
 from protonmf_cli.models.results import Contribution, Explanation
 from protonmf_cli.options import Form
+from protonmf_cli.pipelines.contrast import contrast_of
 from protonmf_cli.pipelines.explanation import Answer, answers_of, explain_answer
 from protonmf_cli.pipelines.fewshot_interpretation import position_of
 from protonmf_cli.pipelines.fewshot_plane import place_of
@@ -35,7 +36,7 @@ def cases_of(
     class_index: int | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Case]:
-    """Explain the predicted class of every image, the runner-up, the best class with prototypes, and the true class.
+    """Explain the predicted class of every image, the runner-up, the best other class with prototypes, the true class.
 
     Args:
         backbone, model: the network and its prototypes.
@@ -66,10 +67,10 @@ def _case(
     target: int | None,
 ) -> Case:
     best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
-    active = model.active_classes
-    nearest = active[answer.logits[active].argmax()].tolist() if len(active) else None
-    wanted = dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None)
-    residual, reach = _outside(model, answer, form)
+    explained = best[0] if first is None else first
+    active = [c for c in model.active_classes.tolist() if c != explained]
+    nearest = max(active, key=lambda c: float(answer.logits[c]), default=None)
+    wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
     logits = answer.parts.logits[0]
     top = int(logits.argmax())
     return Case(
@@ -83,8 +84,13 @@ def _case(
         ),
         crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
         evidence=_evidence(model, answer).numpy(),
-        residual=residual.numpy(),
-        reach=reach.numpy(),
+        beside=_beside(model, answer),
+        logits=logits.numpy(),
+        unplaced=None if _beside(model, answer) is None else answer.parts.unplaced[0].numpy(),
+        reach=_reach(model, answer, form).numpy(),
+        contrasts=tuple(contrast_of(model, answer, wanted[0], c) for c in wanted[1:])
+        if model.amounts is not None
+        else (),
         top=top,
         probability=float(logits.softmax(dim=0)[top]),
         target=target,
@@ -108,23 +114,32 @@ def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
     """(P,)"""
     if answer.response is not None:
         return answer.response.evidence[0]
-    return answer.rows.sum(dim=0) @ model.exact.prototypes.mT
+    return answer.rows[: model.placed].sum(dim=0) @ model.exact.prototypes.mT
 
 
-def _outside(model: PrototypeModel, answer: Answer, form: Form) -> tuple[Tensor, Tensor]:
-    """(C,) what remains outside the prototypes, and (C,) what augmented prototypes share."""
+def _beside(model: PrototypeModel, answer: Answer) -> np.ndarray | None:
+    """(P,) projections of the rows without a place, less their mean."""
+    if model.amounts is None or model.placed is None or model.placed == len(answer.rows):
+        return None
+    rest = answer.rows[model.placed :].sum(dim=0) - model.amounts.unplaced_mean.double()
+    return (rest @ model.exact.prototypes.mT).numpy()
+
+
+def _reach(model: PrototypeModel, answer: Answer, form: Form) -> Tensor:
+    """(C,) what augmented prototypes share."""
     residual = answer.parts.residual[0]
     if form == "plain":
-        return residual, torch.zeros_like(residual)
-    reach, has = residual + model.exact.intercept, model.connected
-    return torch.where(has, model.exact.uncarried * reach, residual), torch.where(has, reach, 0.0)
+        return torch.zeros_like(residual)
+    return torch.where(model.connected, residual + model.exact.intercept, 0.0)
 
 
 def bias_of(model: PrototypeModel, form: Form) -> np.ndarray:
     """(C,) what does not depend on the image, as explanations count it."""
     exact = model.exact
     whole = exact.bias + exact.intercept
-    return (whole if form == "plain" else torch.where(model.connected, exact.bias, whole)).numpy()
+    if exact.amounts is not None:
+        whole = exact.bias + model.head_vectors() @ exact.amounts.unplaced_mean
+    return (whole if form == "plain" else torch.where(model.connected, whole - exact.intercept, whole)).numpy()
 
 
 def _neighbours(model: PrototypeModel, answer: Answer) -> Neighbours:

@@ -113,17 +113,11 @@ def read_classes(
 
 
 def check_counts(backbone: Backbone, counts: Mapping[int, int], options: ConversionOptions) -> None:
-    """Refuse a number of own or borrowed prototypes that there cannot be."""
+    """Refuse a number of prototypes that there cannot be."""
     width = backbone.readout.width
     rank = options.prototypes or 1
     for class_index, count in counts.items():
         _check_rank(backbone, class_index, count * factorised_rows(backbone), width, rank)
-    others = (len(counts) - 1) * (options.prototypes or options.max_prototypes)
-    if options.borrow > others:
-        raise InputError(
-            f"--borrow {options.borrow} is more than the {others} prototypes that the other classes have. "
-            f"Give at most --borrow {others}, or images of more classes."
-        )
 
 
 def factorise_classes(
@@ -156,12 +150,13 @@ def _part(
     figures: dict[str, Any] = dict(reading.figures)
     factors = None if found is None else found.factors
     if found is not None and factors is not None:
-        size = float(reading.rows.square().sum(dtype=torch.float64))
+        seen = reading.rows.clamp_min(0) if options.reconstruction == "paper" else reading.rows
+        size = float(seen.square().sum(dtype=torch.float64))
         figures |= {"squared_norm": size, "squared_error": factors.error * size}
         figures |= {"iterations": factors.iterations, "converged": factors.converged, "curve": list(found.curve)}
     return ClassPart(
         class_index=reading.class_index,
-        prototypes=reading.pooled.new_empty(0, reading.pooled.shape[1]) if factors is None else factors.basis.cpu(),
+        prototypes=reading.pooled.new_empty(0, reading.pooled.shape[2]) if factors is None else factors.basis.cpu(),
         pooled=reading.pooled,
         predicted=reading.predicted,
         sample=reading.rows[_drawn(len(reading.images), SAMPLED_IMAGES, options.seed)].float().cpu(),

@@ -10,7 +10,14 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, evidence_of, logit_parts, parts_of_evidence
+from protonmf_cli.models.prototype import (
+    LogitParts,
+    PrototypeModel,
+    evidence_of,
+    logit_parts,
+    parts_of_evidence,
+    pooled_rows,
+)
 from protonmf_cli.models.readout import relative_difference
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -67,15 +74,14 @@ def evaluate_model(
             kept = evidence_of(moved, reading.rows)
             tops.add({"prototype_model": parts_of_evidence(moved, kept).logits}, among)
         else:
-            kept = reading.rows.sum(dim=1)
+            kept = pooled_rows(reading.rows, model.placed)
             parts = logit_parts(moved, kept)
             answers = _answers(reading.logits, parts)
             if augmented is not None:
-                answers["augmented"] = kept @ augmented.mT + moved.bias
+                answers["augmented"] = kept.sum(dim=1) @ augmented.mT + moved.bias
             tops.add(answers, among)
             exactness.add(parts.logits, reading.logits)
-            only = (parts.prototypes + parts.bias).cpu()
-            shares.append(logit_share(only, parts.logits.cpu(), target, model.active_classes))
+            shares.append(logit_share(parts.carried.cpu(), parts.logits.cpu(), target, model.active_classes))
         if keep is not None:
             keep.read.append(kept.float().cpu())
             keep.target.append(target)
@@ -100,8 +106,8 @@ def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:
     return {
         BLACK_BOX: black_box,
         "prototype_model": parts.logits,
-        "prototypes_only": parts.prototypes + parts.bias,
-        "residual_only": parts.residual + parts.bias,
+        "prototypes_only": parts.carried,
+        "residual_only": parts.left,
     }
 
 

@@ -13,7 +13,7 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.qp import fit_residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, Response, parts_of_read, respond
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, Response, parts_of_read, pooled_rows, respond
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explanation_by_similarity import similarity_contributions
@@ -52,7 +52,7 @@ def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list
     answers = []
     for n, rows in enumerate(reading.rows.cpu().double()):
         response = None if exact.is_additive else respond(exact, rows[None])
-        parts = parts_of_read(exact, rows.sum(dim=0, keepdim=True) if response is None else response.evidence)
+        parts = parts_of_read(exact, pooled_rows(rows[None], exact.placed) if response is None else response.evidence)
         logits = reading.logits[n].cpu().double() if follows else parts.logits[0]
         answers.append(Answer(crop=crops[n], rows=rows, logits=logits, parts=parts, response=response))
     return answers
@@ -81,7 +81,7 @@ def explain_image(
         form: whether the prototypes carry the residual; as the model is stored if None.
 
     Returns:
-        An Explanation whose contributions + residual + bias add up to the logit.
+        An Explanation whose contributions + residual + no place + bias add up to the logit.
 
     Raises:
         InputError: the augmented form is asked for, but the model has none.
@@ -121,26 +121,27 @@ def explain_answer(
     left = float(exact.uncarried[chosen]) if augmented else 1.0
     residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
     if response is None:
-        basis = exact.augmented(chosen) if augmented else exact.basis(chosen)
-        maps = _Maps(backbone, rows, basis, left * exact.residual[chosen] if left else None)
-        contributions = maps.contributions(exact, entries, map_kind)
+        readers = exact.augmented(chosen) if augmented else exact.readers(chosen)
+        maps = _Maps(backbone, exact, rows, readers, left * exact.residual[chosen] if left else None)
+        contributions = tuple(maps.contributions(entries, map_kind))
         carried = sum(c.contribution for c in contributions)
-        contributions = _largest(contributions, most)
         residual_maps = maps.residual, maps.residual_codes
     else:
         weights = connections(exact, chosen)
         evidence = response.evidence[0]
         carried = sum(weight * float(evidence[j]) for j, weight in weights.items())
         ranked = sorted(weights, key=lambda j: -abs(weights[j] * float(evidence[j])))[:most]
-        weights = {j: weight for j, weight in weights.items() if j in set(ranked)}
+        weights = {j: weights[j] for j in ranked}
         views = {j: tuple(example_views(exact, j)) for j in weights}
         contributions = similarity_contributions(backbone, exact, response, answer.crop, weights, views)
     residual = float(parts.residual[0, chosen])
     if augmented:
         residual = left * (residual + float(exact.intercept[chosen]))
-    bias = float(exact.bias[chosen] if augmented else parts.bias[chosen])
-    total = carried + residual + bias
-    share = logit_share(parts.prototypes + parts.bias, parts.logits, torch.tensor([chosen]), exact.active_classes)
+    bias = float(parts.bias[chosen] - (exact.intercept[chosen] if augmented else 0.0))
+    unplaced = float(parts.unplaced[0, chosen]) if exact.placed is not None and exact.placed < len(rows) else None
+    total = carried + residual + (unplaced or 0.0) + bias
+    own = exact.own(chosen)
+    share = logit_share(parts.carried, parts.logits, torch.tensor([chosen]), exact.active_classes)
     return Explanation(
         image=image,
         model=model_name,
@@ -151,9 +152,10 @@ def explain_answer(
         name=exact.card.classes[chosen].shown,
         logit=float(logits[chosen]),
         bias=bias,
-        contributions=contributions,
+        contributions=tuple(sorted(contributions, key=lambda c: -abs(c.contribution))[:most]),
         residual=residual,
         residual_map=residual_maps[0],
+        unplaced=unplaced,
         intercept=0.0 if augmented else float(exact.intercept[chosen]),
         residual_codes=residual_maps[1],
         residual_share=0.0
@@ -167,17 +169,10 @@ def explain_answer(
         map_kind=map_kind,
         form=form,
         pooling=exact.card.pooling,
-        without_prototypes=not entries,
-        best_with_prototypes=None if entries else _best_with_prototypes(exact, logits),
+        without_prototypes=not own,
+        best_with_prototypes=None if own else _best_with_prototypes(exact, logits),
+        reads_amounts=exact.amounts is not None,
     )
-
-
-def _largest(contributions: tuple[Contribution, ...], most: int | None) -> tuple[Contribution, ...]:
-    """The largest by size, in their order."""
-    if most is None or len(contributions) <= most:
-        return contributions
-    kept = {c.prototype_id for c in sorted(contributions, key=lambda c: -abs(c.contribution))[:most]}
-    return tuple(c for c in contributions if c.prototype_id in kept)
 
 
 def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
@@ -188,7 +183,7 @@ def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
     """
     if form == "augmented" and not model.is_augmented:
         raise InputError(
-            "the model has no augmented prototypes. Convert with --augment min-norm (or dynamic, paper), or leave out "
+            "the model has no augmented prototypes. Convert with --augment min-norm (or paper), or leave out "
             "--form augmented."
         )
     return form or ("augmented" if model.is_augmented else "plain")
@@ -235,31 +230,36 @@ def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction |
 class _Maps:
     """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
 
-    def __init__(self, backbone: Backbone, rows: Tensor, basis: Tensor, residual: Tensor | None) -> None:
-        self.backbone, self.rows, self.basis = backbone, rows, basis
+    def __init__(
+        self, backbone: Backbone, model: PrototypeModel, rows: Tensor, readers: Tensor, residual: Tensor | None
+    ) -> None:
+        self.backbone, self.model, self.readers = backbone, model, readers
+        self.rows = rows[: model.placed]
         self.grid = backbone.readout.grid
         self.presence: list = []
         self.residual = self.residual_codes = None
         if self.grid is None:
             return
         placed = rows[: backbone.readout.places]
-        clipped = placed.clamp_min(0)
-        codes = nonnegative_codes(clipped, basis)
-        leftover = clipped - codes @ basis
-        self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
         if residual is not None:
             self.residual = (placed @ residual).reshape(self.grid).numpy()
-            self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
+        if model.amounts is not None:
+            codes = placed @ readers.mT
+        else:
+            clipped = placed.clamp_min(0)
+            codes = nonnegative_codes(clipped, readers)
+            if residual is not None:
+                leftover = clipped - codes @ readers
+                self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
+        self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
 
-    def contributions(
-        self, model: PrototypeModel, entries: Sequence[int], map_kind: MapKind
-    ) -> tuple[Contribution, ...]:
-        """One contribution per connection of the class, in the order of the basis."""
+    def contributions(self, entries: Sequence[int], map_kind: MapKind) -> list[Contribution]:
+        """One contribution per connection of the class, in the order of the readers."""
         presence = self.presence if self.grid else [None] * len(entries)
-        return tuple(
-            _contribution(self.backbone, model, self.rows, entry, vector, grid, map_kind)
-            for entry, vector, grid in zip(entries, self.basis, presence, strict=True)
-        )
+        return [
+            _contribution(self.backbone, self.model, self.rows, entry, reader, grid, map_kind)
+            for entry, reader, grid in zip(entries, self.readers, presence, strict=True)
+        ]
 
 
 def _contribution(
@@ -267,14 +267,14 @@ def _contribution(
     model: PrototypeModel,
     rows: Tensor,
     entry: int,
-    vector: Tensor,
+    reader: Tensor,
     presence: np.ndarray | None,
     map_kind: MapKind,
 ) -> Contribution:
     prototype = int(model.weights.prototype[entry])
     weight = float(model.weights.value[entry])
     owner = int(model.owner[prototype])
-    evidence = rows @ vector
+    evidence = rows @ reader
     placed = evidence[: backbone.readout.places]
     both, box = {}, None
     if presence is not None:
@@ -301,6 +301,8 @@ def _contribution(
         maps=both,
         box=box,
         examples=tuple(example_views(model, prototype)),
+        usual=None if model.amounts is None else model.amounts.range_of(prototype),
+        peak=None if model.amounts is None else model.amounts.peak_of(prototype),
     )
 
 
@@ -322,6 +324,7 @@ def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
                 score=float(examples.score[number]),
                 path=examples.sources[number].path,
                 sha256=examples.sources[number].sha256,
+                full=None if model.amounts is None else model.amounts.peak_of(prototype),
             )
         )
     return views

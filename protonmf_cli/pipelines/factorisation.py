@@ -1,7 +1,7 @@
 """Prototypes of one class: how many, and how stable they are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,46 @@ def factorise_readings(readings: Sequence[ClassReading], rank: int, options: Con
 def _factorise(
     rows: Sequence[Tensor], rank: int, readings: Sequence[ClassReading], options: ConversionOptions
 ) -> list[Factors]:
-    seeds = [options.seed + reading.class_index for reading in readings]
-    return factorise_group([part.flatten(0, 1) for part in rows], rank, options=options.nmf, seeds=seeds)
+    return _factorise_group(rows, rank, options, [options.seed + reading.class_index for reading in readings])
+
+
+def factorise_rows(rows: Tensor, rank: int, options: ConversionOptions, seed: int) -> Factors:
+    """Prototypes of the rows (n, T, D) of some images, as a conversion finds them."""
+    return _factorise_group([rows], rank, options, [seed])[0]
+
+
+def _factorise_group(
+    rows: Sequence[Tensor], rank: int, options: ConversionOptions, seeds: Sequence[int]
+) -> list[Factors]:
+    flat = [part.flatten(0, 1) for part in rows]
+    if options.reconstruction == "paper":  # which clips what lies below zero
+        return factorise_group([part.clamp_min(0) for part in flat], rank, options=options.nmf, seeds=seeds)
+    if not any(bool((part < 0).any()) for part in flat):
+        return factorise_group(flat, rank, options=options.nmf, seeds=seeds)
+    found = factorise_group([split_by_sign(part) for part in flat], rank, options=options.nmf, seeds=seeds)
+    return [joined(factors) for factors in found]
+
+
+def split_by_sign(rows: Tensor) -> Tensor:
+    """(N, 2 D) rows >= 0 that hold the positive parts of rows (N, D), then the negative ones.
+
+    >>> split_by_sign(torch.tensor([[2.0, -3.0]])).tolist()
+    [[2.0, 0.0, 0.0, 3.0]]
+    """
+    return torch.cat([rows.clamp_min(0), (-rows).clamp_min(0)], dim=1)
+
+
+def joined(factors: Factors) -> Factors:
+    """Factors of rows that were split by sign as signed directions in the rows' own space, s_k = b_k+ - b_k-.
+
+    What E B was to the split rows, codes times s_k are to the rows themselves. Directions have unit norm again, and
+    codes take up their length.
+    """
+    width = factors.basis.shape[1] // 2
+    signed = factors.basis[:, :width] - factors.basis[:, width:]
+    length = signed.norm(dim=1)
+    scale = torch.where(length > 0, 1 / length, 0.0)
+    return replace(factors, basis=signed * scale[:, None], codes=factors.codes * length)
 
 
 def half_split(images: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -115,6 +153,6 @@ def _own_residual_share(pooled: Tensor, vector: Tensor, basis: Tensor) -> float:
     """Median over the class's images of |x.R| / (|x.R| + |x.aB|) with the coefficients of eq. 4."""
     row, prototypes = vector.double().cpu().numpy(), basis.double().cpu().numpy()
     fitted = fit_heads(row[None], [prototypes]).coefficients[0] @ prototypes
-    images = pooled.double().numpy()
+    images = pooled[:, 0].double().numpy()
     explained, left = np.abs(images @ fitted), np.abs(images @ (row - fitted))
     return float(np.median(left / np.maximum(explained + left, np.finfo(np.float64).tiny)))

@@ -71,7 +71,7 @@ def faithfulness_tables(
             reading = backbone.read(crop[None])
             active = model.active_classes.to(reading.logits.device)
             chosen = int(active[reading.logits[0, active].argmax()])
-            alone = exact.weights.value[exact.entries(chosen)] @ exact.basis(chosen)
+            alone = exact.prototype_vectors[chosen]
             placed = reading.rows[0, : backbone.readout.places]
             # however the residual is shared out, augmented contributions add up to the class's whole evidence
             vectors = {OURS: alone + exact.residual[chosen], PLAIN: alone}
@@ -178,7 +178,7 @@ class _Removal:
     random: list[np.ndarray] = field(default_factory=list)
 
     def add(self, model: PrototypeModel, rows: Tensor, logit: float, chosen: int, generator: torch.Generator) -> None:
-        evidence = model.stored_basis(chosen) @ rows.sum(dim=0)
+        evidence = model.stored_readers(chosen) @ rows[: model.placed].sum(dim=0)
         parts = (model.weights.value[model.entries(chosen)] * evidence).double().cpu()
         shuffled = parts[torch.randperm(len(parts), generator=generator)]
         for kept, order in ((self.ours, parts.sort(descending=True).values), (self.random, shuffled)):

@@ -9,6 +9,7 @@ from torch import Tensor
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
 from protonmf_cli.models.part import ClassReading
+from protonmf_cli.models.prototype import pooled_rows
 from protonmf_cli.models.readout import relative_difference
 from protonmf_cli.pipelines.progress import Progress
 
@@ -21,8 +22,8 @@ def factorised_rows(backbone: Backbone) -> int:
 def images_that_fit(backbone: Backbone, memory: int) -> int:
     """How many images of one class fit into `memory` bytes."""
     width = backbone.readout.width
-    # the rows, a balanced copy of them while they are factorised, and the pooled row
-    one = 4 * (2 * factorised_rows(backbone) + 1) * width + math.prod(backbone.preprocessing.input_size)
+    # the rows, their split by sign and a balanced copy of that while they are factorised, and the pooled rows
+    one = 4 * (5 * factorised_rows(backbone) + 2) * width + math.prod(backbone.preprocessing.input_size)
     return max(1, memory // one)
 
 
@@ -56,15 +57,14 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
         part = reading.rows[:, : factorised_rows(backbone)].float()
         if part.device.type == "mps":  # which has no float64 to add up in
             part = part.cpu()
-        below = part.clamp_max(0)
         negative += float((part < 0).sum())
-        clipped += float(below.square().sum(dtype=torch.float64))
+        clipped += float(part.clamp_max(0).square().sum(dtype=torch.float64))
         size += float(part.square().sum(dtype=torch.float64))
         if rows is None:
             rows = part.new_empty(images, *part.shape[1:])
-        rows[count : count + len(part)] = part - below
+        rows[count : count + len(part)] = part
         count += len(part)
-        pooled.append(reading.rows.sum(dim=1).float().cpu())
+        pooled.append(pooled_rows(reading.rows, backbone.readout.places or None).float().cpu())
         predicted.append(reading.logits.argmax(dim=1).cpu())
         crops.append(batch.crops)
         sources += batch.sources
@@ -72,7 +72,7 @@ def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, p
     return ClassReading(
         class_index=class_index,
         rows=torch.empty(0, 1, width) if rows is None else rows[:count],
-        pooled=torch.cat(pooled) if pooled else torch.empty(0, width),
+        pooled=torch.cat(pooled) if pooled else torch.empty(0, 1, width),
         predicted=torch.cat(predicted) if predicted else torch.empty(0, dtype=torch.int64),
         crops=torch.cat(crops) if crops else torch.empty(0, *backbone.preprocessing.input_size, dtype=torch.uint8),
         images=tuple(sources),

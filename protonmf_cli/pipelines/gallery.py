@@ -97,24 +97,32 @@ def _presence(backbone: Backbone, rows: Tensor, basis: Tensor) -> tuple[np.ndarr
     return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in codes.T)
 
 
+def _maps(backbone: Backbone, model: PrototypeModel, rows: Tensor, readers: Tensor) -> tuple[np.ndarray, ...]:
+    """Where prototypes are: amounts, or codes of projections."""
+    if model.amounts is None:
+        return _presence(backbone, rows, readers)
+    return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in (rows @ readers.double().mT).T)
+
+
 def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop: Tensor, c: int) -> list[Panel]:
     rows, pixels = _placed(backbone, crop), _pixels(crop)
     panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
     for count, model in by_count.items():
         own = model.own(c)
         if own:
-            maps = _presence(backbone, rows, model.prototypes[own])
-            panels.append(Panel(crop=pixels, maps=maps, caption=f"p = {count}"))
+            maps = _maps(backbone, model, rows, model.readers(c)[: len(own)])
+            full = () if model.amounts is None else tuple(model.amounts.peak_of(j) for j in own)
+            panels.append(Panel(crop=pixels, maps=maps, caption=f"p = {count}", full=full))
     return panels
 
 
 def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: int) -> list[Panel]:
     rows, pixels = _placed(backbone, crop), _pixels(crop)
-    shares, _ = class_shares(model, FALLBACK, c, rows[None].clamp_min(0))
-    basis = model.basis(c)
+    shares, _ = class_shares(model, FALLBACK, c)
+    basis = model.readers(c)
     augmented = augmented_basis(basis, model.weights.value[model.entries(c)], shares, model.residual[c])
     panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
-    pairs = zip(_presence(backbone, rows, basis), _presence(backbone, rows, augmented), strict=True)
+    pairs = zip(_maps(backbone, model, rows, basis), _maps(backbone, model, rows, augmented), strict=True)
     for number, (before, after) in enumerate(list(pairs)[:SHOWN], start=1):
         panels.append(Panel(crop=pixels, maps=(before,), style="heat", caption=f"prototype {number}"))
         panels.append(Panel(crop=pixels, maps=(after,), style="heat", caption="augmented"))

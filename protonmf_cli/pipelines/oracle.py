@@ -59,7 +59,10 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
 
 
 def _lost(model: PrototypeModel, read: Tensor, predicted: Tensor, rule: str) -> Tensor:
-    """(B,) contribution of the prototype that is zeroed in each image's predicted class; 0 where it has none."""
+    """(B,) what zeroing a prototype takes from each image's predicted class; 0 where it has none.
+
+    That is its contribution and, of amounts, what it has of "no place".
+    """
     lost = torch.zeros(len(read), dtype=torch.float64)
     for class_index in predicted.unique().tolist():
         entries = model.entries(class_index)
@@ -67,11 +70,15 @@ def _lost(model: PrototypeModel, read: Tensor, predicted: Tensor, rule: str) -> 
             continue
         weights = model.weights.value[entries]
         hit = predicted == class_index
+        beside = torch.zeros(())
         if model.is_additive:
-            evidence = read[hit] @ model.stored_basis(class_index).mT
+            readers = model.stored_readers(class_index)
+            evidence = read[hit, 0] @ readers.mT
+            if model.amounts is not None and read.shape[1] > 1:
+                beside = (read[hit, 1:].sum(dim=1) - model.amounts.unplaced_mean) @ readers.mT * weights
         else:
             evidence = read[hit][:, model.weights.prototype[entries]]
         contribution = evidence * weights
         strongest = weights.argmax().expand(int(hit.sum())) if rule == "coefficient" else contribution.argmax(dim=1)
-        lost[hit] = contribution.gather(1, strongest[:, None])[:, 0]
+        lost[hit] = (contribution + beside).gather(1, strongest[:, None])[:, 0]
     return lost

@@ -25,6 +25,8 @@ LONELY = 0.5
 """Score of the second training image, relative to the first, below which a prototype stands on one image."""
 TWINS = 0.95
 """Cosine above which prototypes of two classes are nearly the same."""
+LIKE_OWN = 0.5
+"""Weight of another class, relative to the owner's, from which it counts as a user of an amount."""
 CHUNK = 1024
 """Prototypes compared with all others at a time."""
 
@@ -122,14 +124,14 @@ def _nearest_of_others(model: PrototypeModel) -> Iterator[tuple[Near, ...]]:
 
 
 def _users(model: PrototypeModel) -> list[tuple[tuple[int, float], ...]]:
-    """Classes other than the owner with a weight, for each prototype."""
+    """Classes other than the owner with a weight, for each prototype; of amounts, with half the owner's at least."""
     found: list[list[tuple[int, float]]] = [[] for _ in range(len(model.prototypes))]
     weights = model.weights
     owner = model.owner.tolist()
-    for c, j, value in zip(
-        weights.class_index.tolist(), weights.prototype.tolist(), weights.value.tolist(), strict=True
-    ):
-        if c != owner[j] and value != 0:
+    pairs = list(zip(weights.class_index.tolist(), weights.prototype.tolist(), weights.value.tolist(), strict=True))
+    least = {j: LIKE_OWN * abs(value) for c, j, value in pairs if c == owner[j]} if model.amounts is not None else {}
+    for c, j, value in pairs:
+        if c != owner[j] and value != 0 and abs(value) >= least.get(j, 0.0):
             found[j].append((c, value))
     return [tuple(sorted(each, key=lambda use: -abs(use[1]))) for each in found]
 
@@ -252,13 +254,9 @@ def _classes(
     measured = {} if model.card.edits else model.card.measured.get("per_class") or {}
     evaluated = {row["class_index"]: row for row in (evaluation or {}).get("per_class", ())}
     images = model.card.data.get("images_per_class") or {}
-    borrowed = dict.fromkeys(model.active_classes.tolist(), 0)
-    own: dict[int, list[GalleryPrototype]] = {c: [] for c in borrowed}
+    own: dict[int, list[GalleryPrototype]] = {c: [] for c in model.active_classes.tolist()}
     for prototype in prototypes:
         own[prototype.owner_index].append(prototype)
-        for c, _ in prototype.users:
-            if c in borrowed:
-                borrowed[c] += 1
     for c, mine in own.items():
         here = measured.get(str(c), {})
         known = [p.stability for p in mine if p.stability is not None]
@@ -269,6 +267,4 @@ def _classes(
             residual_share=here.get("residual_share"),
             accuracy=accuracy,
             stability=min(known, default=None),
-            borrowed=borrowed[c],
-            lent=sum(bool(p.users) for p in mine),
         )

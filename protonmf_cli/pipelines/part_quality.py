@@ -87,7 +87,8 @@ def part_quality_table(
             points = locate(source) if locate else None
             if points is not None:
                 matched += 1
-                _add_hits(hits, backbone, exact, own, (rows[place], noisy[place]), points, parts)
+                pair = (rows[place], noisy[place])
+                _add_hits(hits, backbone, exact, own, pair, points, parts, batch.class_index)
     if locate is not None and not matched:
         raise InputError(
             f"none of the {images} images is in the part annotations: they are matched by class folder and file name "
@@ -103,18 +104,18 @@ def _noisy_rows(backbone: Backbone, crops: Tensor, generator: torch.Generator) -
         return backbone.readout.read(backbone.network, pixels + noise.to(pixels)).rows
 
 
-def _evidence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor) -> Tensor:
-    """(T, p) evidence of prototypes at every place: products, or similarities."""
+def _evidence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int) -> Tensor:
+    """(T, p) evidence of a class's own prototypes at every place: amounts, projections, or similarities."""
     if not model.is_additive:
         return similarity_maps(model, rows[None], own)[0]
-    return rows[: backbone.readout.places] @ model.prototypes[own].mT
+    return rows[: backbone.readout.places] @ model.readers(class_index)[: len(own)].mT  # own connections come first
 
 
-def _peaks(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor) -> Tensor:
+def _peaks(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int) -> Tensor:
     """(p, 2) x and y of each prototype's strongest pixel."""
     height, width = backbone.preprocessing.input_size[1:]
     grid = backbone.readout.grid or (1, 1)
-    maps = _evidence(backbone, model, own, rows).mT.reshape(-1, *grid)
+    maps = _evidence(backbone, model, own, rows, class_index).mT.reshape(-1, *grid)
     flat = upsample(maps, (height, width)).flatten(1).argmax(dim=1).cpu()
     return torch.stack([flat % width, flat // width], dim=1)
 
@@ -127,12 +128,13 @@ def _add_hits(
     rows: tuple[Tensor, Tensor],
     points: dict[int, tuple[float, float]],
     parts: int,
+    class_index: int,
 ) -> None:
     half = HALF_BOX * backbone.preprocessing.input_size[1] / 224
     met = []
     for one in rows:
         found = np.full((len(own), parts), np.nan)
-        for k, (x, y) in enumerate(_peaks(backbone, model, own, one).tolist()):
+        for k, (x, y) in enumerate(_peaks(backbone, model, own, one, class_index).tolist()):
             for part, (px, py) in points.items():
                 found[k, part] = abs(px - x) <= half and abs(py - y) <= half
         met.append(found)
@@ -149,10 +151,12 @@ def _add_regions(
     Similarities, which have no zero of their own, count from their least value in the image.
     """
     placed = rows[: backbone.readout.places]
-    if model.is_additive:
+    if model.is_additive and model.amounts is None:
         codes = nonnegative_codes(placed.clamp_min(0), model.prototypes[own])
+    elif model.is_additive:
+        codes = _evidence(backbone, model, own, rows, class_index).clamp_min(0)
     else:
-        found = _evidence(backbone, model, own, rows)
+        found = _evidence(backbone, model, own, rows, class_index)
         codes = found - found.amin(dim=0) if model.matching is None else found.clamp_min(0)
     masks = codes >= codes.amax(dim=0).clamp_min(1e-12) / 2
     pairs = [(a, b) for a in range(len(own)) for b in range(a)]

@@ -1,4 +1,4 @@
-"""Rebuild every class's logit from prototypes: on the head's weights (ProtoNMF, eq. 4) or on the training images."""
+"""Rebuild every class's logit from prototypes: by amounts of parts, or by ProtoNMF's fit of the head (its eq. 4)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.moments import Metric, Moments, class_metric
-from protonmf_cli.maths.qp import Fit, Problem, fit_heads, reduce, solve
-from protonmf_cli.maths.support import choose_support
+from protonmf_cli.maths.amounts import (
+    cancellation,
+    dual,
+    in_batches,
+    near_duplicates,
+    nearest_rows,
+    quantiles_of,
+    weights_of,
+)
+from protonmf_cli.maths.metrics import logit_share, median_share
+from protonmf_cli.maths.qp import fit_heads
+from protonmf_cli.models.amounts import PEAK, QUANTILES, Amounts
 from protonmf_cli.models.part import ClassPart
 from protonmf_cli.models.prototype import SparseWeights
-from protonmf_cli.options import ConversionOptions
+from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
-CHOOSING_RANK = 128
-"""Directions of a class's own images that borrowing looks at; the final fit uses all of them."""
-TIE_BREAK = 1e-8
-"""Weight of the match in parameter space, relative to the mean variance: decides what the images leave open."""
 NOTHING_LEFT = 1e-6
 """Share of a head row's length below which its residual is rounding."""
+ALIKE = 0.95
+"""Cosine from which two prototypes are named as nearly the same."""
+EDIT_RIDGE = 3.0
+"""Of the readers of edits, in mean variances of images within classes."""
+COVARIANCE_IMAGES = 64
+"""Images of each class that this covariance is taken from."""
+JUDGED_CLASSES, JUDGED_IMAGES = 256, 4096
+"""At most so many classes and images of them are looked at to choose a ridge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +43,7 @@ class Bases:
     classes: Sequence[int]
     """Rising."""
     prototypes: Tensor
-    """(P, D) float32"""
+    """(P, D) float32, of unit norm."""
     owner: Tensor
     """(P,) int64, rising."""
 
@@ -41,152 +54,268 @@ class Bases:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """V_c = sum_j a_cj b_j + R_c for every class."""
+    """V_c = sum_j w_cj d_j + R_c for every class."""
 
+    prototypes: Tensor
+    """(P, D) float32: of unit norm, or as long as their usual amounts."""
     weights: SparseWeights
     residual: Tensor
     """(C, D) float64; exactly zero where the prototypes leave nothing but rounding."""
-    intercept: Tensor
-    """(C,) float64 delta: the mean of x . R, given back by the residual."""
+    amounts: Amounts | None
+    """None for the paper's fit."""
     condition: np.ndarray
     """(classes,) condition number of each class's problem."""
     accurate: bool
-    constant_features: bool
-    """The images do not vary, so the functional problem had nothing to match."""
     nothing_left: tuple[int, ...]
     """Classes whose prototypes span the whole space of rows."""
+    alike: tuple[tuple[int, int, float], ...] = ()
+    """Pairs of prototypes that are nearly the same, and their cosine."""
 
 
 def reconstruct_heads(
     vectors: Tensor,
+    bias: Tensor,
     bases: Bases,
     finished: Mapping[int, ClassPart],
-    moments: Moments,
     options: ConversionOptions,
     progress: Progress = SILENT,
 ) -> Reconstruction:
-    """Head coefficients, residual and intercept of every class.
+    """Weights and residual of every class.
 
     Args:
         vectors: (C, D) float64 head rows V.
+        bias: (C,) float64 b.
         bases: prototypes of the classes with images.
-        finished: class -> part; only the pooled rows are read, one class at a time.
-        moments: of the pooled rows of all images.
-        options: reconstruction, number of borrowed prototypes, weight of a class's own images.
+        finished: class -> part; read one class at a time.
+        options: reconstruction, near classes, ridge.
         progress: advanced once per class.
 
     Raises:
-        NotExactError: the solver failed.
-
-    Reference: ProtoNMF, eq. 4 and 5; the functional form replaces ||V_c - a B||^2 by
-    E_x (x . V_c - delta - x . (a B_S))^2 over the training images.
+        NotExactError: the solver failed (the paper's fit).
     """
-    supports, problems, centres = [], [], []
-    functional = options.reconstruction == "functional"
-    shared = _Shared.of(bases, moments, options.own_weight) if functional else None
-    for class_index in bases.classes:
-        progress.advance()
-        if shared is None:
-            support, centre = bases.own(class_index), torch.zeros_like(moments.mean)
-            problem = reduce(bases.prototypes[support].double().mT.numpy(), vectors[class_index].numpy())
-        else:
-            pooled = finished[class_index].pooled
-            support, problem, centre = shared.problem(class_index, vectors[class_index], pooled, options)
-        supports.append(support)
-        problems.append(problem)
-        centres.append(centre)
-    fit = solve(problems)
-    constant = shared is not None and shared.root.shape[1] == 0
-    return _collect(vectors, bases, supports, centres, fit, constant_features=constant)
+    if options.reconstruction == "paper":
+        return _paper(vectors, bases, progress)
+    return _amounts(vectors, bias, bases, finished, options, progress)
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """What the functional problems of all classes have in common."""
-
-    bases: Bases
-    root: Tensor
-    """(D, r) float64, weighted root of the covariance over all images."""
-    mean: Tensor
-    spread: float
-    features: Tensor
-    """(P, r + room) float32 prototypes in the metric of all images, to choose by, and room for one class's own."""
-    sizes: Tensor
-    """(P,) squared lengths of the first r columns."""
-
-    @classmethod
-    def of(cls, bases: Bases, moments: Moments, own_weight: float) -> "_Shared":
-        root = moments.root
-        spread = float(root.square().sum()) / len(root) or 1.0
-        root = root * (1 - own_weight) ** 0.5
-        features = torch.empty(len(bases.prototypes), root.shape[1] + CHOOSING_RANK + 1)
-        features[:, : root.shape[1]] = bases.prototypes @ root.float()
-        sizes = torch.linalg.vector_norm(features[:, : root.shape[1]], dim=1).square()
-        return cls(bases, root, moments.mean, spread, features, sizes)
-
-    def problem(
-        self, class_index: int, vector: Tensor, pooled: Tensor, options: ConversionOptions
-    ) -> tuple[list[int], Problem, Tensor]:
-        """Support, reduced problem and mean row of one class."""
-        support = self.bases.own(class_index)
-        metric = class_metric(self.root, self.mean, pooled, options.own_weight)
-        if options.borrow:
-            rough = metric
-            if len(pooled) > CHOOSING_RANK:
-                rough = class_metric(self.root, self.mean, pooled, options.own_weight, rank=CHOOSING_RANK)
-            support += self._borrowed(rough, vector, support, options.borrow)
-        chosen = self.bases.prototypes[support].double()
-        tie = (TIE_BREAK * self.spread) ** 0.5
-        design = torch.cat([metric.project(chosen).mT, tie * chosen.mT])
-        target = torch.cat([metric.project(vector[None])[0], tie * vector])
-        return support, reduce(design.numpy(), target.numpy()), metric.mean
-
-    def _borrowed(self, metric: Metric, vector: Tensor, own: list[int], count: int) -> list[int]:
-        """Rows of the prototypes that lower the error most; those of all images are projected once for all classes."""
-        rank, whole = self.root.shape[1], self.root.shape[1] + metric.extra.shape[1]
-        extra = self.bases.prototypes @ metric.extra.float()
-        self.features[:, rank:whole] = extra
-        sizes = self.sizes + extra.square().sum(dim=1)
-        target = metric.project(vector[None])[0].float()
-        return choose_support(self.features[:, :whole], target, own, count, sizes=sizes)
-
-
-def _collect(
-    vectors: Tensor,
-    bases: Bases,
-    supports: Sequence[list[int]],
-    centres: Sequence[Tensor],
-    fit: Fit,
-    *,
-    constant_features: bool,
-) -> Reconstruction:
-    """Residual and intercept from the weights as they will be stored, so that float32 loses nothing."""
-    residual, intercept = vectors.clone(), torch.zeros(len(vectors), dtype=torch.float64)
-    values, empty = [], []
-    for class_index, support, centre, found in zip(bases.classes, supports, centres, fit.coefficients, strict=True):
-        value = torch.from_numpy(found).float()
-        left = vectors[class_index] - value.double() @ bases.prototypes[support].double()
-        if float(left.norm()) <= NOTHING_LEFT * float(vectors[class_index].norm()):
-            left = torch.zeros_like(left)
-            empty.append(class_index)
-        values.append(value)
-        residual[class_index] = left
-        intercept[class_index] = centre @ left
-    sizes = torch.tensor([len(support) for support in supports])
-    weights = SparseWeights(
-        class_index=torch.repeat_interleave(torch.tensor(list(bases.classes)), sizes),
-        prototype=torch.tensor([j for support in supports for j in support]),
-        value=torch.cat(values),
-        residual_share=torch.zeros(int(sizes.sum())),
+def _paper(vectors: Tensor, bases: Bases, progress: Progress) -> Reconstruction:
+    """min_a ||V_c - a B_c||^2 over a class's own prototypes (ProtoNMF, eq. 4 and 5)."""
+    progress.advance(len(bases.classes))
+    supports = [bases.own(c) for c in bases.classes]
+    fit = fit_heads(
+        vectors[list(bases.classes)].numpy(), [bases.prototypes[support].double().numpy() for support in supports]
     )
+    residual, empty = vectors.clone(), list[int]()
+    values = [torch.from_numpy(found).float() for found in fit.coefficients]
+    for class_index, support, value in zip(bases.classes, supports, values, strict=True):
+        made = value.double() @ bases.prototypes[support].double()
+        residual[class_index] = _left(vectors[class_index], made, class_index, empty)
     return Reconstruction(
-        weights=weights,
+        prototypes=bases.prototypes,
+        weights=_connected(bases.classes, supports, values),
         residual=residual,
-        intercept=intercept,
+        amounts=None,
         condition=fit.condition,
         accurate=fit.accurate,
-        constant_features=constant_features,
         nothing_left=tuple(empty),
+    )
+
+
+def _amounts(
+    vectors: Tensor,
+    bias: Tensor,
+    bases: Bases,
+    finished: Mapping[int, ClassPart],
+    options: ConversionOptions,
+    progress: Progress,
+) -> Reconstruction:
+    """Weights V_c . b_k on amounts by the dual of a class's own prototypes and those of its nearest classes.
+
+    The choice of what is weighed along looks at the head alone: not at images, so it is the same for other images of
+    the classes, and not at what would fit best, so prototypes that mean nothing carry next to nothing.
+    """
+    supports = connections_of(vectors, bases, options.near)
+    ridge = options.ridge if options.ridge is not None else chosen_ridge(vectors, bias, bases, finished, supports)
+    usual, mean, within = _usual(bases, finished, supports, ridge, progress)
+    prototypes = bases.prototypes * usual[:, 1:2].float()
+    edit_readers = _edit_readers(prototypes, bases, supports, within, ridge)
+    usual = usual / usual[:, 1:2]
+    residual, empty = vectors.clone(), list[int]()
+    values, condition = [torch.empty(0)] * len(vectors), np.ones(len(vectors))
+    for classes, chosen in in_batches(supports, vectors.shape[1]):
+        basis = prototypes[chosen].double()
+        found = dual(basis, ridge)
+        value = weights_of(vectors[classes], basis, found.carried).float()
+        made = (value.double()[:, None] @ found.readers)[:, 0]
+        condition[classes] = _conditions(basis).numpy()
+        for row, class_index in enumerate(classes):
+            values[class_index] = value[row]
+            residual[class_index] = _left(vectors[class_index], made[row], class_index, empty)
+    return Reconstruction(
+        prototypes=prototypes,
+        weights=_connected(range(len(vectors)), supports, values),
+        residual=residual,
+        amounts=Amounts(
+            ridge=ridge, usual=usual.float(), unplaced_mean=mean.float(), edit_readers=edit_readers.float()
+        ),
+        condition=condition[list(bases.classes)],
+        accurate=True,
+        nothing_left=tuple(sorted(empty)),
+        alike=tuple(near_duplicates(prototypes, ALIKE)),
+    )
+
+
+def connections_of(vectors: Tensor, bases: Bases, near: int) -> list[list[int]]:
+    """For every class of the head: its own prototypes, then those of the classes whose rows of the head are nearest.
+
+    A class without images of its own takes one class more, so that its explanations have rows too.
+
+    Args:
+        vectors: (C, D) head rows.
+        bases: prototypes and their classes.
+        near: classes.
+    """
+    own = {c: bases.own(c) for c in bases.classes}
+    nearest = nearest_rows(vectors, torch.tensor(list(bases.classes)), near + 1)
+    return [
+        own.get(c, []) + [j for other in others[: near if c in own else near + 1] for j in own[other]]
+        for c, others in enumerate(nearest)
+    ]
+
+
+def chosen_ridge(
+    vectors: Tensor,
+    bias: Tensor,
+    bases: Bases,
+    finished: Mapping[int, ClassPart],
+    supports: Sequence[Sequence[int]],
+) -> float:
+    """The least of `RIDGES` at which rows hardly cancel, as long as the prototypes carry most of the logit.
+
+    Judged on training images, each explained for its own class: the median of sum of sizes over size of the sum is to
+    be at most `MOST_CANCELLATION`; the median share of the logit at least `LEAST_SHARE`.
+    """
+    step = -(-len(bases.classes) // JUDGED_CLASSES)
+    classes = torch.tensor(list(bases.classes))[::step]
+    count = max(1, JUDGED_IMAGES // len(classes))
+    pooled = {c: finished[c].pooled[:count].double() for c in classes.tolist()}
+    unplaced = torch.cat([rows[:, 1:].sum(dim=1) for rows in pooled.values()]).mean(dim=0)
+    head, offset = vectors[classes], bias[classes]
+    chosen = RIDGES[0]
+    for ridge in RIDGES:
+        found = {c: _weighted_readers(vectors[c], bases.prototypes[list(supports[c])], ridge) for c in pooled}
+        made = torch.stack([each.sum(dim=0) for each in found.values()])
+        cancelled, shares = [], []
+        for number, (c, rows) in enumerate(pooled.items()):
+            cancelled.append(cancellation(rows[:, 0] @ found[c].mT))
+            carried = rows[:, 0] @ made.mT + head @ unplaced + offset
+            target = torch.full((len(rows),), number)
+            whole = rows.sum(dim=1) @ head.mT + offset
+            shares.append(logit_share(carried, whole, target, torch.arange(len(classes))))
+        share = median_share(torch.cat(shares))
+        if ridge != RIDGES[0] and share is not None and share < LEAST_SHARE:
+            break
+        chosen = ridge
+        if float(torch.cat(cancelled).median()) <= MOST_CANCELLATION:
+            break
+    return chosen
+
+
+def _weighted_readers(vector: Tensor, prototypes: Tensor, ridge: float) -> Tensor:
+    """(s, D) weight x reader."""
+    found = dual(prototypes, ridge)
+    return weights_of(vector, prototypes, found.carried)[:, None] * found.readers
+
+
+def _usual(
+    bases: Bases,
+    finished: Mapping[int, ClassPart],
+    supports: Sequence[Sequence[int]],
+    ridge: float,
+    progress: Progress,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(P, 4) usual amounts of unit prototypes as of `Amounts.usual`, (D,) the mean of the rows without a place, and
+    (D, D) the covariance of images within classes, of at most `COVARIANCE_IMAGES` of each."""
+    usual = torch.zeros(len(bases.prototypes), 4, dtype=torch.float64)
+    width = bases.prototypes.shape[1]
+    total, images = torch.zeros(width, dtype=torch.float64), 0
+    within, counted = torch.zeros(width, width, dtype=torch.float64), 0
+    for class_index in bases.classes:
+        progress.advance()
+        part, own = finished[class_index], bases.own(class_index)
+        readers = dual(bases.prototypes[list(supports[class_index])], ridge).readers[: len(own)]
+        amounts = part.pooled[:, 0].double() @ readers.mT
+        peaks = (part.sample.double() @ readers.mT).amax(dim=1)
+        usual[own] = torch.cat([quantiles_of(amounts, QUANTILES), quantiles_of(peaks, (PEAK,))], dim=1)
+        total += part.pooled[:, 1:].double().sum(dim=(0, 1))
+        images += len(part.pooled)
+        whole = part.pooled[:COVARIANCE_IMAGES].double().sum(dim=1)
+        whole = whole - whole.mean(dim=0)
+        within.addmm_(whole.mT, whole)
+        counted += len(whole)
+    # a prototype that most images of its class do not hold keeps its length
+    bare = usual[:, 1] <= 1e-6 * usual.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    usual[bare, 1] = 1.0
+    return usual, total / max(1, images), within / max(1, counted)
+
+
+def _edit_readers(
+    prototypes: Tensor, bases: Bases, supports: Sequence[Sequence[int]], within: Tensor, ridge: float
+) -> Tensor:
+    """(P, D) what takes a prototype out of every class: its amount as a ridge regression reads it from images.
+
+    (S + r s I)^-1 S d_k, scaled to e_k . b_k = 1, with d the dual, S the covariance of images within classes and s its
+    mean variance. An exact dual leans on directions in which images hardly vary, along which an edit changes what it
+    need not; those are left out. (Planted shortcuts in DeiT-tiny: the mark's class keeps 0.96 of its clean images
+    instead of 0.73, at as few flips.)
+
+    Args:
+        prototypes: (P, D)
+        bases: their classes.
+        supports: connections of each class.
+        within: (D, D) S; zero where there is one image per class, which leaves the dual.
+        ridge: of the amounts.
+    """
+    width = prototypes.shape[1]
+    found = prototypes.double().clone()
+    if 2 * len(prototypes) <= width:
+        found = dual(prototypes, ridge).readers
+    else:  # more prototypes than the rows tell apart: each beside those of its own class's explanations
+        for c in bases.classes:
+            own = bases.own(c)
+            found[own] = dual(prototypes[list(supports[c])], ridge).readers[: len(own)]
+    variance = float(within.diagonal().mean())
+    if variance > 0:
+        damped = within + EDIT_RIDGE * variance * torch.eye(width, dtype=torch.float64)
+        shrunk = torch.linalg.solve(damped, within @ found.mT).mT
+        along = (shrunk * prototypes.double()).sum(dim=1, keepdim=True)
+        found = torch.where(along > 0, shrunk / along, found)
+    return found
+
+
+def _left(vector: Tensor, made: Tensor, class_index: int, empty: list[int]) -> Tensor:
+    """(D,) what is left of a head row; exactly zero, and the class noted, where that is rounding."""
+    left = vector - made
+    if float(left.norm()) > NOTHING_LEFT * float(vector.norm()):
+        return left
+    empty.append(class_index)
+    return torch.zeros_like(left)
+
+
+def _conditions(prototypes: Tensor) -> Tensor:
+    """(n,) condition numbers of B B^T for B of unit rows, of prototypes (n, s, D)."""
+    unit = torch.nn.functional.normalize(prototypes, dim=2)
+    values = torch.linalg.eigvalsh(unit @ unit.mT)
+    return values[:, -1] / values[:, 0].maximum(torch.finfo(values.dtype).eps * values[:, -1])
+
+
+def _connected(classes: Sequence[int], supports: Sequence[Sequence[int]], values: Sequence[Tensor]) -> SparseWeights:
+    sizes = torch.tensor([len(support) for support in supports])
+    return SparseWeights(
+        class_index=torch.repeat_interleave(torch.tensor(list(classes)), sizes),
+        prototype=torch.tensor([j for support in supports for j in support], dtype=torch.int64),
+        value=torch.cat(list(values)),
+        residual_share=torch.zeros(int(sizes.sum())),
     )
 
 

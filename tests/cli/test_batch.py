@@ -25,26 +25,27 @@ def test_one_switch_is_the_papers_pipeline(toy, tmp_path):
     assert found["nmf"] == {
         "init": "paper", "solver": "mu", "inner_updates": 1, "balance": 0.0, "tolerance": 1e-4, "max_iterations": 200,
     }  # fmt: skip
-    assert (found["reconstruction"], found["borrow"], found["augment"]) == ("paper", 0, "paper")
+    assert (found["reconstruction"], found["near"], found["augment"]) == ("paper", 0, "paper")
     assert paper.nmf.init == "paper"
     rows = options_in(target)["per_class"]
     assert all(p["owner_index"] == c["class_index"] for c in rows for p in c["prototypes"])
+    assert all(p["usual"] is None for c in rows for p in c["prototypes"])
     assert json.loads(out)["augmentation"]["kind"] == "paper"
 
 
 def test_single_options_count_beside_a_recipe(toy, tmp_path):
     target = convert(
-        toy, tmp_path / "m.safetensors", "--borrow", 0, "--recipe", "paper", "--init", "abs", "--augment", "none"
+        toy, tmp_path / "m.safetensors", "--near", 0, "--recipe", "paper", "--init", "abs", "--augment", "none"
     )
     found = options_in(target)
     assert (found["card"]["options"]["nmf"]["init"], found["augmented"]) == ("abs", False)
 
 
-def test_borrowed_prototypes_say_whose_they_are(converted, toy):
+def test_prototypes_of_near_classes_say_whose_they_are(converted, toy):
     rows = options_in(converted)["per_class"]
-    borrowed = [(c, p) for c in rows for p in c["prototypes"] if p["owner_index"] != c["class_index"]]
-    assert borrowed
-    class_of, part = borrowed[0]
+    others = [(c, p) for c in rows for p in c["prototypes"] if p["owner_index"] != c["class_index"]]
+    assert len(others) == 4 * 2  # of one class each
+    class_of, part = others[0]
     words = ("--class", class_of["label"], "--model", converted)
     code, out, _ = run("explain", toy.image(0), *words)
     assert code == 0
@@ -54,6 +55,14 @@ def test_borrowed_prototypes_say_whose_they_are(converted, toy):
     )
     assert code == 0, err
     assert json.loads(out)["edits"][0]["owner_label"] == part["owner_label"]
+
+
+@pytest.mark.parametrize(("near", "connections"), [(0, 2), (2, 6), (8, 8)])
+def test_as_many_near_classes_as_there_are(toy, tmp_path, near, connections):
+    target = convert(toy, tmp_path / "m.safetensors", "--near", near, "--no-stability")
+    found = options_in(target)
+    assert found["card"]["options"]["near"] == near
+    assert [len(c["prototypes"]) for c in found["per_class"]] == [connections] * 4
 
 
 def test_a_number_for_each_class_comes_with_its_curve(toy, tmp_path):
@@ -110,7 +119,7 @@ def test_cached_features_give_the_same_bytes_without_the_network(toy, converted,
         3,
         "--reconstruction",
         "paper",
-        "--borrow",
+        "--near",
         0,
     )
 
@@ -136,8 +145,12 @@ def test_a_cut_cache_is_read_again(toy, converted, tmp_path):
 @pytest.mark.parametrize(
     ("words", "exit_code", "sentence"),
     [
-        (("--borrow", 7, "-p", 2), 3, "--borrow 7 is more than the 6 prototypes that the other classes have"),
-        (("--borrow", 2, "--reconstruction", "paper"), 2, "needs --reconstruction functional"),
+        (("--near", -1), 2, "Invalid value for '--near'"),
+        (("--near", 2, "--reconstruction", "paper"), 2, "--near 2 needs --reconstruction amounts"),
+        (("--near", 2, "--recipe", "paper"), 2, "--near 2 needs --reconstruction amounts"),
+        (("--borrow", 2), 2, "No such option: --borrow"),
+        (("--reconstruction", "functional"), 2, "is not one of"),
+        (("--augment", "dynamic"), 2, "is not one of"),
         (("-p", "many"), 2, "neither a number from 1 nor auto"),
         (("-p", "0"), 2, "neither a number from 1 nor auto"),
         (("--augment", "twice"), 2, "is not one of"),
@@ -199,7 +212,16 @@ def test_gates_out_of_range(toy, converted, words):
 
 
 def test_every_table_on_one_line(toy, converted, tmp_path):
-    tables = ["parts", "stability", "oracle", "augmentation", "faithfulness", "part-quality", "pictures"]
+    tables = [
+        "parts",
+        "stability",
+        "cancellation",
+        "oracle",
+        "augmentation",
+        "faithfulness",
+        "part-quality",
+        "pictures",
+    ]
     words = [word for name in tables for word in ("--table", name)]
     words += [
         "--figures",
@@ -217,6 +239,8 @@ def test_every_table_on_one_line(toy, converted, tmp_path):
     made = {
         "parts",
         "stability",
+        "explanation_stability",
+        "cancellation",
         "oracle",
         "augmentation",
         "faithfulness",
@@ -226,7 +250,8 @@ def test_every_table_on_one_line(toy, converted, tmp_path):
     }
     assert found.keys() == made
     assert all(table["rows"] and table["title"] for table in found.values())
-    assert [row["prototypes"] for row in found["parts"]["rows"]] == [1, 2]
+    assert [row["named"] for row in found["parts"]["rows"]][:2] == ["1", "2"]
+    assert [row["prototypes"] for row in found["parts"]["rows"]] == [1, 2, 2, 2, 2]
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == (made - {"pictures"}) | {"prototypes_by_count", "augmented_maps", "reasoning"}
     code, out, err = run("evaluate", "--data", toy.data, "--model", converted, "--table", "oracle")

@@ -40,6 +40,9 @@ def test_convert_json(toy, tmp_path):
     assert report["max_abs_logit_difference"] <= 1e-4
     assert report["accuracy_black_box"] == report["accuracy_prototype_model"]
     assert report["readout"]["kind"] == "average"
+    assert report["ridge"] >= 0
+    assert 1 <= report["cancellation"]["median"] <= report["cancellation"]["high"]
+    assert "alike" not in report  # one entry per pair: `inspect --json` has them
     assert set(report["seconds"]) == {"extract", "factorise", "head", "residual", "total"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "state"] or sorted(
         p.name for p in tmp_path.iterdir()
@@ -96,7 +99,7 @@ def test_memory_limit_is_said(toy, tmp_path):
     code, out, err = run(
         "convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.001"
     )
-    # a crop is 12 KB and 16 rows of 96 numbers are 6 KB: 57 images fit in a thousandth of a GiB
+    # a crop is 12 KB, and 16 rows of 96 numbers with their split by sign are 31 KB: 24 images fit in a thousandth
     assert code == 0, err
     assert json.loads(out)["left_out"] == {}
 
@@ -105,19 +108,67 @@ def test_explain_text_json_and_picture(toy, converted, tmp_path):
     picture = tmp_path / "e.png"
     code, out, err = run("explain", toy.image(2), "--model", converted, "--png", picture)
     assert code == 0, err
-    for word in ("prototype 1", "residual", "bias", "= logit", "ledger error"):
+    for word in ("prototype 1", "amount", "usual", "weight", "residual", "bias", "= logit", "ledger error"):
         assert word in out
+    assert "no place" not in out  # every row of this network has one
+    assert "amount 1: as much as usual in images of the prototype's own class" in " ".join(out.split())
     size = Image.open(picture).size
     assert size[0] > 1000
     code, out, _ = run("explain", toy.image(2), "--model", converted, "--json")
     found = json.loads(out)
     assert found["schema"] == "protonmf.explanation/1"
+    assert (found["evidence"], found["no_place"]) == ("amounts", None)
+    assert "against" not in found
     total = sum(c["contribution"] for c in found["contributions"]) + found["residual"]["contribution"] + found["bias"]
     assert total == pytest.approx(found["logit"], abs=1e-4)
+    sizes = [abs(c["contribution"]) for c in found["contributions"]]
+    assert sizes == sorted(sizes, reverse=True)
     for c in found["contributions"]:
         assert np.sum(c["map"]) == pytest.approx(c["localised"], abs=1e-6)
+        assert c["localised"] == pytest.approx(c["contribution"])
+        assert c["unlocalised"] == pytest.approx(0, abs=1e-9)
         assert np.shape(c["presence"]) == (4, 4)
+        assert np.sum(c["presence"]) == pytest.approx(c["evidence"], abs=1e-6)
+        assert c["usual"][0] <= 1 <= c["usual"][1]
         assert len(c["examples"]) == 5
+
+
+def test_the_papers_explanation_is_of_projections(toy, paper, tmp_path):
+    code, out, err = run("explain", toy.image(2), "--model", paper, "--png", tmp_path / "e.png")
+    assert code == 0, err
+    assert "evidence" in out and "amount" not in out
+    code, out, _ = run("explain", toy.image(2), "--model", paper, "--json")
+    found = json.loads(out)
+    assert (found["evidence"], found["no_place"]) == ("projections", None)
+    assert np.min(found["residual"]["codes"]) >= 0
+    for c in found["contributions"]:
+        assert (c["usual"], c["owner_index"]) == (None, found["class_index"])
+        assert np.min(c["presence"]) >= 0
+
+
+def test_why_one_class_and_not_another(toy, converted, paper):
+    words = ("explain", toy.image(0), "--model", converted, "--class", "red things")
+    code, out, err = run(*words, "--against", "blue things", "--json")
+    assert code == 0, err
+    found = json.loads(out)["against"]
+    assert found["class_indices"] == [0, 2]
+    logits = {p["class_index"]: p["logit"] for p in json.loads(out)["predictions"]}
+    assert found["difference"] == pytest.approx(logits[0] - logits[2], abs=1e-4)
+    for row in found["rows"]:
+        assert row["difference"] == pytest.approx(row["amount"] * (row["weights"][0] - row["weights"][1]))
+    sizes = [abs(row["difference"]) for row in found["rows"]]
+    assert sizes == sorted(sizes, reverse=True)
+    for side, c in ((0, 0), (1, 2)):
+        rows = sum(row["amount"] * row["weights"][side] for row in found["rows"])
+        rest = sum(found[name][side] for name in ("residual", "no_place", "bias"))
+        assert rows + rest == pytest.approx(logits[c], abs=1e-4)
+    code, out, err = run(*words, "--against", "blue things")
+    assert code == 0, err
+    assert "why red things and not blue things?" in out and "= difference of the logits" in out
+    code, out, err = run(*words, "--against", "0")
+    assert (code, out) == (3, "") and "cannot be compared with itself" in err
+    code, out, err = run("explain", toy.image(0), "--model", paper, "--class", 0, "--against", 1)
+    assert (code, out) == (3, "") and "does not read amounts" in err
 
 
 def test_explain_several_partly_and_from_stdin(toy, converted, tmp_path, monkeypatch):
@@ -155,7 +206,8 @@ def test_intervene_goes_on_from_the_last_explanation(toy, converted):
     assert found["schema"] == "protonmf.intervention/1"
     assert [(e["label"], e["prototype"], e["factor"]) for e in found["edits"]] == [("blue things", 2, 0.0)]
     code, out, _ = run("explain", toy.image(3), "--model", converted, "--class", "blue things", "--json")
-    lost = json.loads(out)["contributions"][1]["contribution"]
+    own = {c["prototype"]: c for c in json.loads(out)["contributions"] if c["owner_label"] == "blue things"}
+    lost = own[2]["contribution"]
     assert found["before"]["logit"] - found["after"]["logit"] == pytest.approx(lost, abs=1e-6)
 
 
@@ -172,18 +224,104 @@ def test_intervene_with_owner_scale_and_save(toy, converted, tmp_path):
 
 
 def test_intervene_over_data(toy, converted):
-    code, out, err = run(
-        "intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted, "--json"
-    )
+    words = ("intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted)
+    code, out, err = run(*words, "--json")
     found = json.loads(out)
     assert code == 0, err
     assert found["images"] == 18
     assert found["flips"]
     assert {"image", "label", "before", "after"} == set(found["flips"][0])
-    code, out, _ = run(
-        "intervene", "--scale", "1=-20", "--class", "red things", "--data", toy.data, "--model", converted
+    code, out, _ = run(*words)
+    before, after = (found[when]["accuracy"] for when in ("before", "after"))
+    lines = out.splitlines()
+    assert lines[0] == "red things: prototype 1 x -20"
+    assert lines[1] == f"all classes: {before:.1%} -> {after:.1%} of 18 images right, {len(found['flips'])} flipped"
+    rows = {row["label"]: row for row in found["per_class"]}
+    assert "red things" in rows
+    for label, row in rows.items():
+        assert f"  {label}: {row['before']:.1%} -> {row['after']:.1%} of {row['images']}" in lines
+    assert sum(" -> " in line and ".png" in line for line in lines) == min(12, len(found["flips"]))
+
+
+def test_an_edited_class_is_counted_even_if_nothing_changed(toy, converted):
+    words = ("intervene", "--scale", "1=1.0001", "--class", "blue things", "--data", toy.data, "--model", converted)
+    code, out, err = run(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["flips"], found["before"]) == ([], found["after"])
+    assert [(row["label"], row["images"]) for row in found["per_class"]] == [("blue things", 5)]
+
+
+def test_several_classes_with_their_own_edits(toy, converted, tmp_path):
+    words = ("intervene", toy.image(0), "--model", converted)
+    both = ("--class", "red things", "--zero", 1, "--class", "blue things", "--zero", 2, "--scale", "red things:1=0.5")
+    code, out, err = run(*words, *both[:-2], "--json", "-o", tmp_path / "both.safetensors")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [(e["label"], e["prototype"], e["factor"]) for e in found["edits"]] == [
+        ("red things", 1, 0.0), ("blue things", 2, 0.0),
+    ]  # fmt: skip
+    assert found["after"]["label"] == "red things"
+    after = {p["class_index"]: p["logit"] for p in found["after"]["predictions"]}
+    before = {p["class_index"]: p["logit"] for p in found["before"]["predictions"]}
+    for c, number in ((0, 1), (2, 2)):
+        code, out, _ = run("explain", toy.image(0), "--class", c, "--model", converted, "--json")
+        parts = {x["prototype"]: x["contribution"] for x in json.loads(out)["contributions"] if x["owner_index"] == c}
+        assert before[c] - after[c] == pytest.approx(parts[number], abs=1e-5)
+    assert {c: after[c] for c in (1, 3)} == {c: before[c] for c in (1, 3)}
+    code, out, _ = run(*words, *both[:-2])
+    assert "red things: zero prototype 1; blue things: zero prototype 2" in out
+    # one --class counts for all edits, wherever it stands
+    first = run(*words, "--zero", 1, "--class", "red things", "--zero", 2, "--json")
+    second = run(*words, "--class", "red things", "--zero", "1,2", "--json")
+    assert first[0] == second[0] == 0 and first[1] == second[1]
+
+
+def test_everywhere_edits_every_class(toy, converted, tmp_path):
+    words = ("intervene", toy.image(0), "--zero", "red things:1", "--class", "grey things", "--model", converted)
+    target = tmp_path / "edited.safetensors"
+    code, out, err = run(*words, "--everywhere", "--json", "-o", target)
+    assert code == 0, err
+    found = json.loads(out)
+    (edit,) = found["edits"]
+    assert (edit["everywhere"], edit["class_index"], edit["label"], edit["owner_label"]) == (
+        True,
+        None,
+        None,
+        "red things",
     )
-    assert "before" in out
+    before, after = ({p["class_index"]: p["logit"] for p in found[when]["predictions"]} for when in ("before", "after"))
+    assert all(before[c] != after[c] for c in range(4))
+    code, out, _ = run("explain", toy.image(0), "--class", 0, "--model", target, "--json")
+    assert json.loads(out)["logit"] == pytest.approx(after[0], abs=1e-5)
+    code, out, _ = run(*words, "--everywhere")
+    assert out.splitlines()[0] == "every class: zero prototype 1 of red things"
+
+
+def test_a_class_that_nothing_speaks_for_any_more_is_said(toy, converted):
+    words = ("intervene", toy.image(0), "--class", "red things", "--model", converted)
+    assert "speaks for it any more" not in run(*words, "--zero", 1)[2]
+    code, _, err = run(*words, "--zero", "1,2")
+    assert code == 0
+    assert "none of red things's own prototypes speaks for it any more (largest weight left: +0.00)" in " ".join(
+        err.split()
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_edited_model_is_saved_before_anything_is_printed(toy, converted, tmp_path):
+    target = tmp_path / "edited.safetensors"
+    words = ["intervene", toy.image(0), "--class", 0, "--zero", 1, "--model", converted, "-o", target, "-q"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "protonmf_cli", *map(str, words)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 3
+    assert len(json.loads(run("inspect", target, "--json")[1])["card"]["edits"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -197,6 +335,19 @@ def test_intervene_over_data(toy, converted):
         (("--scale", "1=nan"), 3, "finite number"),
         (("--zero", "1", "--class", "purple things"), 3, "no class of the model is called 'purple things'"),
         (("--zero", "blue things:9"), 3, "blue things has no prototype 9"),
+        (("--zero", "1,1"), 3, "prototype 1 of red things is edited twice"),
+        (("--zero", "1", "--scale", "red things:1=0.5"), 3, "prototype 1 of red things is edited twice"),
+        (("--zero", "1", "--zero", "1", "--everywhere"), 3, "prototype 1 of red things is edited twice"),
+        (
+            ("--zero", "1", "--class", "red things", "--class", "blue things"),
+            2,
+            "stands before the first of several --class",
+        ),
+        (
+            ("--class", "red things", "--zero", "1", "--class", "blue things"),
+            2,
+            "--class blue things has no edit behind it",
+        ),
         ((), 2, "nothing to do"),
     ],
 )
@@ -206,6 +357,15 @@ def test_interventions_that_cannot_be(toy, converted, words, exit_code, sentence
     assert (code, out) == (exit_code, "")
     assert sentence in err
     assert err.count("\n") <= 2
+
+
+def test_what_is_gone_cannot_be_edited_again(toy, converted, tmp_path):
+    gone = tmp_path / "gone.safetensors"
+    words = ("intervene", toy.image(0), "--class", "red things")
+    assert run(*words, "--zero", 1, "--model", converted, "-o", gone)[0] == 0
+    code, out, err = run(*words, "--scale", "1=2", "--model", gone)
+    assert (code, out) == (3, "")
+    assert "prototype 1 of red things has the weight 0 in class red things: there is nothing left to edit" in err
 
 
 def test_evaluate_json_and_gates(toy, converted, tmp_path):
@@ -237,8 +397,14 @@ def test_inspect(converted, monkeypatch):
     code, out, _ = run("inspect", "--json", "--class", "blue things")
     found = json.loads(out)
     assert found["schema"] == "protonmf.inspection/1"
-    own = [row["prototype"] for row in found["per_class"][0]["prototypes"] if row["owner_label"] == "blue things"]
-    assert own == [1, 2]
+    own = [row for row in found["per_class"][0]["prototypes"] if row["owner_label"] == "blue things"]
+    assert [row["prototype"] for row in own] == [1, 2]
+    assert all(row["usual"][0] <= 1 <= row["usual"][1] for row in own)
+    assert found["format"] == 2
+    text = " ".join(run("inspect")[1].split())
+    assert "evidence amounts, no ridge, condition at most" in text
+    assert "cancellation" in text
+    assert "projections" not in text
 
 
 def test_doctor():
@@ -341,7 +507,7 @@ def test_unreadable_images_are_skipped_named_and_counted(toy, tmp_path):
 
 def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
     target = tmp_path / "m.safetensors"
-    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "--borrow", "1", "-q"]
+    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "--near", "1", "-q"]
     slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
     slow += "def late(self, c, part): put(self, c, part); time.sleep(12)\n"
     slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"

@@ -60,7 +60,7 @@ def test_convert_explain_and_intervene(kind, photographs, tmp_path):
     model, picture = tmp_path / "m.safetensors", tmp_path / "m.png"
     rows = ("--rows", "image") if kind == "image-row" else ()
     code, out, err = run(
-        "convert", f"local-dir:{tmp_path / 'network'}", "--data", photographs, "-o", model, "-p", 2, "--borrow", 0,
+        "convert", f"local-dir:{tmp_path / 'network'}", "--data", photographs, "-o", model, "-p", 2, "--near", 1,
         "--json", *rows,
     )  # fmt: skip
     assert code == 0, err
@@ -77,15 +77,45 @@ def test_convert_explain_and_intervene(kind, photographs, tmp_path):
     assert abs(case["ledger_error"]) <= 1e-4
     assert picture.stat().st_size > 10_000
     parts = [part["contribution"] for part in case["contributions"]]
-    residual = case["residual"]["contribution"] + case["bias"]
-    assert sum(parts) + residual == pytest.approx(case["logit"], abs=1e-4)
-    assert len(parts) == 2
+    rest = case["residual"]["contribution"] + case["bias"] + (case["no_place"] or 0)
+    assert sum(parts) + rest == pytest.approx(case["logit"], abs=1e-4)
+    assert len(parts) == 4
+    assert (case["no_place"] is not None) == (kind in WITHOUT_PLACE)
     for part in case["contributions"]:
         assert (part["map"] is not None) == spatial
+        assert part["contribution"] == pytest.approx(part["weight"] * part["evidence"])
         if spatial:
             assert part["localised"] == pytest.approx(np.sum(part["map"]), abs=1e-4)
-            assert part["contribution"] == pytest.approx(part["localised"] + part["unlocalised"], abs=1e-4)
+            assert part["contribution"] == pytest.approx(part["localised"], abs=1e-6)
+            assert np.sum(part["presence"]) == pytest.approx(part["evidence"], abs=1e-6)
+    if spatial:
+        assert np.sum(case["residual"]["map"]) == pytest.approx(case["residual"]["contribution"], abs=1e-4)
 
-    code, out, err = run("intervene", image, "--model", model, "--class", "flower", "--zero", 1, "--json")
+    edited = tmp_path / "edited.safetensors"
+    words = ("intervene", image, "--model", model, "--class", "flower", "--zero", 1, "-o", edited, "--json")
+    code, out, err = run(*words)
     assert code == 0, err
-    assert json.loads(out)["schema"].startswith("protonmf.intervention/")
+    found = json.loads(out)
+    assert found["schema"].startswith("protonmf.intervention/")
+    # an edit takes its own row away, and of "no place" what the prototype has of it; nothing else changes
+    before = case if case["label"] == "flower" else explained(image, model)
+    after = explained(image, edited)
+    assert after["logit"] == pytest.approx(found["after"]["logit"], abs=1e-5)
+    assert after["ledger_error"] < 1e-6
+    assert after["bias"] == pytest.approx(before["bias"], abs=1e-4)
+    assert after["residual"]["contribution"] == pytest.approx(before["residual"]["contribution"], abs=1e-4)
+    was, now = ({c["prototype_id"]: c for c in each["contributions"]} for each in (before, after))
+    (gone,) = (j for j, c in was.items() if (c["owner_label"], c["prototype"]) == ("flower", 1))
+    assert now[gone]["contribution"] == 0
+    assert all(now[j]["contribution"] == pytest.approx(was[j]["contribution"], abs=1e-6) for j in was if j != gone)
+    lost = was[gone]["contribution"] + (before["no_place"] or 0) - (after["no_place"] or 0)
+    assert found["before"]["logit"] - found["after"]["logit"] == pytest.approx(lost, abs=1e-4)
+
+
+WITHOUT_PLACE = {"attention-pool", "token-writes", "token-writes and votes"}
+
+
+def explained(image, model):
+    code, out, err = run("explain", image, "--model", model, "--class", "flower", "--json")
+    assert code == 0, err
+    return json.loads(out)

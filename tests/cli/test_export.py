@@ -12,7 +12,7 @@ import toys
 from protonmf_cli.errors import NotExactError
 from protonmf_cli.models.backbone import Backbone, Source, probe_readout
 from protonmf_cli.models.head_writing import write_head
-from protonmf_cli.models.prototype import logit_parts
+from protonmf_cli.models.prototype import parts_of_rows
 from toys import run
 
 MODELS = ["deit_tiny_patch16_224.imagenet", "resnet18.caltech24", "tf_mobilenetv3_large_minimal_100.imagenet"]
@@ -25,8 +25,8 @@ def timm_logits(folder, loaded, image):
 
 
 def edited_logits(loaded, image):
-    rows = loaded.backbone.read(loaded.crop(image)[None]).rows.double().sum(dim=1)
-    return logit_parts(loaded.model.to(torch.device("cpu"), torch.float64), rows).logits[0].float()
+    rows = loaded.backbone.read(loaded.crop(image)[None]).rows.double()
+    return parts_of_rows(loaded.model.exact, rows).logits[0].float()
 
 
 def test_timm_alone_gives_the_edited_logits(toy, converted, tmp_path):
@@ -47,6 +47,25 @@ def test_timm_alone_gives_the_edited_logits(toy, converted, tmp_path):
         "convert", f"local-dir:{tmp_path / 'net'}", "--data", toy.data, "-o", tmp_path / "again.st", "-p", 2
     )
     assert code == 0, err
+
+
+@pytest.mark.parametrize("where", [(), ("--everywhere",)])
+@pytest.mark.parametrize("kind", ["converted", "vit"])
+def test_timm_alone_gives_the_edited_logits_with_the_bias_that_an_edit_leaves(request, toy, tmp_path, kind, where):
+    """What rows without a place add on average stays, so an edit changes the bias too."""
+    model, edited = request.getfixturevalue(kind), tmp_path / "edited.safetensors"
+    words = ("--class", "red things", "--zero", 1, "--model", model, "-o", edited)
+    code, _, err = run("intervene", toy.image(0), *words, *where)
+    assert code == 0, err
+    loaded, original = protonmf_cli.load(edited), protonmf_cli.load(model)
+    moved = (loaded.model.bias - original.model.bias).abs()
+    assert (float(moved.max()) > 1e-3) == (kind == "vit")
+    assert (int((moved > 1e-3).sum()) > 1) == (kind == "vit" and bool(where))
+    code, out, err = run("export", edited, "-o", tmp_path / "net", "--json")
+    assert code == 0, err
+    for c in range(4):
+        found, expected = timm_logits(tmp_path / "net", loaded, toy.image(c)), edited_logits(loaded, toy.image(c))
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 def test_an_unedited_model_is_the_same_network(toy, converted, tmp_path):
@@ -77,7 +96,7 @@ def test_trained_heads_take_an_edit(shared, name):
     change[3:] = 0
     if backbone.readout.kind == "token-writes":
         assert backbone.readout.stream.final.norm.centred
-    assert write_head(backbone, vectors + 0.1 * change) < 1e-7
+    assert write_head(backbone, vectors + 0.1 * change, backbone.readout.bias.double() + change[:, 0]) < 1e-7
 
 
 def test_a_head_of_two_classifiers_cannot_be_written():
@@ -94,4 +113,4 @@ def test_a_head_of_two_classifiers_cannot_be_written():
         formula_difference=difference,
     )
     with pytest.raises(NotExactError, match="not one layer"):
-        write_head(backbone, backbone.readout.vectors.double())
+        write_head(backbone, backbone.readout.vectors.double(), backbone.readout.bias.double())

@@ -46,7 +46,7 @@ def test_in_words_with_what_has_no_place():
     assert "test_vit (test_vit), 0.4 million weights, drawn at random" in text
     assert "token-writes, 10 x 10 places, 103 rows of width 64" in text
     assert "100 of 103 rows; without a place: class token, start and biases, MLP writes; places carry" in text
-    assert "of the squared rows lie below zero; the residual carries them" in text
+    assert "of the squared rows lie below zero; a conversion splits them by sign" in text
     assert "two photographs that come with scikit-learn; drawn weights say little of what trained ones" in text
     assert max(map(len, out.splitlines())) <= 120
 

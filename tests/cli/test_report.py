@@ -47,6 +47,12 @@ def augmented(toy) -> Path:
 
 
 @pytest.fixture(scope="module")
+def vit_augmented(toy, vit) -> Path:
+    words = ("--augment", "min-norm", "--no-stability")
+    return toys.convert(replace(toy, network=toy.folder / "vit"), toy.folder / "vit-augmented.safetensors", *words)
+
+
+@pytest.fixture(scope="module")
 def protopnet(toy) -> Path:
     output = toy.folder / "report-net.safetensors"
     words = ("--epochs", 2, "--warm-epochs", 1, "--cycles", 1, "--batch-size", 8, "-p", 2, "--width", 16)
@@ -115,14 +121,11 @@ def test_it_opens_without_error_or_request(browser, page_file):
 
 
 def shown_command(page, model):
-    """The commands of the page, run one after the other; the JSON of the last."""
-    lines = page.inner_text("#words").split(" &&\n")
-    out = ""
-    for line in lines:
-        words = shlex.split(line)
-        assert words[:2] == ["protonmf", "intervene"]
-        code, out, err = run(*words[1:], "--json", "--device", "cpu")
-        assert code == 0, err
+    """The command of the page, run; its JSON."""
+    words = shlex.split(page.inner_text("#words"))
+    assert words[:2] == ["protonmf", "intervene"] and words[words.index("--model") + 1] == str(model)
+    code, out, err = run(*words[1:], "--json", "--device", "cpu")
+    assert code == 0, err
     return json.loads(out)
 
 
@@ -140,17 +143,20 @@ def check_same(page, found):
     ("kind", "words"),
     [
         ("converted", ()),
+        ("paper", ()),
         ("augmented", ()),
         ("augmented", ("--form", "plain")),
+        ("vit", ()),
+        ("vit_augmented", ()),
+        ("vit_augmented", ("--form", "plain")),
         ("protopnet", ()),
         ("combined", ()),
         ("fewshot", ()),
     ],
 )
-def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, monkeypatch, kind, words):
+def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, kind, words):
     model = request.getfixturevalue(kind)
     made(model, tmp_path / "page.html", "--images", toy.image(1), *words)
-    monkeypatch.chdir(tmp_path)  # the chained command writes a file
     with pages.opened(browser, tmp_path / "page.html") as page:
         before = pages.logits(page)
         assert not page.locator("#command").is_visible()
@@ -162,14 +168,17 @@ def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, monkeyp
         found = shown_command(page, model)
         check_same(page, found)
         assert len(found["edits"]) == 2 and pages.logits(page) != before
-        # a second class: the first one's edits stay, and the commands follow each other
+        # a second class: the first one's edits stay, and each class stands before its own
         first = page.input_value("#choose-class")
         page.select_option("#choose-class", index=1)
         assert page.input_value("#choose-class") != first
         other = int(page.get_attribute("article.part", "data-prototype"))
         pages.slide(page, other, 1.5)
-        assert page.inner_text("#words").count("protonmf intervene") == 2
-        check_same(page, shown_command(page, model))
+        assert page.inner_text("#words").count("protonmf intervene") == 1
+        assert page.inner_text("#words").count("--class") == 2
+        found = shown_command(page, model)
+        check_same(page, found)
+        assert len({edit["class_index"] for edit in found["edits"]}) == 2 and len(found["edits"]) == 3
         page.click("#reset")
         assert pages.logits(page) == before and not page.locator("#command").is_visible()
 
@@ -184,8 +193,113 @@ def test_the_switch_goes_back_to_one(browser, page_file):
         assert pages.logits(page) == before
 
 
+def number_of(text):
+    return float(text.replace("−", "-").replace("%", ""))
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_augmented", "split", "converted", "paper"])
+def test_amounts_contributions_and_logits_under_edits_are_those_of_the_commands(
+    browser, request, converted, toy, tmp_path, kind
+):
+    """Every row of the page beside the ledger of the edited model that the page's own command writes."""
+    model = split(converted, tmp_path / "s.safetensors", 3) if kind == "split" else request.getfixturevalue(kind)
+    loaded = load(model)
+    generator = np.random.default_rng(0)
+    made(model, tmp_path / "page.html", "--images", toy.image(1), "--images", toy.image(3))
+    data = pages.data_of(tmp_path / "page.html")
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        for image, shown in ((1, 0), (3, 1)):
+            page.click(f"#images button[data-image='{shown}']")
+            for c in range(4):
+                page.select_option("#choose-class", str(c))
+                if page.locator("#all").count():
+                    page.click("#all")
+                # what the page holds before any edit
+                before = loaded.explain(toy.image(image), str(c))
+                mine = pages.contributions_of(data, shown, c)
+                assert mine.keys() == {x.prototype_id for x in before.contributions}
+                for x in before.contributions:
+                    amount, part = mine[x.prototype_id]
+                    assert amount == pytest.approx(x.evidence, abs=1e-4)
+                    assert part == pytest.approx(x.contribution, abs=1e-4)
+                entries = [
+                    int(each.get_attribute("data-prototype")) for each in page.query_selector_all("article.part")
+                ]
+                assert entries and set(entries) == set(mine)
+                for j in generator.choice(entries, min(2, len(entries)), replace=False).tolist():
+                    pages.slide(page, j, float(generator.choice([0.0, 0.35, 1.7])))
+                found = shown_command(page, model)
+                check_same(page, found)
+                target = tmp_path / f"edited-{kind}-{image}-{c}.safetensors"
+                words = shlex.split(page.inner_text("#words"))[1:]
+                assert run(*words, "-o", target, "--device", "cpu", "-q")[0] == 0
+                after = load(target).explain(toy.image(image), str(c))
+                # the ledger, row by row, to the digits that are shown
+                rows = pages.waterfall(page)
+                names = {x.prototype_id: title(x, c) for x in after.contributions}
+                assert len(set(names.values())) == len(names)
+                for x in after.contributions:
+                    assert rows[names[x.prototype_id]] == pytest.approx(x.contribution, abs=0.00511)
+                assert rows["bias"] == pytest.approx(after.bias, abs=0.00511)
+                assert rows.get("residual", 0) == pytest.approx(after.residual, abs=0.00511)
+                assert ("no place" in rows) == (after.unplaced is not None) == kind.startswith("vit")
+                assert rows.get("no place", 0) == pytest.approx(after.unplaced or 0, abs=0.00511)
+                logit = float(page.get_attribute("#logit", "data-value"))
+                assert logit == pytest.approx(after.logit, abs=1e-4)
+                page.click("#reset")
+
+
+def title(contribution, class_index):
+    name = f"prototype {contribution.prototype}"
+    return name if contribution.owner_index == class_index else f"{name} of {contribution.owner_name}"
+
+
+def test_cards_say_amount_usual_range_and_weight(browser, vit, toy, tmp_path):
+    made(vit, tmp_path / "page.html", "--images", toy.image(2))
+    found = load(vit).explain(toy.image(2))
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        for x in found.contributions:
+            words = page.inner_text(f'article.part[data-prototype="{x.prototype_id}"] .sum').replace("−", "-")
+            low, high = (0.0 if abs(each) < 0.05 else each for each in x.usual)
+            said = f"{x.evidence:.2f} × {x.weight:+.2f} amount (usual {low:.1f} to {high:.1f}) × weight = "
+            assert " ".join(words.split()).startswith(said), words
+            assert words.split()[-1] == f"{x.contribution:+.2f}"
+            card = page.inner_text(f'article.part[data-prototype="{x.prototype_id}"]')
+            assert ("less than none of" in card) == (x.evidence < 0)
+            # no box is drawn around what is not there
+            boxes = page.locator(f'article.part[data-prototype="{x.prototype_id}"] figure >> nth=0').locator("rect")
+            assert boxes.count() == (0 if x.evidence < 0 else 2)
+        assert "no place" in page.inner_text("#waterfall")
+
+
+@pytest.mark.parametrize("kind", ["presence", "contribution"])
+def test_maps_are_drawn_on_the_scale_that_is_usual(browser, vit, toy, tmp_path, kind):
+    """Full colour is the usual amount at the strongest place, so that a faint map is drawn faint."""
+    made(vit, tmp_path / "page.html", "--images", toy.image(2))
+    loaded = load(vit)
+    found = loaded.explain(toy.image(2))
+    data = pages.data_of(tmp_path / "page.html")
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        page.select_option("#map", kind)
+        for x in found.contributions:
+            assert data["prototypes"][x.prototype_id]["full"] == loaded.model.amounts.peak_of(x.prototype_id)
+            drawn = page.evaluate(
+                """(j) => { const canvas = document.querySelector(`article.part[data-prototype="${j}"] canvas`);
+                const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+                return [...pixels].filter((_, n) => n % 4 === 3); }""",
+                x.prototype_id,
+            )
+            full = x.scale[kind] or np.abs(x.maps[kind]).max()
+            relative = np.clip(x.maps[kind] / full, -1, 1)
+            opacity = np.abs(relative) if kind == "contribution" else np.clip(relative.clip(0) ** 1.5 * 1.6, 0, 1)
+            assert np.allclose(np.array(drawn).reshape(relative.shape), 255 * 0.62 * opacity, atol=3)
+
+
 def split(model, target, count):
-    """The same model with every prototype cut into equal parts: no part decides what the whole decided."""
+    """The same model with every prototype cut into equal parts: no part decides what the whole decided.
+
+    Of amounts, equal prototypes hold the same amount, and the weight is shared out among them.
+    """
     old, weights = load_model(model)
     w, parts = old.weights, torch.arange(count)
 
@@ -204,6 +318,7 @@ def split(model, target, count):
             residual_share=copies(w.residual_share) / count,
         ),
         examples=examples,
+        amounts=old.amounts and replace(old.amounts, usual=copies(old.amounts.usual)),
         card=replace(old.card, measured=measured),
     )  # fmt: skip
     save_model(target, new, weights)
@@ -233,9 +348,11 @@ def test_the_hint_flips_the_decision_with_the_fewest(browser, converted, toy, tm
     assert needed and (min(needed) == 1 if count == 1 else max(needed) > 1)
 
 
-def test_numbers_and_crop_are_those_of_the_png(browser, converted, toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["converted", "paper", "vit"])
+def test_numbers_and_crop_are_those_of_the_png(browser, request, toy, tmp_path, monkeypatch, kind):
     from protonmf_cli.pictures import figure
 
+    converted = request.getfixturevalue(kind)
     explanation = load(converted).explain(toy.image(0))
     texts: list[str] = []
     drawn = figure.as_png
@@ -250,10 +367,18 @@ def test_numbers_and_crop_are_those_of_the_png(browser, converted, toy, tmp_path
         parts = [text.replace("−", "-") for text in page.locator(".part .sum").all_inner_texts()]
         shown = page.locator("#bars [data-probability]").first.inner_text()
     in_png = {text.strip() for text in texts}
-    assert len(numbers) == min(5, len(explanation.contributions)) + 3 and set(numbers) <= in_png
-    for contribution in figure.strongest(explanation.contributions, 5):
-        weight = f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}"
+    count = min(5, len(explanation.contributions)) + 3 + (kind == "vit")  # bias, residual, logit; what has no place
+    assert len(numbers) == count and set(numbers) <= in_png
+    for contribution in explanation.contributions[:5]:
+        weight = f"{contribution.evidence:.2f}  ×  {contribution.weight:+.2f}"
+        if kind == "paper":
+            weight = f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}"
+        else:
+            low, high = (each + 0.0 for each in contribution.usual)
+            assert f"amount × weight; usual {low:.1f} to {high:.1f}" in in_png
         assert weight in in_png and any(part.startswith(weight.replace("  ", " ")) for part in parts)
+    assert ("less than none of this" in in_png) == any(c.is_less_than_none for c in explanation.contributions[:5])
+    assert ("no place" in in_png) == (kind == "vit")
     assert any(text.endswith(shown) for text in in_png)
     data = pages.data_of(tmp_path / "page.html")
     (tmp_path / "crop.jpg").write_bytes(base64.b64decode(data["pictures"][data["cases"][0]["pictures"][0]]))
@@ -268,7 +393,9 @@ def test_numbers_and_crop_are_those_of_the_png(browser, converted, toy, tmp_path
         assert np.allclose(boxes[str(contribution.prototype_id)], wanted, atol=1e-4)
 
 
-def test_maps_are_those_of_the_explanation(converted, toy, tmp_path):
+@pytest.mark.parametrize("kind", ["converted", "paper", "vit"])
+def test_maps_are_those_of_the_explanation(request, toy, tmp_path, kind):
+    converted = request.getfixturevalue(kind)
     explanation = load(converted).explain(toy.image(0))
     run("explain", toy.image(0), "--model", converted, "--html", tmp_path / "page.html", "-q")
     parts = pages.data_of(tmp_path / "page.html")["cases"][0]["drawn"][str(explanation.class_index)]["parts"]
@@ -306,13 +433,22 @@ def test_search_and_sorting(browser, page_file, converted):
         assert [signs[c] for c in order] == sorted(signs, reverse=True)
         page.check("#only")
         assert len(listed(page)) == sum(count > 0 for count in signs)
-        # each prototype says who uses it, with the weights of the file
+        # each prototype says for whom else it counts about as much, with the weights of the file
         page.uncheck("#only")
-        for e in range(len(model.weights.value)):
-            c, j = int(model.weights.class_index[e]), int(model.weights.prototype[e])
-            if int(model.owner[j]) != c:
-                words = f"{names[c]} ({float(model.weights.value[e]):+.2f})".replace("-", "−")
-                assert words in page.inner_text(f'.prototype[data-prototype="{j}"]')
+        weight = {(int(c), int(j)): float(v) for c, j, v in zip(
+            model.weights.class_index, model.weights.prototype, model.weights.value, strict=True
+        )}  # fmt: skip
+        counted = 0
+        for (c, j), value in weight.items():
+            owner = int(model.owner[j])
+            if owner != c:
+                words = f"{names[c]} ({value:+.2f})".replace("-", "−")
+                text = page.inner_text(f'.prototype[data-prototype="{j}"]')
+                as_much = abs(value) >= 0.5 * abs(weight[owner, j])
+                assert (words in text) == as_much
+                assert not as_much or "counts at least half as much for" in text
+                counted += as_much
+        assert counted
 
 
 def test_the_address_keeps_the_state(browser, page_file):
@@ -480,7 +616,7 @@ def test_an_edited_model_is_not_called_the_same(browser, converted, toy, tmp_pat
     with pages.opened(browser, tmp_path / "page.html", "#summary") as page:
         words = page.inner_text(".badge")
         assert "Edited" in words and "Same decisions" not in words
-        assert page.inner_text("#view-summary").count("before the edits") == 3
+        assert page.inner_text("#view-summary").count("before the edits") == 4
         page.click("nav a[data-view=gallery]")
         assert "accuracy" not in page.inner_text("#shelf") and "residual share" not in page.inner_text("#shelf")
         page.click("nav a[data-view=explain]")
@@ -491,7 +627,7 @@ def test_an_edited_model_is_not_called_the_same(browser, converted, toy, tmp_pat
 
 def test_a_plain_edit_of_an_augmented_model_keeps_the_ledger(browser, toy, tmp_path):
     image, augmented, edited = toy.image(0), tmp_path / "a.safetensors", tmp_path / "e.safetensors"
-    made_of = ("convert", toy.name, "--data", toy.data, "-p", 2, "--borrow", 0, "--augment", "paper")
+    made_of = ("convert", toy.name, "--data", toy.data, "-p", 2, "--near", 0, "--augment", "paper")
     assert run(*made_of, "--reconstruction", "paper", "-o", augmented, "-q")[0] == 0
     words = (
         "intervene",
@@ -519,25 +655,59 @@ def test_a_plain_edit_of_an_augmented_model_keeps_the_ledger(browser, toy, tmp_p
         assert f"{residual:+.2f}".replace("-", "−") in page.inner_text("#waterfall")
 
 
-def test_a_class_without_prototypes_is_all_residual(browser, toy, tmp_path):
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_a_class_without_images_is_made_of_other_classes_or_all_residual(browser, toy, tmp_path, recipe):
     data = tmp_path / "data"
     shutil.copytree(toy.data, data)
     shutil.rmtree(data / "train" / toys.LABELS[3])
-    code, _, err = run("convert", toy.name, "--data", data, "-o", tmp_path / "m.safetensors", "-p", 2, "-q")
+    words = ("--augment", "none", "--recipe", recipe, "-o", tmp_path / "m.safetensors", "-p", 2, "-q")
+    code, _, err = run("convert", toy.name, "--data", data, *words)
     assert code == 0, err
     made(tmp_path / "m.safetensors", tmp_path / "page.html", "--data", toy.data, "--per-class", 3)
     model, _ = load_model(tmp_path / "m.safetensors")
     data = pages.data_of(tmp_path / "page.html")
     number = next(n for n, one in enumerate(data["cases"]) if one["top"] == 3)
     with pages.opened(browser, tmp_path / "page.html", f"#explain?image={number}") as page:
-        assert "all of its logit is residual" in page.inner_text("main")
-        assert page.locator("article.part").count() == 0 and page.locator("[aria-label=Residual] canvas").count() == 2
+        said = "its rows are parts of other classes" if recipe == "default" else "all of its logit is residual"
+        assert f"has no prototypes of its own in this model: {said}" in page.inner_text("main")
+        assert page.locator("article.part").count() == (5 if recipe == "default" else 0)
+        assert page.locator("[aria-label=Residual] canvas").count() == (1 if recipe == "default" else 2)
         logits = pages.logits(page)
         nearest = max(model.active_classes.tolist(), key=lambda c: logits[c])
         assert nearest == int(page.input_value("#choose-against"))
+        if recipe == "default":  # and they can be edited
+            pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
+            check_same(page, shown_command(page, tmp_path / "m.safetensors"))
         page.click("#nearest")
         assert page.inner_text("#what") == f"What the logit of {model.card.classes[nearest].shown} is made of"
         assert page.locator("article.part canvas").count()
+
+
+def test_two_classes_are_compared_on_the_same_amounts(browser, vit, toy, tmp_path):
+    made(vit, tmp_path / "page.html", "--images", toy.image(1))
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        first, second = (int(page.input_value(f"#choose-{which}")) for which in ("class", "against"))
+        words = ("--model", vit, "--class", first, "--against", second, "--json", "--device", "cpu")
+        code, out, err = run("explain", toy.image(1), *words)
+        assert code == 0, err
+        found = json.loads(out)["against"]
+        rows = [each.inner_text().split("\t") for each in page.query_selector_all("#contrast tbody tr")]
+        assert rows[-1][0] == "logit"
+        assert number_of(rows[-1][4]) == pytest.approx(found["difference"], abs=0.00511)
+        for row, mine in zip(found["rows"][:8], rows, strict=False):
+            expected = (row["amount"], *(row["amount"] * w for w in row["weights"]), row["difference"])
+            assert [number_of(cell) for cell in mine[1:5]] == pytest.approx(expected, abs=0.00511)
+        named = {mine[0]: mine for mine in rows}
+        for name, key in (("no place", "no_place"), ("residual", "residual"), ("bias", "bias")):
+            assert [number_of(cell) for cell in named[name][2:4]] == pytest.approx(found[key], abs=0.00511)
+        # an edit is one more row
+        pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
+        rows = [each.inner_text().split("\t") for each in page.query_selector_all("#contrast tbody tr")]
+        (edits,) = (mine for mine in rows if mine[0] == "the edits")
+        after = shown_command(page, vit)["after"]["predictions"]
+        logits = {p["class_index"]: p["logit"] for p in after}
+        assert number_of(rows[-1][4]) == pytest.approx(logits[first] - logits[second], abs=0.00511)
+        assert number_of(edits[4]) == pytest.approx(logits[first] - logits[second] - found["difference"], abs=0.00511)
 
 
 def test_a_combined_model_shows_what_each_network_saw(combined, toy, tmp_path):
@@ -669,6 +839,7 @@ def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
             value=torch.cat([w.value, torch.full((300,), 1e-3)]),
             residual_share=torch.cat([w.residual_share, torch.zeros(300)]),
         ),
+        amounts=replace(model.amounts, usual=torch.cat([model.amounts.usual, torch.ones(300, 4)])[order]),
         examples=replace(model.examples, prototype=back[model.examples.prototype]),
         card=replace(model.card, measured={k: v for k, v in model.card.measured.items() if k != "stability"}),
     )

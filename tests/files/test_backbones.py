@@ -99,7 +99,7 @@ def sized(tmp_path) -> str:
 @pytest.mark.parametrize("more", [(), ("--img-size", "64"), ("--model-arg", "img_size=64")])
 def test_a_file_opens_again_when_only_the_weights_tell_the_size_of_the_network(toy, sized, more, tmp_path):
     target = tmp_path / "m.safetensors"
-    code, _, err = toys.run("convert", sized, "--data", toy.data, "-o", target, "-p", 2, "--borrow", 0, "-q", *more)
+    code, _, err = toys.run("convert", sized, "--data", toy.data, "-o", target, "-p", 2, "--near", 0, "-q", *more)
     assert code == 0, err
     model, weights = load_model(target)
     side = 64 if more else 96

@@ -10,34 +10,46 @@ import safetensors.torch
 import torch
 
 from protonmf_cli.errors import ModelFileError
-from protonmf_cli.files.store import KEY, LAYOUT, OPTIONAL, load_model, save_model
+from protonmf_cli.files.atomic import digest_of_tensors
+from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OPTIONAL, load_model, save_model
+from protonmf_cli.library import load
+from toys import run
 
 
-def test_round_trip(converted, tmp_path):
-    model, network = load_model(converted)
+@pytest.mark.parametrize("kind", ["converted", "paper"])
+def test_round_trip(request, tmp_path, kind):
+    file = request.getfixturevalue(kind)
+    model, network = load_model(file)
     again = tmp_path / "again.safetensors"
     save_model(again, model, network)
-    assert again.read_bytes() == converted.read_bytes()
+    assert again.read_bytes() == file.read_bytes()
     assert again.stat().st_mode & 0o777 == 0o644
     other, weights = load_model(again)
-    for part in (model, model.weights, model.examples):
-        twin = {id(model): other, id(model.weights): other.weights, id(model.examples): other.examples}[id(part)]
+    assert (model.amounts is None) == (other.amounts is None) == (kind == "paper")
+    pairs = [(model, other), (model.weights, other.weights), (model.examples, other.examples)]
+    if model.amounts is not None:
+        pairs.append((model.amounts, other.amounts))
+        assert model.amounts.ridge == other.amounts.ridge
+    for part, twin in pairs:
         for field in fields(part):
             value = getattr(part, field.name)
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, getattr(twin, field.name))
     assert model.card == other.card
+    assert model.file_format == other.file_format == 2
     assert network is not None
     assert set(weights) == set(network)
 
 
-def test_the_format_is_the_documented_one(converted):
-    with safetensors.safe_open(converted, framework="pt") as file:
+@pytest.mark.parametrize(("kind", "more"), [("converted", OF_AMOUNTS), ("paper", frozenset())])
+def test_the_format_is_the_documented_one(request, kind, more):
+    with safetensors.safe_open(request.getfixturevalue(kind), framework="pt") as file:
         assert list(file.metadata()) == [KEY]
         header = json.loads(file.metadata()[KEY])
-        assert header["format"] == 1
+        assert header["format"] == 2
+        assert header["card"]["similarity"] == ("dual" if more else "dot")
         names = {name for name in file.keys() if not name.startswith("backbone.")}  # noqa: SIM118
-        assert names == set(LAYOUT) - OPTIONAL
+        assert names == (set(LAYOUT) - OPTIONAL) | more
         assert json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False) == file.metadata()[KEY]
 
 
@@ -109,11 +121,137 @@ def test_missing_file_says_how_to_make_one(tmp_path):
         ("bias", torch.zeros(5), "size 5 along C"),
         ("owner", torch.full((8,), 9), "owner is outside"),
         ("prototypes", torch.zeros(8, 96, dtype=torch.float64), "float64"),
+        ("amounts", None, "do not agree on how evidence is read"),
+        ("amounts", {"ridge": -0.5}, "the ridge is negative"),
+        ("amounts", {"ridge": float("inf")}, "ridge holds NaN or infinite"),
+        ("amounts", {"usual": torch.ones(7, 4)}, "usual has size 7 along P"),
+        ("amounts", {"usual": torch.full((8, 4), torch.nan)}, "usual holds NaN"),
+        ("amounts", {"unplaced_mean": torch.zeros(95)}, "unplaced_mean has size 95 along D"),
     ],
 )
 def test_wrong_content_with_a_right_checksum_is_refused(converted, tmp_path, field, value, words):
     model, network = load_model(converted)
     target = tmp_path / "wrong.safetensors"
+    if isinstance(value, dict):
+        value = replace(getattr(model, field), **value)
     save_model(target, replace(model, **{field: value}), network)
     with pytest.raises(ModelFileError, match=words):
         load_model(target)
+
+
+def rewritten(source, target, *, tensors, header):
+    """The file with changed tensors (None: without) and a changed header, under a right checksum."""
+    with safetensors.safe_open(source, framework="pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118
+        content = json.loads(file.metadata()[KEY])
+    kept = {name: tensor for name, tensor in kept.items() if tensor is not None}
+    content = header({key: value for key, value in content.items() if key != "payload_sha256"})
+    content["payload_sha256"] = digest_of_tensors(kept, canonical(content))
+    safetensors.torch.save_file(kept, target, metadata={KEY: canonical(content)})
+    return target
+
+
+def canonical(header):
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", sorted(OF_AMOUNTS))
+def test_a_file_with_only_some_of_what_amounts_need_is_refused(converted, tmp_path, name):
+    target = rewritten(converted, tmp_path / "some.safetensors", tensors={name: None}, header=lambda old: old)
+    with pytest.raises(ModelFileError, match=f"tensors missing: .'{name}'"):
+        load_model(target)
+
+
+@pytest.fixture(scope="module")
+def old(paper, tmp_path_factory):
+    """What protonmf wrote by default before there were amounts: borrowed prototypes, an intercept, format 1."""
+    model, _ = load_model(paper)
+    classes, width = model.residual.shape
+    generator = torch.Generator().manual_seed(0)
+    borrowed = torch.tensor([model.own((c + 1) % classes)[0] for c in range(classes)])
+    value = torch.rand(classes, generator=generator)
+    order = torch.cat([model.weights.class_index, torch.arange(classes)]).argsort(stable=True)
+
+    def header(content):
+        card = content["card"]
+        options = {name: value for name, value in card["options"].items() if name not in ("near", "ridge")}
+        options |= {"reconstruction": "functional", "borrow": 1, "own_weight": 0.05}
+        measured = {name: value for name, value in card["measured"].items() if name != "cancellation"}
+        return content | {"format": 1, "card": card | {"options": options, "measured": measured}}
+
+    tensors = {
+        "weight_class": torch.cat([model.weights.class_index, torch.arange(classes)])[order],
+        "weight_prototype": torch.cat([model.weights.prototype, borrowed])[order],
+        "weight_value": torch.cat([model.weights.value, value])[order],
+        "weight_residual_share": torch.zeros(len(order)),
+        "residual": model.residual - value[:, None] * model.prototypes[borrowed],
+        "intercept": torch.randn(classes, generator=generator),
+    }
+    return rewritten(paper, tmp_path_factory.mktemp("old") / "old.safetensors", tensors=tensors, header=header)
+
+
+OLDER = "was converted by an older protonmf: its rows are projections, which may cancel"
+
+
+def test_a_file_of_format_1_opens_and_is_explained_as_it_was_written(old, toy):
+    loaded = load(old)
+    model = loaded.model
+    assert (model.file_format, model.is_outdated, model.amounts) == (1, True, None)
+    for c in range(4):
+        found = loaded.explain(toy.image(c), str(c))
+        network = float(loaded.backbone.read(loaded.crop(toy.image(c))[None]).logits[0, c])
+        parts = sum(x.contribution for x in found.contributions)
+        assert parts + found.residual + found.bias == pytest.approx(network, abs=1e-4)
+        assert found.ledger_error < 1e-4
+        assert (found.unplaced, found.reads_amounts) == (None, False)
+        assert found.intercept == pytest.approx(float(model.intercept[c])) != 0
+        assert found.bias == pytest.approx(float(model.bias[c] + model.intercept[c]))
+        assert found.residual_map.sum() - found.intercept == pytest.approx(found.residual, abs=1e-5)
+        assert len(found.contributions) == 3
+        for x in found.contributions:
+            rows = loaded.backbone.read(loaded.crop(toy.image(c))[None]).rows[0].double()
+            evidence = float(rows.sum(dim=0) @ model.prototypes[x.prototype_id].double())
+            assert x.evidence == pytest.approx(evidence, abs=1e-6)
+            assert (x.usual, x.peak) == (None, None)
+
+
+def test_commands_take_a_file_of_format_1_and_say_so(old, toy, tmp_path):
+    code, out, err = run("explain", toy.image(0), "--model", old, "--json")
+    assert (code, OLDER in err) == (0, True), err
+    found = json.loads(out)
+    assert (found["evidence"], found["no_place"], found["residual"]["intercept"] != 0) == ("projections", None, True)
+    total = sum(c["contribution"] for c in found["contributions"]) + found["residual"]["contribution"] + found["bias"]
+    assert total == pytest.approx(found["logit"], abs=1e-4)
+    assert run("explain", toy.image(0), "--model", old, "--png", tmp_path / "e.png")[0] == 0
+
+    code, out, err = run("inspect", old)
+    assert code == 0, err
+    assert "format 1" in out and "older than amounts: convert again" in " ".join(out.split())
+    assert json.loads(run("inspect", old, "--json")[1])["format"] == 1
+
+    words = ("--data", toy.data, "--model", old)
+    code, out, err = run("evaluate", *words, "--table", "parts", "--counts", "2", "--json")
+    assert (code, OLDER in err) == (0, True), err
+    assert json.loads(out)["agreement"]["prototype_model"] == 1
+
+    edited = tmp_path / "edited.safetensors"
+    code, out, err = run("intervene", toy.image(0), "--class", 0, "--zero", 1, "--model", old, "-o", edited, "--json")
+    assert (code, OLDER in err) == (0, True), err
+    after = json.loads(out)["after"]["logit"]
+    lost = next(c for c in found["contributions"] if (c["owner_index"], c["prototype"]) == (0, 1))["contribution"]
+    assert found["class_index"] == 0
+    assert json.loads(out)["before"]["logit"] - after == pytest.approx(lost, abs=1e-5)
+    # what is written again is of the newest format, with the intercept and all
+    again = load(edited)
+    assert (again.model.file_format, again.model.is_outdated) == (2, True)
+    assert torch.equal(again.model.intercept, load_model(old)[0].intercept)
+    assert again.predict(toy.image(0), "0").logit == pytest.approx(after, abs=1e-6)
+
+    code, _, err = run("export", edited, "-o", tmp_path / "network")
+    assert (code, OLDER in err) == (0, True), err
+    code, _, err = run("report", "--model", old, "--images", toy.image(0), "-o", tmp_path / "report.html")
+    assert (code, OLDER in err) == (0, True), err
+    code, _, err = run("intervene", toy.image(0), "--class", 0, "--zero", 1, "--everywhere", "--model", old)
+    assert code == 3 and "--everywhere needs a model that reads amounts" in err
+    code, _, err = run("explain", toy.image(0), "--against", 1, "--class", 0, "--model", old)
+    assert code == 3 and "does not read amounts" in err

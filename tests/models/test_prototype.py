@@ -4,7 +4,7 @@ import torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.store import load_model
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.prototype import Card, find_class, logit_parts, respond
+from protonmf_cli.models.prototype import Card, find_class, logit_parts, parts_of_rows, pooled_rows
 
 CLASSES = (
     ClassName(label="n01704323", description="triceratops"),
@@ -52,33 +52,73 @@ def test_what_is_not_a_class(words, sentence):
         find_class(CLASSES, words)
 
 
-def test_respond_is_the_sum_written_out(converted):
-    model, _ = load_model(converted)
+def amounts_by_least_squares(prototypes, row, ridge):
+    """Codes of a row on unit prototypes, those of a pure prototype set to its own length."""
+    unit = torch.nn.functional.normalize(prototypes.double(), dim=1)
+    design = torch.cat([unit.mT, max(ridge, 1e-6) ** 0.5 * torch.eye(len(unit), dtype=torch.float64)])
+    wanted = torch.cat([row.double()[None], prototypes.double()]).mT
+    fitted = torch.linalg.lstsq(design, torch.cat([wanted, wanted.new_zeros(len(unit), wanted.shape[1])])).solution
+    return fitted[:, 0] / fitted[:, 1:].diagonal()
+
+
+@pytest.mark.parametrize("kind", ["converted", "paper"])
+def test_logits_are_the_sum_written_out(request, kind):
+    model, _ = load_model(request.getfixturevalue(kind))
     rows = torch.randn(3, 16, model.prototypes.shape[1], generator=torch.Generator().manual_seed(0))
-    found = respond(model, rows)
+    parts = parts_of_rows(model, rows)
     for b in range(3):
         for c in range(len(model.bias)):
-            logit = float(model.bias[c] + model.intercept[c] - model.intercept[c])
+            logit = float(model.bias[c])
+            entries = model.entries(c)
+            basis = model.prototypes[model.weights.prototype[entries]].double()
             for n in range(16):
-                logit += float(rows[b, n].double() @ model.residual[c].double())
-                for entry in model.entries(c):
-                    prototype = model.prototypes[model.weights.prototype[entry]].double()
-                    logit += float(model.weights.value[entry]) * float(rows[b, n].double() @ prototype)
-            assert float(found.logits[b, c]) == pytest.approx(logit, abs=1e-3)
-    assert torch.allclose(found.maps.sum(dim=1), found.evidence, atol=1e-4)
-    parts = logit_parts(model, rows.sum(dim=1))
-    assert torch.equal(parts.logits, found.logits)
+                row = rows[b, n].double()
+                evidence = basis @ row if kind == "paper" else amounts_by_least_squares(basis, row, model.amounts.ridge)
+                logit += float(row @ model.residual[c].double())
+                logit += sum(float(model.weights.value[e]) * float(s) for e, s in zip(entries, evidence, strict=True))
+            assert float(parts.logits[b, c]) == pytest.approx(logit, abs=1e-3)
+    pooled = pooled_rows(rows, model.placed)
+    assert pooled.shape == (3, 1, model.prototypes.shape[1])
+    assert torch.equal(logit_parts(model, pooled).logits, parts.logits)
+    assert not parts.unplaced.any()
 
 
-def test_prototypes_rebuild_the_head(converted):
-    """a B + R = V, to rounding: the identity everything stands on."""
+@pytest.mark.parametrize("kind", ["converted", "paper"])
+def test_prototypes_rebuild_the_head(request, kind):
+    """w D + R = V, to rounding: the identity everything stands on."""
     from protonmf_cli.files.backbones import restore_backbone
 
-    model, weights = load_model(converted)
+    model, weights = load_model(request.getfixturevalue(kind))
     vectors = restore_backbone(model, weights, True).readout.vectors
-    rebuilt = model.dense_weights.T @ model.prototypes + model.residual
+    rebuilt = model.prototype_vectors + model.residual
     assert torch.allclose(rebuilt, vectors, atol=1e-5 * float(vectors.abs().max()))
-    assert torch.allclose(model.prototypes.norm(dim=1), torch.ones(len(model.prototypes)), atol=1e-5)
+    assert torch.allclose(model.head_vectors().float(), vectors, atol=1e-5 * float(vectors.abs().max()))
+    if kind == "paper":
+        assert model.amounts is None
+        assert torch.equal(model.prototype_vectors, model.dense_weights.T @ model.prototypes)
+        assert torch.allclose(model.prototypes.norm(dim=1), torch.ones(len(model.prototypes)), atol=1e-5)
+    else:
+        assert torch.allclose(model.amounts.usual[:, 1], torch.ones(len(model.prototypes)))
+
+
+def test_readers_are_dual_to_the_prototypes_of_a_class(converted):
+    model = load_model(converted)[0].exact
+    assert model.amounts.ridge == 0
+    for c in range(len(model.bias)):
+        basis, readers = model.basis(c), model.readers(c)
+        count = len(model.entries(c))
+        assert count == 4  # two of its own, two of the nearest class
+        assert torch.allclose(readers @ basis.mT, torch.eye(count, dtype=torch.float64), atol=1e-4)
+        assert torch.allclose(model.mixing(c) @ (basis @ basis.mT), readers @ basis.mT)
+        # and they lie in the span of those prototypes alone
+        assert torch.linalg.matrix_rank(torch.cat([basis, readers]), rtol=1e-4) == count
+
+
+def test_rows_are_pooled_by_whether_they_have_a_place():
+    rows = torch.arange(2 * 3 * 2.0).reshape(2, 3, 2)
+    assert torch.equal(pooled_rows(rows, None), rows.sum(dim=1, keepdim=True))
+    assert torch.equal(pooled_rows(rows, 3), rows.sum(dim=1, keepdim=True))
+    assert torch.equal(pooled_rows(rows, 2), torch.stack([rows[:, 0] + rows[:, 1], rows[:, 2]], dim=1))
 
 
 def test_numbers_start_at_one_within_the_owner(converted):

@@ -12,7 +12,7 @@ from protonmf_cli.files.datasets import ClassMapping, find_images
 from protonmf_cli.files.images import encode_jpeg
 from protonmf_cli.files.networks import BackboneRequest
 from protonmf_cli.library import image_reader
-from protonmf_cli.models.prototype import logit_parts
+from protonmf_cli.models.prototype import parts_of_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.assembly import assemble_model
 from protonmf_cli.pipelines.conversion import ConversionImages, convert_classes
@@ -42,6 +42,8 @@ def same(first, second) -> bool:
         for a, b in (
             (first.prototypes, second.prototypes),
             (first.residual, second.residual),
+            (first.amounts.usual, second.amounts.usual),
+            (first.amounts.unplaced_mean, second.amounts.unplaced_mean),
             (first.weights.value, second.weights.value),
             (first.examples.jpeg, second.examples.jpeg),
             (first.examples.map, second.examples.map),
@@ -54,10 +56,38 @@ def test_logits_are_the_networks_own(setting):
     model = convert(setting)
     for batch in images.open(list(images.counts)):
         reading = backbone.read(batch.crops)
-        found = logit_parts(model, reading.rows.sum(dim=1)).logits
+        found = parts_of_rows(model, reading.rows).logits
         assert (found - reading.logits).abs().max() < 1e-4
     assert model.card.measured["agreement"] == 1
     assert model.card.readout["max_abs_logit_difference"] < 1e-4
+    assert model.card.similarity == "dual"
+    assert model.card.measured["ridge"] == model.amounts.ridge
+
+
+def test_figures_of_the_amounts_are_those_of_the_training_images(setting):
+    backbone, images = setting
+    model = convert(setting)
+    cancelled = []
+    for c in images.counts:
+        rows = torch.cat([backbone.read(b.crops).rows for b in images.open([c])]).double()
+        readers = model.exact.readers(c)
+        own = model.own(c)
+        amounts = rows.sum(dim=1) @ readers.mT
+        for k, j in enumerate(own):
+            assert float(amounts[:, k].median()) == pytest.approx(1, abs=0.2)  # the lower of two middle ones
+            assert float(amounts[:, k].quantile(0.5)) == pytest.approx(1, abs=1e-4)
+            assert model.amounts.range_of(j) == pytest.approx(
+                (float(amounts[:, k].quantile(0.05)), float(amounts[:, k].quantile(0.95))), abs=1e-4
+            )
+            peaks = (rows @ readers[k]).amax(dim=1)
+            assert float(peaks.min()) <= model.amounts.peak_of(j) <= float(peaks.max())
+        parts = amounts * model.exact.weights.value[model.entries(c)]
+        cancelled.append(parts.abs().sum(dim=1) / parts.sum(dim=1).abs())
+    sizes = torch.cat(cancelled)
+    figures = model.card.measured["cancellation"]
+    assert figures["median"] == pytest.approx(float(sizes.median()), rel=1e-3)
+    assert figures["high"] == pytest.approx(float(sizes.quantile(0.9)), rel=1e-3)
+    assert not model.amounts.unplaced_mean.any()  # every row has a place
 
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
@@ -81,7 +111,8 @@ def test_lost_classes_are_computed_again_and_nothing_else(setting, lost):
 def test_a_group_of_classes_gives_the_same_prototypes(setting):
     alone, together = convert(setting), convert(setting, replace(OPTIONS, group=3))
     assert torch.equal(alone.owner, together.owner)
-    assert (alone.prototypes * together.prototypes).sum(dim=1).min() > 0.999
+    assert torch.cosine_similarity(alone.prototypes, together.prototypes).min() > 0.999
+    assert torch.allclose(alone.prototypes.norm(dim=1), together.prototypes.norm(dim=1), rtol=0.05)
     assert together.card.measured["agreement"] == 1
 
 
@@ -104,20 +135,41 @@ def test_other_batch_sizes_move_little(setting, toy):
     other = replace(
         images, open=lambda c: image_reader(backbone.preprocessing, batch_size=3, workers=1).batches(found.of(c))
     )
-    assert torch.allclose(convert(setting).prototypes, convert((backbone, other)).prototypes, atol=2e-3)
+    first, second = convert(setting), convert((backbone, other))
+    unit = [torch.nn.functional.normalize(model.prototypes, dim=1) for model in (first, second)]
+    assert torch.allclose(*unit, atol=2e-3)
+    assert torch.allclose(first.prototypes.norm(dim=1), second.prototypes.norm(dim=1), rtol=2e-2)
 
 
-def test_class_without_readable_images_stays_whole(setting):
+@pytest.mark.parametrize("reconstruction", ["amounts", "paper"])
+def test_class_without_readable_images_stays_whole(setting, reconstruction):
     backbone, images = setting
 
     def broken(classes):
         for batch in images.open(classes):
             yield replace(batch, crops=batch.crops[:0], sources=()) if batch.class_index == 2 else batch
 
-    model = convert((backbone, replace(images, open=broken)))
+    options = replace(OPTIONS, reconstruction=reconstruction, near=1 if reconstruction == "amounts" else 0)
+    model = convert((backbone, replace(images, open=broken)), options)
+    vectors = backbone.readout.vectors
     assert model.own(2) == []
-    assert torch.equal(model.residual[2], backbone.readout.vectors[2])
+    assert torch.allclose(model.head_vectors()[2].float(), vectors[2], atol=1e-6)
     assert model.active_classes.tolist() == [0, 1, 3]
+    used = model.weights.prototype[model.entries(2)].tolist()
+    if reconstruction == "paper":
+        assert used == []
+        assert torch.equal(model.residual[2], vectors[2])
+        return
+    # one class more than the others, the nearest of the head
+    cosine = torch.cosine_similarity(vectors[2], vectors, dim=1)
+    nearest = sorted((0, 1, 3), key=lambda c: -float(cosine[c]))[:2]
+    assert used == [j for c in sorted(nearest) for j in model.own(c)]
+    assert all(len(model.entries(c)) == 4 for c in range(4))
+    # what is left of it is orthogonal to them, and none of it is lost
+    left = model.prototypes[used] @ model.residual[2]
+    assert torch.allclose(
+        left, torch.zeros(4), atol=1e-3 * float(model.prototypes.norm(dim=1).max() * vectors[2].norm())
+    )
 
 
 def test_nothing_readable_at_all(setting):

@@ -51,30 +51,50 @@ def test_counts_are_those_of_the_file(model):
     pairs = list(zip(w.class_index.tolist(), w.prototype.tolist(), w.value.tolist(), strict=True))
     for fact in gallery.classes:
         c = fact.class_index
-        assert fact.borrowed == sum(cc == c and int(model.owner[j]) != c for cc, j, _ in pairs)
-        lent = {j for cc, j, _ in pairs if cc != c and int(model.owner[j]) == c}
-        assert fact.lent == len(lent)
         assert fact.images == 6 + c
         assert fact.stability == min(model.stability(j) for j in model.own(c))
+    assert any(prototype.users for prototype in gallery.prototypes)
     assert gallery.measured_on == "the training images"
     for j, prototype in enumerate(gallery.prototypes):
         assert (prototype.prototype_id, prototype.number) == (j, model.number(j))
-        assert dict(prototype.users) == {c: v for c, jj, v in pairs if jj == j and c != prototype.owner_index}
+        weight = {c: v for c, jj, v in pairs if jj == j}
+        half = 0.5 * abs(weight.pop(prototype.owner_index))  # of the owner's weight: from there a class counts
+        assert dict(prototype.users) == {c: v for c, v in weight.items() if abs(v) >= half}
+        assert [abs(v) for _, v in prototype.users] == sorted((abs(v) for _, v in prototype.users), reverse=True)
         cosines = torch.cosine_similarity(model.prototypes[j : j + 1], model.prototypes, dim=1)
         cosines[model.owner == model.owner[j]] = -2
         assert [near.prototype_id for near in prototype.near] == cosines.topk(3).indices.tolist()
         assert prototype.near[0].cosine == pytest.approx(float(cosines.max()), abs=1e-6)
 
 
+def test_users_of_projections_are_all_that_have_a_weight(paper):
+    model = load_model(paper)[0]
+    weights = model.weights
+    planted = replace(
+        model,
+        weights=replace(
+            weights,
+            class_index=torch.cat([weights.class_index, torch.tensor([2, 3])]),
+            prototype=torch.cat([weights.prototype, torch.tensor([0, 0])]),
+            value=torch.cat([weights.value, torch.tensor([-1e-6, 0.0])]),
+            residual_share=torch.cat([weights.residual_share, torch.zeros(2)]),
+        ),
+    )
+    assert [len(p.users) for p in gallery_of(model, None, decode).prototypes] == [0] * 8
+    found = gallery_of(planted, None, decode).prototypes
+    assert found[0].users == ((2, pytest.approx(-1e-6)),)
+    assert not any(p.users for p in found[1:])
+
+
 def test_class_figures_are_measured_on_the_training_images(converted, toy):
     from protonmf_cli.library import load
-    from protonmf_cli.models.prototype import logit_parts
+    from protonmf_cli.models.prototype import parts_of_rows
 
     loaded = load(converted)
     for c, label in enumerate(name.label for name in loaded.model.card.classes):
         files = sorted((toy.data / "train" / label).iterdir())
         rows = torch.cat([loaded.backbone.read(loaded.crop(file)[None]).rows for file in files])
-        parts = logit_parts(loaded.model, rows.sum(dim=1))
+        parts = parts_of_rows(loaded.model, rows)
         measured = loaded.model.card.measured["per_class"][str(c)]
         assert measured["accuracy"] == pytest.approx(float((parts.logits.argmax(dim=1) == c).float().mean()))
         carried = (parts.prototypes + parts.bias).double()
@@ -164,20 +184,30 @@ def test_prototypes_that_are_not_shown_are_named_only(model):
 
 def test_prototypes_shared_by_unrelated_classes_are_flagged(model):
     w = model.weights
-    lender, users = 0, [1, 2, 3]
-    used = torch.full((3,), model.own(lender)[0])
+    lender = 0
+    used = model.own(lender)[0]
+    own = float(w.value[(w.class_index == lender) & (w.prototype == used)])
+    users = [c for c in (1, 2, 3) if used not in w.prototype[w.class_index == c]]
+    others = w.prototype != used  # those that use it already are given a weight that is too small to count
     planted = replace(
         model,
         weights=replace(
             w,
             class_index=torch.cat([w.class_index, torch.tensor(users)]),
-            prototype=torch.cat([w.prototype, used]),
-            value=torch.cat([w.value, torch.full((3,), 1e-6)]),
-            residual_share=torch.cat([w.residual_share, torch.zeros(3)]),
+            prototype=torch.cat([w.prototype, torch.full((len(users),), used)]),
+            value=torch.cat(
+                [
+                    torch.where(others | (w.class_index == lender), w.value, 0.4 * abs(own)),
+                    torch.full((len(users),), 0.6 * abs(own)),
+                ]
+            ),
+            residual_share=torch.cat([w.residual_share, torch.zeros(len(users))]),
         ),
     )
+    planted = replace(planted, residual=planted.residual + (model.head_vectors() - planted.head_vectors()).float())
     rows = planted.head_vectors() - planted.head_vectors().mean(dim=0)
-    unlike = [c for c in users if torch.cosine_similarity(rows[lender], rows[c], dim=0) < 0]
-    positive = {c for c, v in gallery_of(planted, None, decode).prototypes[int(used[0])].users if v > 0}
-    found = "shared" in kinds(planted, int(used[0]))
-    assert found == (len(positive & set(unlike)) > 1) and found
+    unlike = {c for c in (1, 2, 3) if torch.cosine_similarity(rows[lender], rows[c], dim=0) < 0}
+    positive = {c for c, v in gallery_of(planted, None, decode).prototypes[used].users if v > 0}
+    assert positive == set(users)
+    found = "shared" in kinds(planted, used)
+    assert found == (len(positive & unlike) > 1) and found

@@ -13,6 +13,7 @@ from protonmf_cli.cli.tables import options_of
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.datasets import ClassMapping, find_images
 from protonmf_cli.maths.curves import area_under, masks_by_rank
+from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
 from protonmf_cli.models.images import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import PrototypeModel, SparseWeights, logit_parts
@@ -28,8 +29,8 @@ from protonmf_cli.pipelines.intervention import apply_edits, find_edit
 from protonmf_cli.pipelines.oracle import oracle_table
 from protonmf_cli.pipelines.part_quality import consistency, part_quality_table
 from protonmf_cli.pipelines.rival import Rival, check_rival, rival_table
-from protonmf_cli.pipelines.stability import stability_table
-from protonmf_cli.pipelines.sweep import convert_with_counts, parts_table
+from protonmf_cli.pipelines.stability import stability_tables
+from protonmf_cli.pipelines.sweep import CONTROLS, cancellation_table, convert_with_counts, parts_table, with_controls
 from toys import PREPROCESSING
 
 
@@ -52,6 +53,11 @@ def kept(loaded, images):
 
 
 @pytest.fixture(scope="module")
+def projections(paper):
+    return protonmf_cli.load(paper)
+
+
+@pytest.fixture(scope="module")
 def readings(loaded, toy):
     found = find_images(toy.data, "train", loaded.model.card.classes, ClassMapping())
     source = ConversionImages(
@@ -60,23 +66,40 @@ def readings(loaded, toy):
     return list(read_classes(loaded.backbone, source, list(found.counts)))
 
 
-def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, kept):
-    model = loaded.model.to(torch.device("cpu"), torch.float64)
-    row = {r["rule"]: r for r in oracle_table(loaded.model, kept, 0).rows if r["scope"] == "all classes"}
-    pooled, target = torch.cat(kept.read).double(), torch.cat(kept.target)
+def with_other_rows(model, kept):
+    """Made images of which a part has no place, near the borders of the classes."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.cat(kept.read)
+    read = real.mean(dim=0) / 2 + real.std(dim=0) * torch.randn(300, 2, real.shape[2], generator=generator)
+    amounts = replace(model.amounts, unplaced_mean=read[:, 1].mean(dim=0))
+    made = KeptImages(read=[read], target=[torch.randint(0, 4, (300,), generator=generator)])
+    return replace(model, amounts=amounts), made
+
+
+@pytest.mark.parametrize("rule", ["coefficient", "contribution"])
+@pytest.mark.parametrize("kind", ["amounts", "rows without a place", "paper"])
+def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, projections, kept, kind, rule):
+    whole, images = (projections.model if kind == "paper" else loaded.model), kept
+    if kind == "rows without a place":
+        whole, images = with_other_rows(whole, kept)
+    model = whole.exact
+    row = {r["rule"]: r for r in oracle_table(whole, images, 0).rows if r["scope"] == "all classes"}
+    pooled, target = torch.cat(images.read).double(), torch.cat(images.target)
     before = after = oracle = 0
     for x, y in zip(pooled, target.tolist(), strict=True):
         top = int(logit_parts(model, x[None]).logits.argmax())
         entries = model.entries(top)
-        strongest = entries[int(model.weights.value[entries].argmax())]
-        j = int(model.weights.prototype[strongest])
+        size = model.weights.value[entries]
+        if rule == "contribution":
+            size = size * (model.readers(top) @ x[0])
+        j = int(model.weights.prototype[entries[int(size.argmax())]])
         edit = find_edit(model, top, int(model.owner[j]), model.number(j), 0.0)
         edited = int(logit_parts(apply_edits(model, [edit]), x[None]).logits.argmax())
         before += top == y
         after += edited == y
         oracle += top == y or edited == y
     count = len(target)
-    found = row["coefficient"]
+    found = row[rule]
     assert found["before"] == pytest.approx(before / count)
     assert found["everywhere"] == pytest.approx(after / count)
     assert found["oracle"] == pytest.approx(oracle / count)
@@ -86,40 +109,91 @@ def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, kept):
 
 def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
     options = replace(options_of(loaded.model), seed=0)
-    assert options.prototypes == 2
-    models = convert_with_counts(loaded.backbone, readings, options, (1, 2))
-    assert torch.allclose(models[2].prototypes, loaded.model.prototypes, atol=2e-3)
+    assert (options.prototypes, options.near) == (2, 1)
+    models, controls = with_controls(loaded.backbone, readings, options, (1, 2))
+    assert torch.allclose(models[2].prototypes, loaded.model.prototypes, rtol=2e-3, atol=2e-3)
     assert [len(models[n].prototypes) for n in (1, 2)] == [4, 8]
-    table = parts_table(models, kept, 0)
+    alone = convert_with_counts(loaded.backbone, readings, options, (1, 2))
+    assert all(torch.equal(models[n].prototypes, alone[n].prototypes) for n in (1, 2))
+    table = parts_table(models, controls, kept, 0)
+    assert [row["named"] for row in table.rows] == ["1", "2", *CONTROLS.values()]
     pooled, target = torch.cat(kept.read), torch.cat(kept.target)
-    for row in table.rows:
-        parts = logit_parts(models[row["prototypes"]], pooled)
+    for row, model in zip(table.rows, [*models.values(), *controls.values()], strict=True):
+        parts = logit_parts(model, pooled)
         only = ((parts.prototypes + parts.bias).argmax(dim=1) == target).double().mean()
         assert row["prototypes_only"] == pytest.approx(float(only))
         assert row["augmented"] == row["black_box"]
     errors = [row["feature_relative_error"] for row in table.rows]
     assert errors[1] < errors[0]
+    assert errors[2:] == [None] * 3
+    accuracy = {row["black_box"] for row in table.rows}
+    assert len(accuracy) == 1, "whatever the prototypes, the logits are the network's"
 
 
-def test_stability_of_two_seeds_and_two_halves(loaded, readings):
-    table = stability_table(loaded.model, readings, options_of(loaded.model))
+def test_controls_mean_less_than_prototypes(loaded, readings):
+    """They are as many, of the same kind, and drawn from other images or from nothing."""
+    _, controls = with_controls(loaded.backbone, readings, options_of(loaded.model), (2,))
+    for kind, model in controls.items():
+        assert torch.equal(model.owner, loaded.model.owner)
+        assert (model.prototypes >= 0).all()  # as all rows of this network
+        cosine = torch.cosine_similarity(model.prototypes, loaded.model.prototypes, dim=1)
+        assert float(cosine.min()) < 0.99, kind
+    rows = torch.nn.functional.normalize(torch.cat([reading.rows.flatten(0, 1) for reading in readings]), dim=1)
+    patches = torch.nn.functional.normalize(controls["patches"].prototypes, dim=1)
+    assert torch.allclose((patches @ rows.mT).amax(dim=1), torch.ones(8), atol=1e-5)
+
+
+def test_cancellation_is_counted_by_hand(loaded, kept):
+    table = cancellation_table(loaded.model, kept, 0)
+    rows = {row["images_are"]: row for row in table.rows}
+    exact = loaded.model.exact
+    sizes, own, negative = [], [], []
+    for x in torch.cat(kept.read).double():
+        top = int(logit_parts(exact, x[None]).logits.argmax())
+        entries = exact.entries(top)
+        parts = (exact.weights.value[entries] * (exact.readers(top) @ x[0])).tolist()
+        sizes.append(sum(map(abs, parts)) / abs(sum(parts)))
+        order = sorted(range(len(parts)), key=lambda k: -abs(parts[k]))
+        own.append(int(exact.owner[exact.weights.prototype[entries[order[0]]]]) == top)
+        negative.append(np.mean([parts[k] < 0 for k in order[:5]]))
+    found = rows["all images"]
+    assert found["images"] == len(sizes)
+    assert found["median"] == pytest.approx(np.median(sizes))
+    assert found["high"] == pytest.approx(np.quantile(sizes, 0.9))
+    assert found["own"] == pytest.approx(np.mean(own))
+    assert found["negative"] == pytest.approx(np.mean(negative))
+    assert found["five"] == pytest.approx(1)  # there are only four
+    assert sum(rows[name]["images"] for name in ("right", "wrong") if name in rows) == len(sizes)
+
+
+def test_stability_of_two_seeds_and_two_halves(loaded, readings, kept):
+    def tables(options):
+        return stability_tables(loaded.backbone, loaded.model, readings, options, kept)
+
+    table, explanations = tables(options_of(loaded.model))
     seeds, halves = table.rows
     assert seeds["median"] == pytest.approx(1, abs=1e-6)
     assert (seeds["prototypes"], halves["prototypes"]) == (8, 8)
     assert 0 < halves["low"] <= halves["median"] <= 1
-    random = stability_table(
-        loaded.model, readings, replace(options_of(loaded.model), nmf=replace(options_of(loaded.model).nmf, init="abs"))
-    )
+    random, _ = tables(replace(options_of(loaded.model), nmf=replace(options_of(loaded.model).nmf, init="abs")))
     assert random.rows[0]["median"] < 1
+    found = {row["figure"]: row for row in explanations.rows}
+    assert len(found) == 4
+    images = sum(len(target) for target in kept.target)
+    assert found["largest row the same"]["count"] == found["5 largest rows, Jaccard"]["count"] == images
+    for name, row in found.items():
+        assert (-1 if "Spearman" in name else 0) <= row["mean"] <= 1
+    maps = next(row for name, row in found.items() if "IoU" in name)
+    assert maps["count"] == 2 * (6 + 7 + 8 + 8)  # two prototypes, at most eight images of each class
 
 
 def test_every_rule_of_augmentation_is_reported(loaded, readings):
     rows = {reading.class_index: reading.rows[:3] for reading in readings}
     table = augmentation_table(loaded.model, rows)
-    assert [row["rule"] for row in table.rows] == ["min-norm", "dynamic", "paper"]
+    assert [row["rule"] for row in table.rows] == ["min-norm", "paper"]
     assert all(row["largest_change"] >= row["change"] > 0 for row in table.rows)
     smallest = min(table.rows, key=lambda row: row["largest_change"])
-    assert smallest["rule"] in {"min-norm", "dynamic"}
+    assert smallest["rule"] == "min-norm"
 
 
 def test_masks_and_areas():
@@ -169,7 +243,25 @@ def test_sheets_of_pictures(loaded, images, readings):
     assert [row["file"] for row in table.rows] == [f"{name}.png" for name in SHEETS]
     row = sheets["prototypes_by_count"][0]
     assert [len(panel.maps) for panel in row] == [0, 1, 3]
+    rows = loaded.backbone.read(crops[0][0][None]).rows[0].double()
+    for panel, model in zip(row[1:], models.values(), strict=True):
+        own = model.own(crops[0][1])
+        assert panel.full == tuple(model.amounts.peak_of(j) for j in own)
+        for grid, reader in zip(panel.maps, model.exact.readers(crops[0][1]), strict=False):
+            assert np.allclose(grid.flatten(), (rows @ reader).numpy(), atol=1e-5)
+
+
+def test_sheets_of_the_papers_pictures_are_of_codes(projections, images, readings):
+    options = options_of(projections.model)
+    assert options.reconstruction == "paper"
+    models = convert_with_counts(projections.backbone, readings, options, (1, 3))
+    few = images.limited(1, 0)
+    crops = [(batch.crops[0], batch.class_index) for batch in projections.reader.batches(few.of(few.files))]
+    _, sheets = gallery_panels(projections.backbone, projections.model, models, crops)
+    row = sheets["prototypes_by_count"][0]
+    assert [len(panel.maps) for panel in row] == [0, 1, 3]
     assert all((grid >= 0).all() for panel in row for grid in panel.maps)
+    assert all(panel.full == () for panel in row)
 
 
 class _Bright(Readout):
@@ -195,15 +287,21 @@ def bright_backbone():
     )
 
 
-def test_prototypes_that_follow_a_part_are_consistent_and_others_are_not(loaded):
-    """Red square = part 0, always seen by the red prototype; the green one lies far from every part."""
+@pytest.mark.parametrize("kind", ["amounts", "oblique", "paper"])
+def test_prototypes_that_follow_a_part_are_consistent_and_others_are_not(loaded, projections, kind):
+    """Red square = part 0, always seen by the red prototype; the green one lies far from every part.
+
+    Amounts of a red and of a mostly red prototype are read with the other one explained away: the latter follows green.
+    """
+    prototypes = torch.eye(2) if kind != "oblique" else torch.tensor([[1.0, 0.0], [0.9, 0.4]])
     model = replace(
-        loaded.model,
-        prototypes=torch.eye(2),
+        (projections if kind == "paper" else loaded).model,
+        prototypes=prototypes,
         owner=torch.zeros(2, dtype=torch.int64),
         residual=torch.zeros(2, 2),
         bias=torch.zeros(2),
         intercept=torch.zeros(2),
+        amounts=None if kind == "paper" else Amounts(ridge=0.0, usual=torch.ones(2, 4), unplaced_mean=torch.zeros(2)),
         weights=replace(
             loaded.model.weights,
             class_index=torch.zeros(2, dtype=torch.int64),

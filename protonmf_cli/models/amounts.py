@@ -1,0 +1,44 @@
+"""What a model that reads amounts keeps beside its prototypes."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+QUANTILES = (0.05, 0.5, 0.95)
+"""Of a prototype's amounts in the training images of its own class; the middle one is the unit: it is 1."""
+PEAK = 0.5
+"""Quantile, over those images, of the largest amount at one place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """How amounts are read, and which ones are usual."""
+
+    ridge: float
+    """Of the least squares, see `maths.amounts.dual`."""
+    usual: Tensor
+    """(P, 4) float32: `QUANTILES` of the amounts in the own class's training images, then the `PEAK` of their maps;
+    NaN-free, zeros where nothing was measured."""
+    unplaced_mean: Tensor
+    """(D,) float32 mean, over the training images, of the sum of the rows without a place; zeros where there are none,
+    or where no row has a place and all are read."""
+
+    edit_readers: Tensor
+    """(P, D) float32 e_k with e_k . b_k = 1: what an edit of every class takes a prototype out with."""
+
+    def range_of(self, prototype: int) -> tuple[float, float]:
+        """The usual amounts of a prototype: from one in twenty to nineteen in twenty of its class's images."""
+        low, _, high, _ = self.usual[prototype].tolist()
+        return low, high
+
+    def peak_of(self, prototype: int) -> float | None:
+        """The usual largest amount at one place; None where it was not measured."""
+        peak = float(self.usual[prototype, 3])
+        return peak if peak > 0 else None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same with its tensors moved."""
+        moved = {name: getattr(self, name).to(device, dtype) for name in ("usual", "unplaced_mean", "edit_readers")}
+        return replace(self, **moved)
