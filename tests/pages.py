@@ -90,7 +90,7 @@ def contributions_of(data: dict, number: int, class_index: int) -> dict[int, tup
     """Prototype -> evidence and contribution of one class in one image, from the page's numbers alone."""
     links, one = data["links"], data["cases"][number]
     start, prototype = numbers(links["start"], "<i4"), numbers(links["prototype"], "<i4")
-    wide = "<f4"
+    wide = "<f8"
     first, last = start[class_index], start[class_index + 1]
     chosen = prototype[first:last]
     evidence = numbers(one["evidence"], wide)[chosen]

@@ -44,15 +44,24 @@ def test_exact_with_some_of_the_classes(flamingo):
     assert found["restricted"]["accuracy"]["prototype_model"] >= 0.9
 
 
-def test_a_class_without_prototypes_is_said_to_be_all_residual(flamingo, shared):
+def test_a_class_without_images_is_said_to_be_made_of_others(flamingo, shared):
     folder, _ = flamingo
     image = sorted((shared / "data/caltech101_imagenet/val/n04147183_schooner").iterdir())[0]
     code, out, err = run("explain", image, "--model", folder / "m.safetensors", "--png", folder / "e.png")
     assert code == 0, err
-    assert "has no prototypes in this model: its logit is all residual. The best class with prototypes is" in out
+    said = " ".join(out.split())
+    assert "has no prototypes of its own in this model: its rows are parts of other classes" in said
+    assert "more of its logit is residual. The best class with prototypes is" in said
+    code, out, _ = run("explain", image, "--model", folder / "m.safetensors", "--json")
+    found = json.loads(out)
+    owners = {c["owner_index"] for c in found["contributions"]}
+    assert len(owners) == 3 and found["class_index"] not in owners  # all there are: fewer than --near + 1
+    assert found["without_prototypes"]
+    total = sum(c["contribution"] for c in found["contributions"]) + found["residual"]["contribution"] + found["bias"]
+    assert total == pytest.approx(found["logit"], abs=1e-4)
     code, out, err = run("intervene", image, "--zero", 1, "--model", folder / "m.safetensors")
     assert (code, out) == (3, "")
-    assert "has no prototypes in this model" in err
+    assert "has no prototype 1; it has none" in err
 
 
 def test_removing_the_largest_contribution_lowers_the_logit(flamingo):
@@ -61,6 +70,7 @@ def test_removing_the_largest_contribution_lowers_the_logit(flamingo):
     for image in sorted((folder / "data/val/n02007558_flamingo").iterdir())[:5]:
         found = loaded.explain(image, "flamingo")
         largest = max(found.contributions, key=lambda c: c.contribution)
+        assert largest.owner_index == found.class_index
         edited = loaded.scale("flamingo", {largest.prototype: 0.0})
         assert edited.predict(image, "flamingo").logit == pytest.approx(found.logit - largest.contribution, abs=1e-4)
         assert largest.contribution > 0

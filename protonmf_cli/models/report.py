@@ -112,6 +112,8 @@ class Case:
     """(C,) "no place"; None where prototypes read all rows."""
     reach: np.ndarray
     """(C,) what augmented prototypes share; zeros in plain form."""
+    beside_reach: np.ndarray | None
+    """(C,) the same of the rows without a place; None in plain form or where there are none."""
     top: int
     """Class of the largest logit."""
     probability: float

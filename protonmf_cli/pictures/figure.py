@@ -211,7 +211,8 @@ def _sum_words(contribution: Contribution) -> tuple[str, str]:
         return f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", "weight × evidence"
     low, high = contribution.usual
     said = f"amount × weight; usual {low + 0.0:.1f} to {high + 0.0:.1f}"
-    return f"{contribution.evidence:.2f}  ×  {contribution.weight:+.2f}", said
+    amount, weight = (round(value, 2) + 0.0 for value in (contribution.evidence, contribution.weight))  # never -0.00
+    return f"{amount:.2f}  ×  {weight:+.2f}", said
 
 
 def _likeness(explanation: Explanation, contribution: Contribution) -> str:

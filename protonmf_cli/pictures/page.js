@@ -14,19 +14,20 @@
     return found;
   }
   const floats = (text) => new Float32Array(bytes(text).buffer);
+  const doubles = (text) => new Float64Array(bytes(text).buffer);
   const integers = (text) => new Int32Array(bytes(text).buffer);
   const links = {
     start: integers(data.links.start), prototype: integers(data.links.prototype),
     weight: floats(data.links.weight), share: data.links.share && floats(data.links.share),
-    mixing: data.links.mixing && floats(data.links.mixing),
+    mixing: data.links.mixing && doubles(data.links.mixing),
   };
   const places = [0]; // where the mixing matrix of each class begins
   for (let c = 0; c < data.classes.length; c++) places.push(places[c] + (links.start[c + 1] - links.start[c]) ** 2);
   const bias = floats(data.bias);
   const cases = data.cases.map((one) => {
     let numbers = null; // decoded when they are needed first
-    const names = ["evidence", "beside", "logits", "unplaced", "reach"];
-    const get = (name) => (numbers ??= Object.fromEntries(names.map((each) => [each, one[each] && floats(one[each])])))[name];
+    const kinds = { evidence: doubles, beside: doubles, logits: floats, unplaced: floats, reach: floats, besideReach: floats }, names = Object.keys(kinds);
+    const get = (name) => (numbers ??= Object.fromEntries(names.map((each) => [each, one[each] && kinds[each](one[each])])))[name];
     const found = { ...one, amounts: new Map() };
     for (const name of names) Object.defineProperty(found, name, { get: () => get(name) });
     return found;
@@ -53,7 +54,8 @@
     return links.weight[e] * evidence(one, c, e) + shared;
   }
   /** What an edit of connection e takes from "no place" beside its contribution. */
-  const aside = (one, c, e) => (one.beside ? links.weight[e] * evidences(one, c, "beside")[e - links.start[c]] : 0);
+  const aside = (one, c, e) => (one.beside ? links.weight[e] * evidences(one, c, "beside")[e - links.start[c]] : 0)
+    + (links.share && one.besideReach ? links.share[e] * one.besideReach[c] : 0);
 
   /** What the edits change in the logit of a class, in its contributions and in "no place". */
   function changes(one, c, edits) {

@@ -267,6 +267,11 @@ def _floats(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()
 
 
+def _doubles(values: np.ndarray) -> str:
+    """Of what differences of nearly equal prototypes are made."""
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
+
+
 def _integers(values: Sequence[int]) -> str:
     return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
 
@@ -288,7 +293,7 @@ def _mixing(model: PrototypeModel) -> str | None:
     if model.amounts is None:
         return None
     classes = model.connected.nonzero()[:, 0].tolist()
-    return _floats(np.concatenate([model.exact.mixing(c).flatten().numpy() for c in classes] or [np.empty(0)]))
+    return _doubles(np.concatenate([model.exact.mixing(c).flatten().numpy() for c in classes] or [np.empty(0)]))
 
 
 def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures) -> dict[str, Any]:
@@ -365,11 +370,12 @@ def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, A
     return {
         "image": case.image,
         "pictures": crops,
-        "evidence": _floats(case.evidence),
-        "beside": None if case.beside is None else _floats(case.beside),
+        "evidence": _doubles(case.evidence),
+        "beside": None if case.beside is None else _doubles(case.beside),
         "logits": _floats(case.logits),
         "unplaced": None if case.unplaced is None else _floats(case.unplaced),
         "contrasts": [_contrast(contrast) for contrast in case.contrasts],
+        "besideReach": None if case.beside_reach is None else _floats(case.beside_reach),
         "reach": _floats(case.reach) if case.reach.any() else None,
         "target": case.target,
         "top": case.top,

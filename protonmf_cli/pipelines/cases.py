@@ -84,10 +84,11 @@ def _case(
         ),
         crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
         evidence=_evidence(model, answer).numpy(),
-        beside=_beside(model, answer),
+        beside=_beside(answer, model, model.exact.prototypes),
         logits=logits.numpy(),
-        unplaced=None if _beside(model, answer) is None else answer.parts.unplaced[0].numpy(),
+        unplaced=answer.parts.unplaced[0].numpy() if _has_rest(model, answer) else None,
         reach=_reach(model, answer, form).numpy(),
+        beside_reach=None if form == "plain" else _beside(answer, model, model.exact.residual),
         contrasts=tuple(contrast_of(model, answer, wanted[0], c) for c in wanted[1:])
         if model.amounts is not None
         else (),
@@ -117,12 +118,17 @@ def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
     return answer.rows[: model.placed].sum(dim=0) @ model.exact.prototypes.mT
 
 
-def _beside(model: PrototypeModel, answer: Answer) -> np.ndarray | None:
-    """(P,) projections of the rows without a place, less their mean."""
-    if model.amounts is None or model.placed is None or model.placed == len(answer.rows):
+def _has_rest(model: PrototypeModel, answer: Answer) -> bool:
+    """Whether there are rows without a place, beside those that amounts are read from."""
+    return model.amounts is not None and model.placed is not None and model.placed < len(answer.rows)
+
+
+def _beside(answer: Answer, model: PrototypeModel, vectors: Tensor) -> np.ndarray | None:
+    """Projections of the rows without a place, less their mean, on (n, D) vectors: (n,)."""
+    if model.amounts is None or not _has_rest(model, answer):
         return None
     rest = answer.rows[model.placed :].sum(dim=0) - model.amounts.unplaced_mean.double()
-    return (rest @ model.exact.prototypes.mT).numpy()
+    return (rest @ vectors.mT).numpy()
 
 
 def _reach(model: PrototypeModel, answer: Answer, form: Form) -> Tensor:

@@ -301,7 +301,9 @@ def test_prototypes_that_follow_a_part_are_consistent_and_others_are_not(loaded,
         residual=torch.zeros(2, 2),
         bias=torch.zeros(2),
         intercept=torch.zeros(2),
-        amounts=None if kind == "paper" else Amounts(ridge=0.0, usual=torch.ones(2, 4), unplaced_mean=torch.zeros(2)),
+        amounts=None
+        if kind == "paper"
+        else Amounts(ridge=0.0, usual=torch.ones(2, 4), unplaced_mean=torch.zeros(2), edit_readers=torch.eye(2)),
         weights=replace(
             loaded.model.weights,
             class_index=torch.zeros(2, dtype=torch.int64),
