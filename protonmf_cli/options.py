@@ -230,7 +230,7 @@ class FewShotOptions:
     """Weight of the norm."""
     sparse_alphas: tuple[float, ...] = (1e-1, 3e-2, 1e-2, 1e-3)
     """The same for L1; in the end the largest that adds no mistake, held out or among the samples. These and `refits`
-    are divided by L / 20 for L > 20 classes."""
+    are divided by L / 100 for L > 100 classes."""
     refits: tuple[float, ...] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
     """Weight of the L2 norm with which the class weights that L1 left are fitted again, because L1 also makes them too
     small for the classes' probabilities: the largest that adds no held-out mistake and costs no more than `negligible`.

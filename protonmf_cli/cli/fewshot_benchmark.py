@@ -202,11 +202,9 @@ def _show(report: dict[str, Any], shown: Shown) -> None:
     shown.out.print(table)
     for method in ("prototypes-l2", "prototypes-l1"):
         for other in rows[method, ways[0]]["p_ttest"]:
-            said = ", ".join(
-                f"{_p(rows[method, n]['p_ttest'][other])} / {_p(rows[method, n]['p_wilcoxon'][other])}" for n in ways
-            )
+            of_ways = {n: rows[method, n] for n in ways}
             shown.out.print(
-                f"{NAMES[method]} against {NAMES[other]}: p = {said} (t-test / Wilcoxon)", style="dim", markup=False
+                f"{NAMES[method]} against {NAMES[other]}: {_tests(of_ways, other)}", style="dim", markup=False
             )
     zeros = ", ".join(f"{rows['prototypes-l1', n]['zero_weights']:.0%} of {n}-way" for n in ways)
     shown.out.print(f"L1 weights that are zero: {zeros}", style="dim", markup=False)
@@ -217,5 +215,16 @@ def _show(report: dict[str, Any], shown: Shown) -> None:
     )  # fmt: skip
 
 
+def _tests(of_ways: "Mapping[int, dict[str, Any]]", other: str) -> str:
+    """p of both tests for every number of classes, and why one is left out."""
+    pairs = [f"{_p(row['p_ttest'][other])} / {_p(row['p_wilcoxon'][other])}" for row in of_ways.values()]
+    missing: dict[str, list[str]] = {}
+    for n, row in of_ways.items():
+        if reason := row["no_ttest"].get(other):
+            missing.setdefault(reason, []).append(f"{n}-way")
+    why = [f"; no t-test of {', '.join(without)}: {reason}" for reason, without in missing.items()]
+    return f"p = {', '.join(pairs)} (t-test / Wilcoxon){''.join(why)}"
+
+
 def _p(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"

@@ -77,9 +77,11 @@ def show_fit(report: dict[str, Any], model: "PrototypeModel", output: Path, show
     shown.lines(lines)
 
 
-def chosen_words(chosen: dict[str, float], held: dict[str, float] | None, folds: int) -> str:
+def chosen_words(chosen: dict[str, float | None], held: dict[str, float] | None, folds: int) -> str:
     """Hyper-parameters and what the cross-validation said of them."""
     said = f"scale {chosen['scale']:g}, alpha {chosen['alpha']:g}, anchor {chosen['anchor']:g}"
+    if chosen.get("refit") is not None:
+        said += f", weights fitted again with L2 norm {chosen['refit']:g}"
     return said + (f"; {folds} folds: accuracy {held['accuracy']:.1%}, loss {held['loss']:.3f}" if held else "")
 
 

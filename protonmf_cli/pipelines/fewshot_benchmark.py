@@ -6,13 +6,13 @@ fitted or chosen, while the other one is the test. A subset's accuracy is the me
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from scipy.stats import ttest_rel, wilcoxon
+from scipy.stats import rankdata, ttest_1samp
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
@@ -23,6 +23,8 @@ from protonmf_cli.pipelines.progress import SILENT, Progress
 
 MODELS: dict[str, WeightNorm] = {"prototypes-l2": "l2", "prototypes-l1": "l1"}
 METHODS = (*MODELS, *BASELINES)
+DIGITS = 12
+"""Of a difference of two accuracies that are no rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,8 @@ def _accuracy(answers: Tensor, truth: Tensor) -> float:
 def summary(scores: Sequence[Score], shots: int) -> list[dict]:
     """Rows of `protonmf.fewshot_benchmark/1`: mean and deviation over the subsets, and tests of the model's gain.
 
-    The paired tests are two-sided; p is 1 where nothing differs, and None with fewer than two subsets or where all
-    subsets differ by the same.
+    The paired tests are two-sided. That of Wilcoxon is exact and always there. The t-test is None where it is not
+    defined, and `no_ttest` says why.
     """
     rows = []
     for ways in dict.fromkeys(score.ways for score in scores):
@@ -176,8 +178,7 @@ def summary(scores: Sequence[Score], shots: int) -> list[dict]:
                     "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
                     "accuracy": values.tolist(),
                     **_of_model(scores, ways, method),
-                    "p_ttest": _tests(of_subset, method, lambda a, b: ttest_rel(a, b).pvalue),
-                    "p_wilcoxon": _tests(of_subset, method, lambda a, b: wilcoxon(a, b).pvalue),
+                    **_tests(of_subset, method),
                 }
             )
     return rows
@@ -201,16 +202,41 @@ def _of_model(scores: Sequence[Score], ways: int, method: str) -> dict[str, floa
     }
 
 
-def _tests(
-    of_subset: Mapping[str, np.ndarray], method: str, test: Callable[[np.ndarray, np.ndarray], float]
-) -> dict[str, float | None]:
-    if method not in MODELS:
-        return {}
-    found: dict[str, float | None] = {}
-    for other in BASELINES:
-        gain = of_subset[method] - of_subset[other]
-        if len(gain) < 2 or (gain.any() and np.ptp(gain) < 1e-12):  # no spread to compare with
-            found[other] = None
-        else:
-            found[other] = float(test(gain, np.zeros_like(gain))) if gain.any() else 1.0
-    return found
+def _tests(of_subset: Mapping[str, np.ndarray], method: str) -> dict[str, dict]:
+    """baseline -> p of the paired t-test and of Wilcoxon's, and why a t-test is left out."""
+    against = BASELINES if method in MODELS else {}
+    gains = {other: (of_subset[method] - of_subset[other]).round(DIGITS) for other in against}
+    why = {other: _no_ttest(gain) for other, gain in gains.items()}
+    return {
+        "p_ttest": {o: None if why[o] else float(ttest_1samp(gain, 0).pvalue) for o, gain in gains.items()},
+        "p_wilcoxon": {other: signed_rank_p(gain) for other, gain in gains.items()},
+        "no_ttest": {other: reason for other, reason in why.items() if reason},
+    }
+
+
+def _no_ttest(gain: np.ndarray) -> str | None:
+    """Why a t-test of these differences is not defined, if it is not."""
+    if len(gain) < 2:
+        return "one subset has no variance"
+    if np.ptp(gain) == 0:
+        return f"all {len(gain)} subsets differ by {gain[0]:+.4f}, without variance" if gain[0] else "no subset differs"
+    return None
+
+
+def signed_rank_p(differences: np.ndarray) -> float:
+    """Exact two-sided p of Wilcoxon's signed-rank test, over all signs of the differences; they may be equal.
+
+    Zeros are left out, as Wilcoxon did, and equal sizes share their mean rank; 1 where nothing differs.
+
+    >>> signed_rank_p(np.full(10, 0.01)) == 2 / 2**10
+    True
+    >>> signed_rank_p(np.zeros(10))
+    1.0
+    """
+    differences = differences[differences != 0]
+    ranks = (2 * rankdata(np.abs(differences))).astype(int)  # mean ranks are halves
+    chances = np.ones(1)  # of every sum of the ranks with a plus
+    for rank in ranks:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    above = int(ranks[differences > 0].sum())
+    return min(1.0, 2 * float(chances[: min(above, int(ranks.sum()) - above) + 1].sum()))

@@ -4,6 +4,8 @@ A class begins with one prototype at its mean, or, where its samples lie in remo
 each part (Ward's method): held-out samples say whether they do. Of two parts of different classes that lie no further
 apart than the noise of their means, one goes: a cluster that two classes share has one prototype for both.
 
+L1 chooses which class weights stay; how large they are is then fitted again, see `fewshot_refitting`.
+
 Reference: "Using prototypes to improve convolutional networks interpretability" (2017).
 """
 
@@ -29,7 +31,11 @@ from protonmf_cli.maths.soft_prototypes import (
     refine,
 )
 from protonmf_cli.options import FewShotOptions
+from protonmf_cli.pipelines.fewshot_refitting import refitted
 from protonmf_cli.pipelines.progress import SILENT, Progress
+
+MANY = 100
+"""Classes beyond which L1 gets weaker, as the share of each in the mean loss, which it pulls at, does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,8 @@ class Choice:
     scale: float
     alpha: float
     anchor: float
+    refit: float | None = None
+    """Weight of the L2 norm with which the class weights that L1 left are fitted again; None: they are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +59,7 @@ class FewShotFit:
     normaliser: Normaliser
     choice: Choice
     objective: float
+    """Of what was minimised last: with the L2 norm where class weights were fitted again."""
     held_out: dict[Choice, tuple[float, float]]
     """Accuracy and loss over the folds of every set tried; empty where nothing could be held out."""
     counts: tuple[int, ...]
@@ -92,19 +101,24 @@ def fit_fewshot(
     rows, labels = rows.double()[order], labels[order]
     search = _Search.of(rows, labels, classes, options, blocks, progress)
     counts = search.numbers() if options.prototypes is None else (options.prototypes,) * classes
+    normaliser = normaliser_of(rows, options.normalisation, blocks)
+    task = _Task.of(normaliser(rows), labels, classes)
     held_out: dict[Choice, tuple[float, float]] = {}
     choice = _middle(search.choices)
     if search.folds and len(search.choices) > 1:
         choice, held_out = search.choose(counts)
-    normaliser = normaliser_of(rows, options.normalisation, blocks)
-    task = _Task.of(normaliser(rows), labels, classes)
+    if options.norm == "l1":
+        choice = search.sparsest(counts, choice, held_out, task)
+    if options.norm == "l1" and search.refits:
+        choice, again = search.choose_refit(counts, choice)
+        held_out |= again
     model, owner = task.fit(counts, choice, options)
     return FewShotFit(
         model=task.whole(model),
         owner=owner,
         normaliser=normaliser,
         choice=choice,
-        objective=objective(model, task.rows, task.labels, _penalty(choice, options)),
+        objective=objective(model, task.rows, task.labels, _last_penalty(choice, options)),
         held_out=held_out,
         counts=counts,
         folds=len(search.folds),
@@ -177,7 +191,14 @@ class _Task:
         model, _ = estimate(model, self.rows, self.labels, penalty, rounds=1 if joint else options.rounds)
         if options.steps:
             model = refine(model, self.rows, self.labels, penalty, steps=options.steps)
+        if choice.refit is not None:
+            model = refitted(model, self.rows, self.labels, choice.refit)
         return model, owner
+
+    def right(self, counts: Sequence[int], choice: Choice, options: FewShotOptions) -> int:
+        """Samples to which the fit gives their own class."""
+        model, _ = self.fit(counts, choice, options)
+        return int((model.logits(self.rows).argmax(dim=1) == self.labels).sum())
 
 
 def _scatter(parts: Sequence[Sequence[Tensor]]) -> float:
@@ -219,6 +240,13 @@ def span_of(rows: Tensor) -> Tensor:
 
 def _penalty(choice: Choice, options: FewShotOptions) -> Penalty:
     return Penalty(norm=options.norm, alpha=choice.alpha, anchor=choice.anchor)
+
+
+def _last_penalty(choice: Choice, options: FewShotOptions) -> Penalty:
+    """What the class weights were fitted with in the end."""
+    if choice.refit is None:
+        return _penalty(choice, options)
+    return Penalty(norm="l2", alpha=choice.refit, anchor=choice.anchor)
 
 
 def split_in_parts(rows: Tensor, count: int) -> list[Tensor]:
@@ -268,6 +296,8 @@ class _Search:
 
     folds: Sequence[_Fold]
     choices: Sequence[Choice]
+    refits: Sequence[float]
+    """L2 norms with which weights that L1 left may be fitted again."""
     sizes: Sequence[int]
     """Samples of each class."""
     dense: bool
@@ -294,11 +324,13 @@ class _Search:
             task = _Task.of(normaliser(rows[~apart]), labels[~apart], classes)
             folds.append(_Fold(task=task, rows=task.seen(normaliser(rows[apart])), labels=labels[apart]))
         dense = len(span_of(normaliser_of(rows, options.normalisation, blocks)(rows))) < len(rows) - 1
-        alphas = options.sparse_alphas if options.norm == "l1" else options.alphas
+        share = min(1.0, MANY / classes)
+        alphas = [share * alpha for alpha in options.sparse_alphas] if options.norm == "l1" else options.alphas
         sets = product(options.scales, alphas, options.dense_anchors if dense else options.anchors)
         return cls(
             folds=folds,
             choices=[Choice(scale=s, alpha=a, anchor=m) for s, a, m in sets],
+            refits=[share * alpha for alpha in options.refits],
             sizes=labels.bincount(minlength=classes).tolist(),
             dense=dense,
             options=options,
@@ -307,22 +339,25 @@ class _Search:
 
     def held_out(self, counts: Sequence[int], choice: Choice) -> tuple[float, Tensor]:
         """Accuracy, and the loss of every held-out sample, fold after fold."""
+        found = self._measured([fold.task.fit(counts, choice, self.options)[0] for fold in self.folds])
+        self.progress.advance()
+        return found
+
+    def _measured(self, models: Sequence[SoftPrototypes]) -> tuple[float, Tensor]:
+        """The same of the folds' models."""
         right, losses = 0, []
-        for fold in self.folds:
-            model, _ = fold.task.fit(counts, choice, self.options)
+        for fold, model in zip(self.folds, models, strict=True):
             logits = model.logits(fold.rows)
             right += int((logits.argmax(dim=1) == fold.labels).sum())
             losses.append(functional.cross_entropy(logits, fold.labels, reduction="none"))
         found = torch.cat(losses)
-        self.progress.advance()
         return right / len(found), found
 
     def choose(self, counts: Sequence[int]) -> tuple[Choice, dict[Choice, tuple[float, float]]]:
         """The choice with the least held-out loss, and accuracy and loss of each.
 
         Where samples outnumber dimensions, the one with the strongest anchor of those whose loss is above the least by
-        no more than its standard error or `negligible`. For L1 then the sparsest that adds no mistake (the paper's
-        rule).
+        no more than its standard error or `negligible`.
         """
         self.progress.stage("choosing scale and weights", len(self.choices))
         found, losses = {}, {}
@@ -333,10 +368,50 @@ class _Search:
         if self.dense:
             near = [c for c in self.choices if self._costs_nothing(losses[c] - losses[chosen])]
             chosen = max(near, key=lambda one: (one.anchor, -found[one][1]))
-        if self.options.norm == "l1":
-            alike = [c for c in self.choices if (c.scale, c.anchor) == (chosen.scale, chosen.anchor)]
-            chosen = max((c for c in alike if found[c][0] >= found[chosen][0]), key=lambda one: one.alpha)
         return chosen, found
+
+    def sparsest(
+        self, counts: Sequence[int], chosen: Choice, found: dict[Choice, tuple[float, float]], task: _Task
+    ) -> Choice:
+        """The strongest L1 norm that adds no mistake (the paper's rule), neither held out nor among all samples.
+
+        A norm that is just weak enough for the folds can leave nothing at all of the fit to all samples.
+
+        Args:
+            counts: parts of each class.
+            chosen: by its held-out loss; the weakest norm stands for it where nothing was held out.
+            found: accuracy and loss of every choice, of `choose`; empty where nothing was held out.
+            task: all samples.
+        """
+        alike = [c for c in self.choices if (c.scale, c.anchor) == (chosen.scale, chosen.anchor)]
+        if found:
+            alike = [c for c in alike if found[c][0] >= found[chosen][0]]
+        else:
+            chosen = min(alike, key=lambda one: one.alpha)
+        stronger = sorted((c for c in alike if c.alpha > chosen.alpha), key=lambda one: -one.alpha)
+        least = task.right(counts, chosen, self.options) if stronger else 0
+        return next((c for c in stronger if task.right(counts, c, self.options) >= least), chosen)
+
+    def choose_refit(self, counts: Sequence[int], choice: Choice) -> tuple[Choice, dict[Choice, tuple[float, float]]]:
+        """The choice with how its class weights are fitted again, and accuracy and loss of each way tried.
+
+        Of those that add no held-out mistake (of all, where each adds one) the strongest norm whose loss is above the
+        least by no more than `negligible`. The middle one where nothing can be held out.
+        """
+        tried = {alpha: replace(choice, refit=alpha) for alpha in self.refits}
+        if not self.folds:
+            return _middle(list(tried.values())), {}
+        models = [fold.task.fit(counts, choice, self.options)[0] for fold in self.folds]
+        before, _ = self._measured(models)
+        found = {}
+        for alpha, one in tried.items():
+            pairs = zip(self.folds, models, strict=True)
+            accuracy, losses = self._measured([refitted(m, f.task.rows, f.task.labels, alpha) for f, m in pairs])
+            found[one] = (accuracy, float(losses.mean()))
+        harmless = [alpha for alpha, one in tried.items() if found[one][0] >= before] or list(tried)
+        least = min(found[tried[alpha]][1] for alpha in harmless)
+        near = [alpha for alpha in harmless if found[tried[alpha]][1] <= least + self.options.negligible]
+        return tried[max(near)], found
 
     def _costs_nothing(self, over: Tensor) -> bool:
         """Whether the mean of differences of losses (N,) is within its standard error or `negligible`."""

@@ -115,7 +115,8 @@ def test_it_works_in_every_command(few, toy, tmp_path):
     code, out, err = run("intervene", image, "--model", few, "--zero", 1, "--class", why["label"], "--json")
     assert code == 0, err
     change = json.loads(out)
-    assert np.isclose(change["after"]["logit"], why["logit"] - why["contributions"][0]["contribution"])
+    first = next(c for c in why["contributions"] if c["prototype"] == 1 and c["owner_index"] == why["class_index"])
+    assert np.isclose(change["after"]["logit"], why["logit"] - first["contribution"])
     code, out, err = run("evaluate", "--data", toy.data, "--model", few, "--json")
     assert code == 0, err
     report = json.loads((few.parent / "report.json").read_text())
@@ -225,6 +226,49 @@ def test_the_benchmark_compares_and_keeps_features(toy, tmp_path):
     assert [p.stat().st_mtime_ns for p in kept] == before
     code, out, err = run(*words, "--json")
     assert json.loads(out)["rows"] == report["rows"]
+
+
+def test_the_benchmark_says_why_a_test_is_left_out(capsys):
+    from protonmf_cli.cli.console import Shown
+    from protonmf_cli.cli.fewshot_benchmark import _show
+    from protonmf_cli.pipelines.fewshot_benchmark import METHODS, Score, summary
+
+    models = ("prototypes-l2", "prototypes-l1")
+    gains = {2: lambda n: 0.01, 5: lambda n: 0.01 * n}
+    scores = [
+        Score(
+            ways=ways,
+            subset=n,
+            accuracy=dict.fromkeys(METHODS, 0.8 + n / 100) | {"prototypes-l2": 0.8 + n / 100 + gain(n)},
+            prototypes=dict.fromkeys(models, ways),
+            zeros=dict.fromkeys(models, 0.5),
+        )
+        for ways, gain in gains.items()
+        for n in range(10)
+    ]
+    report = {"rows": summary(scores, 5), "images": 100, "seconds": {"features": 1.0, "fitting": 1.0}}
+    _show(report, Shown())
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "prototypes, L2 weights against linear softmax, L2: p = - / 0.002, 0.001 / 0.004 (t-test / Wilcoxon); "
+        "no t-test of 2-way: all 10 subsets differ by +0.0100, without variance" in out
+    )
+    assert (
+        "against nearest neighbours: p = - / 1.000, - / 1.000 (t-test / Wilcoxon); no t-test of 2-way, 5-way: no" in out
+    )
+
+
+def test_a_sparse_fit_says_that_its_weights_were_fitted_again(toy, tmp_path):
+    from protonmf_cli.cli.fewshot_report import chosen_words
+
+    output = tmp_path / "sparse.safetensors"
+    code, out, err = fit(toy, output, "--norm", "l1", "--shots", 5)
+    assert code == 0, err
+    chosen = load(output).model.card.measured["chosen"]
+    said = f"weights fitted again with L2 norm {chosen['refit']:g}"
+    assert said in " ".join(out.split()) and said in " ".join(run("inspect", output)[1].split())
+    del chosen["refit"]  # a file of an earlier version
+    assert chosen_words(chosen, None, 0).endswith(f"anchor {chosen['anchor']:g}")
 
 
 def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path):

@@ -12,7 +12,7 @@ from protonmf_cli.maths.normalisation import normaliser_of
 from protonmf_cli.options import FewShotOptions
 from protonmf_cli.pipelines import fewshot_baselines
 from protonmf_cli.pipelines.fewshot_baselines import BASELINES
-from protonmf_cli.pipelines.fewshot_benchmark import METHODS, Score, draw_tasks, run_tasks, summary
+from protonmf_cli.pipelines.fewshot_benchmark import METHODS, Score, draw_tasks, run_tasks, signed_rank_p, summary
 
 OPTIONS = FewShotOptions(scales=(5.0,), anchors=(3e-3,), alphas=(1e-2,), sparse_alphas=(1e-2, 1e-3))
 
@@ -128,10 +128,43 @@ def test_means_and_tests_are_over_subsets():
     ours, theirs = per_subset["prototypes-l2"], per_subset["softmax-l2"]
     assert row["p_ttest"]["softmax-l2"] == pytest.approx(ttest_rel(ours, theirs).pvalue)
     assert row["p_wilcoxon"]["softmax-l2"] == pytest.approx(wilcoxon(ours, theirs).pvalue)
-    assert row["p_ttest"]["knn"] == row["p_wilcoxon"]["knn"] == 1.0
-    assert rows["softmax-l2"]["p_ttest"] == {}
+    assert row["p_wilcoxon"]["knn"] == 1.0 and row["p_ttest"]["knn"] is None
+    assert row["no_ttest"] == {"knn": "no subset differs"}
+    assert rows["softmax-l2"]["p_ttest"] == rows["softmax-l2"]["p_wilcoxon"] == rows["softmax-l2"]["no_ttest"] == {}
 
 
-def test_one_subset_has_no_tests():
+def test_equal_differences_have_a_wilcoxon_test():
+    """Every subset gains the same: a t-test has no variance to go by, the signs of all ten are one in 512."""
+    base = np.repeat(np.linspace(0.8, 0.9, 10), 2)
+    table = dict.fromkeys(METHODS, base) | {"prototypes-l2": base + 0.01, "prototypes-l1": base - 0.02}
+    rows = {row["method"]: row for row in summary(scores_of(table), 5)}
+    for method, gain in (("prototypes-l2", "+0.0100"), ("prototypes-l1", "-0.0200")):
+        assert rows[method]["p_wilcoxon"] == dict.fromkeys(BASELINES, 2 / 2**10)
+        assert rows[method]["p_ttest"] == dict.fromkeys(BASELINES)
+        why = f"all 10 subsets differ by {gain}, without variance"
+        assert rows[method]["no_ttest"] == dict.fromkeys(BASELINES, why)
+
+
+def test_zeros_and_ties_are_tested_exactly():
+    """Planted differences in four of ten subsets, two of them equal but for rounding, against all their signs."""
+    gain = np.array([0.01, 0.1 + 0.01 - 0.1, 0.03, -0.02, 0, 0, 0, 0, 0, 0])
+    base = np.full(20, 0.8)
+    table = dict.fromkeys(METHODS, base) | {"prototypes-l2": base + gain.repeat(2)}
+    row = summary(scores_of(table), 5)[0]
+    # ranks 1.5, 1.5, 4 with a plus, 3 with a minus: sums of a sign's ranks up to 3 are {}, 1.5, 1.5, 1.5 + 1.5, 3
+    assert row["p_wilcoxon"] == dict.fromkeys(BASELINES, 2 * 5 / 2**4)
+    assert row["p_ttest"]["knn"] == pytest.approx(ttest_rel(base[:10] + gain, base[:10]).pvalue)
+    assert row["no_ttest"] == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_the_exact_test_is_scipys_where_nothing_is_equal(count):
+    gain = np.random.default_rng(count).normal(0.3, size=count)
+    assert signed_rank_p(gain) == pytest.approx(wilcoxon(gain, method="exact").pvalue)
+
+
+def test_one_subset_has_no_t_test():
     rows = summary(scores_of({m: [0.5, 0.7] for m in METHODS}), 3)
     assert rows[0]["p_ttest"] == dict.fromkeys(BASELINES) and rows[0]["std"] == 0.0
+    assert rows[0]["p_wilcoxon"] == dict.fromkeys(BASELINES, 1.0)
+    assert rows[0]["no_ttest"] == dict.fromkeys(BASELINES, "one subset has no variance")

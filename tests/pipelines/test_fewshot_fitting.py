@@ -6,7 +6,10 @@ import torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.soft_prototypes import Penalty, matches, objective
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot_fitting import fit_fewshot, fold_numbers, part_means
+from protonmf_cli.pipelines import fewshot_fitting
+from protonmf_cli.pipelines.fewshot_fitting import _Search, _Task, fit_fewshot, fold_numbers, part_means
+from protonmf_cli.pipelines.fewshot_refitting import refitted
+from protonmf_cli.pipelines.progress import SILENT
 from twisted import CENTRES, twisted
 
 QUICK = FewShotOptions(
@@ -39,6 +42,82 @@ def test_twisted_classes_get_a_prototype_for_each_cluster(norm):
     single = fit_fewshot(rows, labels, 2, FewShotOptions(norm=norm, normalisation="none", prototypes=1))
     assert len(single.model.prototypes) == 2
     assert float((single.logits(more)[pure].argmax(dim=1) == truth[pure]).double().mean()) < 0.8
+
+
+SPARSE = FewShotOptions(**vars(QUICK) | {"norm": "l1", "sparse_alphas": (1e-1, 3e-2, 1e-2)})
+
+
+def test_sparse_weights_are_as_sure_as_they_are_right():
+    """L1 alone takes its strongest norm here and says 0.5 of answers that are all right."""
+    rows, labels = blobs(classes=5, count=10)
+    train, test = torch.arange(50) % 10 < 5, torch.arange(50) % 10 >= 5
+    found = fit_fewshot(rows[train], labels[train], 5, SPARSE)
+    assert found.choice.alpha == 1e-1 and int((found.model.weights != 0).sum()) == 5
+    probabilities = found.logits(rows[test]).softmax(dim=1).max(dim=1)
+    assert (probabilities.indices == labels[test]).all()
+    assert float(probabilities.values.median()) > 0.9
+
+    plain = fit_fewshot(rows[train], labels[train], 5, FewShotOptions(**vars(SPARSE) | {"refits": ()}))
+    assert float(plain.logits(rows[test]).softmax(dim=1).amax(dim=1).median()) < 0.6
+    assert torch.equal(plain.model.prototypes, found.model.prototypes)
+    assert torch.equal(plain.model.weights.sign(), found.model.weights.sign())
+    assert found.held_out[found.choice][1] < plain.held_out[plain.choice][1]
+    assert found.held_out[found.choice][0] >= plain.held_out[plain.choice][0]
+
+
+def test_weights_are_fitted_again_to_the_minimum():
+    rows, labels = blobs(classes=5, count=6)
+    start = fit_fewshot(rows, labels, 5, FewShotOptions(**vars(SPARSE) | {"refits": ()})).model
+    kept = start.weights != 0
+    found = refitted(start, rows, labels, 1e-3)
+    assert torch.equal(found.weights != 0, kept) and torch.equal(found.prototypes, start.prototypes)
+    weights = found.weights.clone().requires_grad_()
+    cost = torch.nn.functional.cross_entropy(matches(rows, found.prototypes, found.scale) @ weights.mT, labels)
+    (slope,) = torch.autograd.grad(cost + 1e-3 / 2 * weights.square().sum(), weights)
+    assert float(slope[kept].abs().max()) < 1e-6 < float(slope[~kept].abs().max())
+    silent = type(start)(**vars(start) | {"weights": torch.zeros_like(start.weights)})
+    assert refitted(silent, rows, labels, 1e-3) is silent
+
+
+def test_held_out_samples_say_how_sure_sparse_weights_may_be():
+    """Labels that the features hardly tell do not get the weakest norm, clusters that lie apart do."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 30, generator=generator, dtype=torch.float64)
+    labels = (rows[:, 0] + 3 * torch.randn(60, generator=generator) > 0).long()
+    options = FewShotOptions(**vars(SPARSE) | {"refits": (1e-1, 1e-2, 1e-3), "sparse_alphas": (1e-3,)})
+    assert fit_fewshot(rows, labels, 2, options).choice.refit > 1e-3
+    rows, labels = blobs(classes=5, count=6)
+    assert fit_fewshot(rows, labels, 5, options).choice.refit == 1e-3
+    assert fit_fewshot(rows[::6], labels[::6], 5, options).choice.refit == 1e-2  # nothing is held out: the middle
+
+
+def test_the_sparsest_weights_still_tell_the_samples_apart():
+    """Among more than eight classes no weight survives the strongest norm: it must not be taken, held out or not."""
+    rows, labels = blobs(classes=12, count=1)
+    found = fit_fewshot(rows, labels, 12, SPARSE)
+    assert found.folds == 0 and (found.logits(rows).argmax(dim=1) == labels).all()
+    assert int((found.model.weights != 0).sum()) == 12 and found.choice.alpha == 3e-2
+
+    rows, labels = blobs(classes=12, count=4)
+    search = _Search.of(rows, labels, 12, SPARSE, None, SILENT)
+    one = _Task.of(rows, labels, 12)
+    # folds that do not tell the norms apart
+    held_out = {choice: (0.9, choice.alpha) for choice in search.choices}
+    chosen = min(search.choices, key=lambda choice: (choice.alpha, -choice.scale))
+    assert search.sparsest((1,) * 12, chosen, held_out, one).alpha == 3e-2
+    held_out |= {choice: (0.8, 0.0) for choice in search.choices if choice.alpha == 3e-2}
+    assert search.sparsest((1,) * 12, chosen, held_out, one) == chosen
+
+
+def test_sparse_norms_fall_with_a_class_s_share_of_the_loss(monkeypatch):
+    """Every norm tried would leave nothing of so many classes."""
+    rows, labels = blobs(classes=40, count=2, width=60)
+    options = FewShotOptions(**vars(SPARSE) | {"scales": (10.0,), "sparse_alphas": (1e-1, 5e-2), "folds": 2})
+    assert not fit_fewshot(rows, labels, 40, options).model.weights.any()
+    monkeypatch.setattr(fewshot_fitting, "MANY", 10)
+    found = fit_fewshot(rows, labels, 40, options)
+    assert found.choice.alpha in (1e-1 / 4, 5e-2 / 4) and found.choice.refit in [a / 4 for a in SPARSE.refits]
+    assert float((found.logits(rows).argmax(dim=1) == labels).double().mean()) > 0.9
 
 
 def test_a_class_of_one_cluster_keeps_one_prototype():
