@@ -35,7 +35,7 @@ def augment_model(
     """
     if kind == "none":
         return model
-    samples = ((c, finished[c].sample) for c in model.weights.class_index.unique().tolist())
+    samples = ((c, finished[c].sample) for c in model.active_classes.tolist())
     augmented, report = share_out(model, kind, samples)
     _warn(model, report, progress)
     card = replace(model.card, measured=dict(model.card.measured) | {"augmentation": report})

@@ -164,6 +164,8 @@ def _scale_shares(model: PrototypeModel, factor: Tensor, classes: Iterable[int])
     )
     for class_index in classes:
         hit = model.weights.class_index == class_index
+        if not share[hit].any():  # a class without images of its own: its residual stands apart
+            continue
         scaled = share[hit] * factor[hit]
         left = scaled.sum()
         if float(left.abs()) < VANISHING * max(1.0, float(scaled.abs().sum())):

@@ -109,6 +109,27 @@ def test_factors_that_cancel_the_shares_are_refused(augmented):
     assert apply_edits(balanced, [first, second]).weights.value[hit[1]] == -weights.value[hit[1]]
 
 
+def test_a_class_without_images_keeps_its_residual_apart(toy, tmp_path):
+    """Prototypes of other classes do not take it up, and an edit does not take it along."""
+    (tmp_path / "data").mkdir()
+    for name in ("red things", "blue things", "grey things"):
+        (tmp_path / "data" / name).symlink_to(toy.data / "train" / name)
+    words = ("--data", tmp_path / "data", "--augment", "min-norm", "--no-stability")
+    loaded = protonmf_cli.load(convert(toy, tmp_path / "m.safetensors", *words))
+    weights = loaded.model.weights
+    assert loaded.model.entries(1) and not weights.residual_share[weights.class_index == 1].any()
+    found = loaded.explain(toy.image(1), "green things")
+    assert (found.form, found.without_prototypes) == ("augmented", True)
+    assert abs(found.residual) > 1e-3
+    assert found.ledger_error < 1e-4
+    x = found.contributions[0]
+    half = loaded.scale("green things", {(x.owner_label, x.prototype): 0.5})
+    after = half.explain(toy.image(1), "green things")
+    assert after.residual == pytest.approx(found.residual, abs=1e-6)
+    assert after.logit == pytest.approx(found.logit - 0.5 * x.contribution, abs=1e-5)
+    assert loaded.explain(toy.image(0), "red things").residual == 0
+
+
 def test_a_model_that_is_not_augmented_says_so(toy, converted):
     with pytest.raises(InputError, match="no augmented prototypes"):
         protonmf_cli.load(converted).explain(toy.image(0), form="augmented")
