@@ -69,16 +69,16 @@ def test_every_ledger_adds_up_on_val(trained):
             assert c.maps["contribution"].sum() == pytest.approx(c.contribution, abs=1e-5)
 
 
-CARRIED = {  # logit share; accuracy and agreement among the classes; cancellation, median and 90 %; cosine of halves
-    "average": (0.91, 0.949, 0.95, 1.15, 1.3, 0.88),
-    "token-writes": (0.91, 0.952, 0.965, 1.55, 1.9, 0.96),
+CARRIED = {  # logit share; accuracy, that of own prototypes alone, agreement; cancellation, its 90 %; cosine of halves
+    "average": (0.91, 0.949, 0.87, 0.95, 1.15, 1.3, 0.88),
+    "token-writes": (0.91, 0.952, 0.95, 0.965, 1.55, 1.9, 0.96),
 }
 
 
 @pytest.mark.parametrize("trained", [NETWORKS[0], NETWORKS[3]], indirect=True, ids=["mobilenetv2", "deit_tiny"])
 def test_prototypes_carry_the_decision_and_hardly_cancel(trained, shared):
     target, report, data, kind, _ = trained
-    share, accurate, agreeing, median, high, stable = CARRIED[kind]
+    share, accurate, own_only, agreeing, median, high, stable = CARRIED[kind]
     code, out, err = run("evaluate", "--data", data, "--model", target, "--table", "cancellation", "--json")
     found = json.loads(out)
     assert code == 0, err
@@ -96,7 +96,7 @@ def test_prototypes_carry_the_decision_and_hardly_cancel(trained, shared):
     code, out, err = run("evaluate", "--data", data, "--model", own, "--json")
     assert code == 0, err
     alone = json.loads(out)
-    print(alone["restricted"]["accuracy"], alone["logit_share"], right)
+    assert alone["restricted"]["accuracy"]["prototypes_only"] >= own_only
     assert alone["logit_share"]["prototypes_only"] < found["logit_share"]["prototypes_only"]
 
 
