@@ -25,7 +25,7 @@ MANY_CHANGES = 10.0
 def augment_model(
     model: PrototypeModel, kind: Augment, finished: Mapping[int, ClassPart], progress: Progress = SILENT
 ) -> PrototypeModel:
-    """The same model with residual shares of every class, and what they do in `card.measured["augmentation"]`.
+    """The same model with residual shares of the classes with images, and what they do in its card's `augmentation`.
 
     Args:
         model: not augmented.

@@ -18,6 +18,7 @@ import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.library import load
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.pipelines import cases
 from toys import run
 
 
@@ -422,6 +423,17 @@ def test_maps_are_those_of_the_explanation(request, toy, tmp_path, kind):
             assert np.allclose(values, grid, atol=0.51 * (held["hi"] - held["lo"]) / 255 + 1e-12)
 
 
+def test_maps_are_kept_of_the_largest_contributions(converted, toy, tmp_path):
+    model = split(converted, tmp_path / "model.safetensors", 3)
+    made(model, tmp_path / "page.html", "--images", toy.image(0))
+    explanation = load(model).explain(toy.image(0))
+    kept = pages.data_of(tmp_path / "page.html")["cases"][0]["drawn"][str(explanation.class_index)]["parts"]
+    sizes = {str(c.prototype_id): abs(c.contribution) for c in explanation.contributions}
+    assert len(kept) == cases.DRAWN < len(sizes) and kept.keys() <= sizes.keys()
+    left = [size for j, size in sizes.items() if j not in kept]
+    assert min(sizes[j] for j in kept) >= max(left) - 1e-6
+
+
 def test_search_and_sorting(browser, page_file, converted):
     model, _ = load_model(converted)
     names = [c.shown for c in model.card.classes]
@@ -725,7 +737,8 @@ def test_two_classes_are_compared_on_the_same_amounts(browser, vit, toy, tmp_pat
         assert number_of(edits[4]) == pytest.approx(logits[first] - logits[second] - found["difference"], abs=0.00511)
 
 
-def test_a_combined_model_shows_what_each_network_saw(combined, toy, tmp_path):
+def test_a_combined_model_shows_what_each_network_saw(combined, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "DRAWN", 100)  # or those of one network alone might be the largest
     made(combined, tmp_path / "page.html", "--images", toy.image(0))
     data = pages.data_of(tmp_path / "page.html")
     sizes = []
@@ -736,6 +749,7 @@ def test_a_combined_model_shows_what_each_network_saw(combined, toy, tmp_path):
     assert sizes == [(64, 64), (96, 96)]
     explanation = load(combined).explain(toy.image(0))
     parts = data["cases"][0]["drawn"][str(explanation.class_index)]["parts"]
+    assert len({c.network for c in explanation.contributions}) == 2
     for c in explanation.contributions:
         wanted = np.array(c.box) / (64 if c.network == "local-dir:" + str(toy.network) else 96)
         assert np.allclose(parts[str(c.prototype_id)]["box"], wanted, atol=1e-4)
