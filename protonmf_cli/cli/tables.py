@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.cli.console import Bars, Shown
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.options import ConversionOptions, NmfOptions
+from protonmf_cli.options import RECIPES, ConversionOptions, NmfOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from protonmf_cli.files.datasets import LabelledImages
     from protonmf_cli.library import Loaded
     from protonmf_cli.models.images import ImageSource
-    from protonmf_cli.models.part import ClassReading
+    from protonmf_cli.models.part import ClassPart, ClassReading
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Column, KeptImages, Table
+
+DEFAULTS = RECIPES["default"]
 
 
 @dataclass(kw_only=True)
@@ -78,17 +80,26 @@ class TableJob:
         options = replace(self.options, batch_size=self.loaded.reader.batch_size)
         return cached_features(folder, self.loaded.backbone, images, options)
 
+    @property
+    def own_count(self) -> int:
+        """Prototypes per class of the model itself, which its controls have too."""
+        return self.options.prototypes or DEFAULTS.prototypes or 1
+
+    @cached_property
+    def finished(self) -> "dict[int, dict[int, ClassPart]]":
+        """Number of prototypes -> class -> finished part, from one pass over the training images."""
+        from protonmf_cli.pipelines.sweep import finished_by_count
+
+        counts = dict.fromkeys([*self.counts, self.own_count])
+        return finished_by_count(self.loaded.backbone, self.readings(), self.options, counts)
+
     @cached_property
     def by_count(self) -> dict[int, "PrototypeModel"]:
         """Number of prototypes -> model, for the tables that compare numbers."""
-        return self.with_controls[0]
+        from protonmf_cli.pipelines.sweep import models_of
 
-    @cached_property
-    def with_controls(self) -> "tuple[dict[int, PrototypeModel], dict[str, PrototypeModel]]":
-        """Number of prototypes -> model, and models of prototypes that mean nothing."""
-        from protonmf_cli.pipelines.sweep import with_controls
-
-        return with_controls(self.loaded.backbone, self.readings(), self.options, self.counts, self.bars)
+        chosen = {count: self.finished[count] for count in self.counts}
+        return models_of(self.loaded.backbone, chosen, self.options, self.bars)
 
     def few(self) -> "LabelledImages":
         """About `limit` images, as many of each class."""
@@ -107,10 +118,11 @@ def options_of(model: "PrototypeModel") -> ConversionOptions:
 
 
 def _parts(job: TableJob) -> tuple["Table", ...]:
-    from protonmf_cli.pipelines.sweep import parts_table
+    from protonmf_cli.pipelines.sweep import control_models, parts_table
 
-    models, controls = job.with_controls
-    return (parts_table(models, controls, job.kept, job.seed),)
+    count = job.own_count
+    controls = control_models(job.loaded.backbone, job.finished[count], job.options, count)
+    return (parts_table(job.by_count, controls, job.kept, job.seed),)
 
 
 def _cancellation(job: TableJob) -> tuple["Table", ...]:

@@ -92,16 +92,11 @@ def _placed(backbone: Backbone, crop: Tensor) -> Tensor:
     return backbone.read(crop[None]).rows[0, : backbone.readout.places].cpu().double()
 
 
-def _presence(backbone: Backbone, rows: Tensor, basis: Tensor) -> tuple[np.ndarray, ...]:
-    codes = nonnegative_codes(rows.clamp_min(0), basis.double())
-    return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in codes.T)
-
-
 def _maps(backbone: Backbone, model: PrototypeModel, rows: Tensor, readers: Tensor) -> tuple[np.ndarray, ...]:
     """Where prototypes are: amounts, or codes of projections."""
-    if model.amounts is None:
-        return _presence(backbone, rows, readers)
-    return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in (rows @ readers.double().mT).T)
+    readers = readers.double()
+    codes = nonnegative_codes(rows.clamp_min(0), readers) if model.amounts is None else rows @ readers.mT
+    return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in codes.T)
 
 
 def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop: Tensor, c: int) -> list[Panel]:

@@ -1,6 +1,6 @@
 """The whole method for several numbers of prototypes, the network run once (the paper's Table 3 and Figure 5)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,10 @@ COUNTS = (1, 3, 5, 10)
 PARTS = ("prototypes_only", "residual_only", "augmented", "black_box")
 
 
-def convert_with_counts(
-    backbone: Backbone,
-    readings: Iterable[ClassReading],
-    options: ConversionOptions,
-    counts: Sequence[int] = COUNTS,
-    progress: Progress = SILENT,
-) -> dict[int, PrototypeModel]:
-    """One model per number of prototypes; a class with too few rows takes as many as it can.
+def finished_by_count(
+    backbone: Backbone, readings: Iterable[ClassReading], options: ConversionOptions, counts: Iterable[int]
+) -> dict[int, dict[int, ClassPart]]:
+    """Number of prototypes -> class -> finished part; a class with too few rows takes as many as it can.
 
     Args:
         backbone: the network.
@@ -45,14 +41,27 @@ def convert_with_counts(
     parts: dict[int, dict[int, ClassPart]] = {count: {} for count in counts}
     for reading in readings:
         most = min(reading.rows.flatten(0, 1).shape)
-        for count in counts:
+        for count, finished in parts.items():
             wanted = replace(plain, prototypes=min(count, most))
-            parts[count][reading.class_index] = factorise_classes(backbone, [reading], wanted, _no_picture)[0]
-    models = {}
-    for count, finished in parts.items():
-        wanted = replace(plain, prototypes=count)
-        models[count] = assemble_model(backbone, finished, wanted, data={"left_out": {}}, progress=progress)
-    return models
+            finished[reading.class_index] = factorise_classes(backbone, [reading], wanted, _no_picture)[0]
+    return parts
+
+
+def models_of(
+    backbone: Backbone,
+    finished: Mapping[int, Mapping[int, ClassPart]],
+    options: ConversionOptions,
+    progress: Progress = SILENT,
+) -> dict[int, PrototypeModel]:
+    """One model per number of prototypes, from `finished_by_count`."""
+    return {count: _model_of(backbone, parts, options, count, progress) for count, parts in finished.items()}
+
+
+def _model_of(
+    backbone: Backbone, parts: Mapping[int, ClassPart], options: ConversionOptions, count: int, progress: Progress
+) -> PrototypeModel:
+    wanted = replace(options, prototypes=count, examples=0, stability=False)
+    return assemble_model(backbone, parts, wanted, data={"left_out": {}}, progress=progress)
 
 
 def _no_picture(_: Tensor) -> bytes:
@@ -67,36 +76,22 @@ CONTROLS = {
 """Prototypes that mean less than those of a class, which every share and accuracy stands beside."""
 
 
-def with_controls(
-    backbone: Backbone,
-    readings: Iterable[ClassReading],
-    options: ConversionOptions,
-    counts: Sequence[int] = COUNTS,
-    progress: Progress = SILENT,
-) -> tuple[dict[int, PrototypeModel], dict[str, PrototypeModel]]:
-    """One model per number of prototypes, and one per control with the number of prototypes of `options`.
+def control_models(
+    backbone: Backbone, parts: Mapping[int, ClassPart], options: ConversionOptions, count: int
+) -> dict[str, PrototypeModel]:
+    """One model per control, of as many prototypes as the classes' own.
 
     Controls: factorised from images of which each class gets as many as it has samples, drawn from all classes;
     Gaussian directions, without their sign where no row is signed; rows of the class at random.
+
+    Args:
+        backbone: the network.
+        parts: class -> finished part with `count` prototypes, of `finished_by_count`.
+        options, count: as there.
     """
-    own = options.prototypes or 3
-    parts: dict[int, ClassPart] = {}
-
-    def watched() -> Iterable[ClassReading]:
-        for reading in readings:
-            wanted = replace(
-                options, prototypes=min(own, *reading.rows.flatten(0, 1).shape), examples=0, stability=False
-            )
-            parts[reading.class_index] = factorise_classes(backbone, [reading], wanted, _no_picture)[0]
-            yield reading
-
-    models = convert_with_counts(backbone, watched(), options, counts, progress)
-    wanted = replace(options, prototypes=own, examples=0, stability=False)
-    controls = {}
-    for kind in CONTROLS:
-        drawn = _control_parts(kind, parts, wanted)
-        controls[kind] = assemble_model(backbone, drawn, wanted, data={"left_out": {}}, progress=SILENT)
-    return models, controls
+    return {
+        kind: _model_of(backbone, _control_parts(kind, parts, options), options, count, SILENT) for kind in CONTROLS
+    }
 
 
 def _control_parts(kind: str, parts: Mapping[int, ClassPart], options: ConversionOptions) -> dict[int, ClassPart]:
@@ -128,7 +123,7 @@ def parts_table(
 
     Args:
         models: number of prototypes -> model.
-        controls: of `with_controls`, in the same table.
+        controls: of `control_models`, in the same table.
         kept: labelled images.
         seed: of the intervals.
     """

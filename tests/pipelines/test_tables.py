@@ -30,7 +30,14 @@ from protonmf_cli.pipelines.oracle import oracle_table
 from protonmf_cli.pipelines.part_quality import consistency, part_quality_table
 from protonmf_cli.pipelines.rival import Rival, check_rival, rival_table
 from protonmf_cli.pipelines.stability import stability_tables
-from protonmf_cli.pipelines.sweep import CONTROLS, cancellation_table, convert_with_counts, parts_table, with_controls
+from protonmf_cli.pipelines.sweep import (
+    CONTROLS,
+    cancellation_table,
+    control_models,
+    finished_by_count,
+    models_of,
+    parts_table,
+)
 from toys import PREPROCESSING
 
 
@@ -107,14 +114,22 @@ def test_the_oracle_is_an_edit_in_every_wrong_prediction(loaded, projections, ke
     assert found["before_interval"][0] <= found["before"] <= found["before_interval"][1]
 
 
+def converted_with(loaded, readings, counts):
+    options = options_of(loaded.model)
+    return models_of(loaded.backbone, finished_by_count(loaded.backbone, readings, options, counts), options)
+
+
 def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
     options = replace(options_of(loaded.model), seed=0)
     assert (options.prototypes, options.near) == (2, 1)
-    models, controls = with_controls(loaded.backbone, readings, options, (1, 2))
+    finished = finished_by_count(loaded.backbone, readings, options, (1, 2))
+    models = models_of(loaded.backbone, finished, options)
+    controls = control_models(loaded.backbone, finished[2], options, 2)
     assert torch.allclose(models[2].prototypes, loaded.model.prototypes, rtol=2e-3, atol=2e-3)
     assert [len(models[n].prototypes) for n in (1, 2)] == [4, 8]
-    alone = convert_with_counts(loaded.backbone, readings, options, (1, 2))
-    assert all(torch.equal(models[n].prototypes, alone[n].prototypes) for n in (1, 2))
+    for n in (1, 2):  # other numbers beside it change nothing
+        alone = converted_with(loaded, readings, (n,))[n]
+        assert torch.equal(models[n].prototypes, alone.prototypes)
     table = parts_table(models, controls, kept, 0)
     assert [row["named"] for row in table.rows] == ["1", "2", *CONTROLS.values()]
     pooled, target = torch.cat(kept.read), torch.cat(kept.target)
@@ -132,7 +147,9 @@ def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
 
 def test_controls_mean_less_than_prototypes(loaded, readings):
     """They are as many, of the same kind, and drawn from other images or from nothing."""
-    _, controls = with_controls(loaded.backbone, readings, options_of(loaded.model), (2,))
+    options = options_of(loaded.model)
+    finished = finished_by_count(loaded.backbone, readings, options, (2,))
+    controls = control_models(loaded.backbone, finished[2], options, 2)
     for kind, model in controls.items():
         assert torch.equal(model.owner, loaded.model.owner)
         assert (model.prototypes >= 0).all()  # as all rows of this network
@@ -235,7 +252,7 @@ def test_grad_cam_looks_at_the_map_that_the_head_pools(loaded):
 
 
 def test_sheets_of_pictures(loaded, images, readings):
-    models = convert_with_counts(loaded.backbone, readings, options_of(loaded.model), (1, 3))
+    models = converted_with(loaded, readings, (1, 3))
     few = images.limited(1, 0)
     crops = [(batch.crops[0], batch.class_index) for batch in loaded.reader.batches(few.of(few.files))]
     table, sheets = gallery_panels(loaded.backbone, loaded.model, models, crops)
@@ -254,7 +271,7 @@ def test_sheets_of_pictures(loaded, images, readings):
 def test_sheets_of_the_papers_pictures_are_of_codes(projections, images, readings):
     options = options_of(projections.model)
     assert options.reconstruction == "paper"
-    models = convert_with_counts(projections.backbone, readings, options, (1, 3))
+    models = converted_with(projections, readings, (1, 3))
     few = images.limited(1, 0)
     crops = [(batch.crops[0], batch.class_index) for batch in projections.reader.batches(few.of(few.files))]
     _, sheets = gallery_panels(projections.backbone, projections.model, models, crops)
