@@ -247,9 +247,9 @@ class PrototypeModel:
         return basis if self.amounts is None else self.mixing(class_index).to(basis) @ basis
 
     def mixing(self, class_index: int) -> Tensor:
-        """(s, s) float64 amounts of a class from the projections on its connections' prototypes, see `Dual`."""
+        """(s, s) float64, on the CPU: amounts of a class from the projections on its prototypes, see `Dual`."""
         assert self.amounts is not None
-        return dual(self.basis(class_index), self.amounts.ridge).mixing
+        return dual(self.basis(class_index).cpu(), self.amounts.ridge).mixing  # not every device has float64
 
     @property
     def is_augmented(self) -> bool:
@@ -279,7 +279,7 @@ class PrototypeModel:
         entries = [self.entries(c) for c in range(len(self.bias))]
         for classes, chosen in in_batches(entries, self.prototypes.shape[1]):
             basis = self.prototypes[self.weights.prototype[chosen]]
-            mixing = dual(basis, self.amounts.ridge).mixing.to(basis)
+            mixing = dual(basis.cpu(), self.amounts.ridge).mixing.to(basis)
             found[classes] = (self.weights.value[chosen][:, None] @ mixing @ basis)[:, 0]
         return found
 
