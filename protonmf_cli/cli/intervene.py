@@ -200,7 +200,7 @@ def _edit(
     model: "PrototypeModel", chosen: int, words: Sequence[_Words], form: Form | None, everywhere: bool
 ) -> tuple[list["Edit"], "PrototypeModel"]:
     from protonmf_cli.pipelines.explanation import chosen_form
-    from protonmf_cli.pipelines.intervention import apply_edits, check_different, find_edit, find_edit_everywhere
+    from protonmf_cli.pipelines.intervention import apply_edits, find_edit, find_edit_everywhere
 
     edits = []
     for word in words:
@@ -210,7 +210,6 @@ def _edit(
             edits.append(find_edit_everywhere(model, owner, word.number, word.factor))
         else:
             edits.append(find_edit(model, where, owner, word.number, word.factor))
-    check_different(model, edits)
     return edits, apply_edits(model, edits, form=chosen_form(model, form))
 
 

@@ -59,9 +59,8 @@ def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor:
             + ("Convert again without --recipe paper." if model.is_additive else "Edit it class by class.")
         )
     prototype = _find_prototype(model, owner, number)
-    part = model.prototypes[prototype].double()
-    scores = model.head_vectors() @ part
-    if float(scores.abs().max()) <= NOTHING_OF_IT * float(part.norm()) * float(model.head_vectors().norm(dim=1).max()):
+    part, head = model.exact.prototypes[prototype], model.head_vectors()
+    if float((head @ part).abs().max()) <= NOTHING_OF_IT * float(part.norm()) * float(head.norm(dim=1).max()):
         raise InputError(
             f"no class has a weight for prototype {number} of {model.card.classes[owner].shown}: "
             "there is nothing left to edit."
@@ -108,8 +107,10 @@ def apply_edits(model: PrototypeModel, edits: Sequence[Edit], *, form: Form = "p
     In augmented form a prototype takes its share of the residual with it: V_c - (1 - factor) (w_cj d_j + beta_cj R_c).
 
     Raises:
-        InputError: the factors make the shares of a class cancel, which no model file can hold.
+        InputError: two edits change the same prototype in the same class, or the factors make the shares of a class
+            cancel, which no model file can hold.
     """
+    check_different(model, edits)
     factor = torch.ones_like(model.weights.value)
     for edit in edits:
         if not edit.everywhere:
