@@ -39,11 +39,6 @@ def conversion_summary(model: "PrototypeModel", output: Path) -> dict[str, Any]:
     }
 
 
-def readout_amounts(measured: Mapping[str, Any]) -> bool:
-    """Whether figures of a conversion are of one that reads amounts."""
-    return "ridge" in measured
-
-
 def cancellation_words(found: Mapping[str, float]) -> str:
     """How far the rows of an explanation cancel, in words."""
     return (
@@ -121,15 +116,9 @@ def show_summary(summary: Mapping[str, Any], size: int, shown: Shown) -> None:
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places"
     share = summary["residual_share"]
     whole = summary["classes"] - summary["classes_with_images"]
+    kept = "their rows are parts of other classes" if "ridge" in summary else "kept whole, all residual"
     lines = {
-        "classes": f"{summary['classes_with_images']} with images"
-        + (
-            f", {whole} without (their rows are parts of other classes)"
-            if whole and readout_amounts(summary)
-            else f", {whole} without (kept whole, all residual)"
-            if whole
-            else ""
-        ),
+        "classes": f"{summary['classes_with_images']} with images" + (f", {whole} without ({kept})" if whole else ""),
         "prototypes": f"{summary['prototypes']} from {summary['images']} images"
         + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
         "readout": f"{readout['kind']}, {grid}, width {readout['width']}",

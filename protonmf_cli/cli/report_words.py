@@ -40,7 +40,7 @@ AMOUNTS = {
     "amount": "How much of a prototype an image holds once the other prototypes of the class and of its nearest classes have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
     "usual": "From one in twenty to nineteen in twenty of the training images of the prototype's own class.",
     "weight": "What an amount of 1 adds to a class's logit: the classifier's own weights on that prototype.",
-    "contribution": "Amount × weight: what a prototype adds to the logit, and what switching it off takes away.",
+    "contribution": "Amount × weight: what a prototype adds to the logit. Switching it off takes that away, and what it has of “no place”.",
     "no place": "What parts of the network without a place in the picture (a class token's start, biases) add beyond their mean.",
 }
 AUGMENTED = {

@@ -63,7 +63,6 @@ def assemble_model(
     summary = _summarise(finished, vectors, progress)
     bias = backbone.readout.bias.double().cpu()
     heads = reconstruct_heads(vectors, bias, summary.bases, finished, options, progress)
-    _warn(backbone, summary.bases, heads, progress)
     bare = PrototypeModel(
         prototypes=heads.prototypes,
         owner=summary.bases.owner,
@@ -78,6 +77,7 @@ def assemble_model(
             readout={}, data=data,
         ),
     )  # fmt: skip
+    _warn(bare, summary.bases.classes, heads, progress)
     whole = _measure(bare, backbone, finished, summary.orders, vectors.numpy(), progress)
     whole = whole.measured_as(**_condition_figures(heads))
     return augment_model(whole, options.augment, finished, progress)
@@ -116,13 +116,14 @@ def _condition_figures(heads: Reconstruction) -> dict[str, Any]:
     return figures
 
 
-def _warn(backbone: Backbone, bases: Bases, heads: Reconstruction, progress: Progress) -> None:
+def _warn(model: PrototypeModel, classes: Sequence[int], heads: Reconstruction, progress: Progress) -> None:
     """Name what makes weights or residuals mean little."""
+    named = model.card.classes
 
-    def names(classes: Sequence[int]) -> str:
-        return ", ".join(backbone.classes[c].shown for c in classes[:5]) + (", ..." if len(classes) > 5 else "")
+    def names(chosen: Sequence[int]) -> str:
+        return ", ".join(named[c].shown for c in chosen[:5]) + (", ..." if len(chosen) > 5 else "")
 
-    bad = [c for c, value in zip(bases.classes, heads.condition, strict=True) if value > ILL_CONDITIONED]
+    bad = [c for c, value in zip(classes, heads.condition, strict=True) if value > ILL_CONDITIONED]
     if bad:
         progress.warn(
             f"the prototypes of {len(bad)} classes are nearly dependent (condition above {ILL_CONDITIONED:.0e}), their "
@@ -135,10 +136,7 @@ def _warn(backbone: Backbone, bases: Bases, heads: Reconstruction, progress: Pro
             "change of basis; give a smaller -p or --near."
         )
     if heads.alike:
-        first, second = (
-            f"{backbone.classes[int(bases.owner[j])].shown} {int((bases.owner[:j] == bases.owner[j]).sum()) + 1}"
-            for j in (int(heads.alike[0][0]), int(heads.alike[0][1]))
-        )
+        first, second = (f"{named[int(model.owner[j])].shown} {model.number(j)}" for j in heads.alike[0][:2])
         progress.warn(
             f"{len(heads.alike)} pairs of prototypes are nearly the same (cosine from {ALIKE}), e.g. {first} and "
             f"{second}: what both hold is shared out between them, and an edit of one leaves it to the other."
