@@ -94,10 +94,15 @@ def contributions_of(data: dict, number: int, class_index: int) -> dict[int, tup
     first, last = start[class_index], start[class_index + 1]
     chosen = prototype[first:last]
     evidence = numbers(one["evidence"], wide)[chosen]
-    if links["mixing"]:
-        sizes = np.diff(start) ** 2
-        place, count = int(sizes[:class_index].sum()), last - first
-        evidence = numbers(links["mixing"], wide)[place : place + count**2].reshape(count, count) @ evidence
+    if links["cosines"]:
+        cosines = links["cosines"]
+        length = numbers(cosines["length"], wide)
+        gram = np.zeros((len(length), len(length)))
+        gram[numbers(cosines["first"], "<i4"), numbers(cosines["second"], "<i4")] = numbers(cosines["value"], wide)
+        gram = (gram + gram.T + np.eye(len(length)))[np.ix_(chosen, chosen)]
+        made = np.linalg.inv(gram + cosines["ridge"] * np.eye(len(chosen)))
+        carried = (made * gram).sum(axis=1)
+        evidence = made @ (evidence / length[chosen]) / (carried * length[chosen])
     found = numbers(links["weight"], "<f4")[first:last] * evidence
     if links["share"] and one["reach"]:
         found = found + numbers(links["share"], "<f4")[first:last] * numbers(one["reach"], "<f4")[class_index]

@@ -6,6 +6,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from protonmf_cli.maths.amounts import LEAST_RIDGE
+
 QUANTILES = (0.05, 0.5, 0.95)
 """Of a prototype's amounts in the training images of its own class; the middle one is the unit: it is 1."""
 PEAK = 0.5
@@ -27,6 +29,11 @@ class Amounts:
 
     edit_readers: Tensor
     """(P, D) float32 e_k with e_k . b_k = 1: what an edit of every class takes a prototype out with."""
+
+    @property
+    def added_ridge(self) -> float:
+        """What the least squares add to the cosines of prototypes with themselves."""
+        return max(self.ridge, LEAST_RIDGE)
 
     def range_of(self, prototype: int) -> tuple[float, float]:
         """The usual amounts of a prototype: from one in twenty to nineteen in twenty of its class's images."""

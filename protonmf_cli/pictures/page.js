@@ -19,14 +19,54 @@
   const links = {
     start: integers(data.links.start), prototype: integers(data.links.prototype),
     weight: floats(data.links.weight), share: data.links.share && floats(data.links.share),
-    mixing: data.links.mixing && doubles(data.links.mixing),
+    amounts: data.links.cosines !== null,
   };
-  const places = [0]; // where the mixing matrix of each class begins
-  for (let c = 0; c < data.classes.length; c++) places.push(places[c] + (links.start[c + 1] - links.start[c]) ** 2);
+
+  /** For a class the matrix that makes amounts of projections: rows of the inverse of prototypes' ridged cosines. */
+  const mixing = (() => {
+    const { first, second, value, length, ridge } = data.links.cosines ?? {}, made = new Map(), cosine = new Map();
+    if (!links.amounts) return null;
+    const [ones, others, values, lengths] = [integers(first), integers(second), doubles(value), doubles(length)];
+    const pair = (j, k) => Math.min(j, k) * lengths.length + Math.max(j, k);
+    ones.forEach((j, n) => cosine.set(pair(j, others[n]), values[n]));
+    return (c) => {
+      if (!made.has(c)) {
+        const chosen = [...links.prototype.slice(links.start[c], links.start[c + 1])];
+        const alike = (j, k) => (j === k ? lengths[j] > 1e-30 ? 1 : 0 : cosine.get(pair(j, k)));
+        const whole = inverse(chosen.map((j) => chosen.map((k) => alike(j, k) + (j === k ? ridge : 0))));
+        made.set(c, whole.map((row, n) => {
+          const carried = row.reduce((sum, value, m) => sum + value * alike(chosen[n], chosen[m]), 0);
+          return row.map((value, m) => (carried > 0 ? value / (carried * lengths[chosen[n]] * lengths[chosen[m]]) : 0));
+        }));
+      }
+      return made.get(c);
+    };
+  })();
+
+  /** Inverse of a symmetric positive definite matrix (Gauss and Jordan; no pivots are needed). */
+  function inverse(matrix) {
+    const size = matrix.length, rows = matrix.map((row, n) => Float64Array.from({ length: 2 * size }, (_, m) => (m < size ? row[m] : m - size === n ? 1 : 0)));
+    for (let n = 0; n < size; n++) {
+      const pivot = rows[n][n];
+      rows[n].forEach((value, m) => { rows[n][m] = value / pivot; });
+      for (let k = 0; k < size; k++) {
+        const factor = rows[k][n];
+        if (k !== n && factor) for (let m = n; m < 2 * size; m++) rows[k][m] -= factor * rows[n][m];
+      }
+    }
+    return rows.map((row) => [...row.slice(size)]);
+  }
+
   const bias = floats(data.bias);
+  /** Numbers of the classes that the page has rows of, in the place of each class. */
+  function spread(text) {
+    const all = new Float32Array(data.classes.length);
+    floats(text).forEach((value, n) => { all[data.listed[n]] = value; });
+    return all;
+  }
   const cases = data.cases.map((one) => {
     let numbers = null; // decoded when they are needed first
-    const kinds = { evidence: doubles, beside: doubles, logits: floats, unplaced: floats, reach: floats, besideReach: floats }, names = Object.keys(kinds);
+    const kinds = { evidence: doubles, beside: doubles, logits: floats, unplaced: spread, reach: floats, besideReach: floats }, names = Object.keys(kinds);
     const get = (name) => (numbers ??= Object.fromEntries(names.map((each) => [each, one[each] && kinds[each](one[each])])))[name];
     const found = { ...one, amounts: new Map() };
     for (const name of names) Object.defineProperty(found, name, { get: () => get(name) });
@@ -38,11 +78,7 @@
     const start = links.start[c], count = links.start[c + 1] - start, given = one[name], word = `${name}.${c}`;
     if (!one.amounts.has(word)) {
       const own = Float64Array.from({ length: count }, (_, n) => given[links.prototype[start + n]]);
-      one.amounts.set(word, !links.mixing ? own : own.map((_, n) => {
-        let sum = 0;
-        for (let m = 0, at = places[c] + n * count; m < count; m++, at++) sum += links.mixing[at] * own[m];
-        return sum;
-      }));
+      one.amounts.set(word, !links.amounts ? own : own.map((_, n) => mixing(c)[n].reduce((sum, value, m) => sum + value * own[m], 0)));
     }
     return one.amounts.get(word);
   }
@@ -75,7 +111,6 @@
     for (let e = links.start[c]; e < links.start[c + 1]; e++) left -= contribution(one, c, e);
     return Math.abs(left) < 1e-5 * Math.max(1, Math.abs(one.logits[c])) ? 0 : left;
   }
-  const hasUnplaced = cases.some((one) => one.unplaced);
   const unplacedOf = (one, c, edits) => one.unplaced[c] + changes(one, c, edits).outside;
 
   /** Logits of all classes under the edits; only edited classes are added up anew. */
@@ -131,6 +166,12 @@
     return null;
   };
   const weightOf = (c, j) => (linkOf(c, j) === null ? null : links.weight[linkOf(c, j)]);
+  /** What each place adds to a class: as it is stored, or the amount there times the weight. */
+  function contributionMap(c, j, { contribution, presence }) {
+    if (contribution || !presence || !links.amounts) return contribution;
+    const weight = weightOf(c, j);
+    return { ...presence, lo: presence.lo * weight, hi: presence.hi * weight };
+  }
   const colourOf = (c, j) => data.palette[(linkOf(c, j) - links.start[c]) % data.palette.length];
   /** "prototype 2", with its owner where it is not the class itself. */
   const titleOf = (j, c) => {
@@ -400,8 +441,15 @@
     for (const button of list.querySelectorAll("button")) {
       const here = Number(button.dataset.image) === state.image;
       button.setAttribute("aria-current", String(here));
-      if (here) button.scrollIntoView({ block: "nearest", inline: "nearest" });
+      if (here) reveal(list, button);
     }
+  }
+
+  /** Scrolls a list to one of its items. scrollIntoView would also move where the Tab key goes on from. */
+  function reveal(list, item) {
+    const [around, own] = [list.getBoundingClientRect(), item.getBoundingClientRect()];
+    const off = (first, last, start, end) => (first < start ? first - start : last > end ? last - end : 0);
+    list.scrollBy(off(own.left, own.right, around.left, around.right), off(own.top, own.bottom, around.top, around.bottom));
   }
 
   function go(change) {
@@ -504,22 +552,23 @@
   function partCard(one, c, { e, j }) {
     const prototype = data.prototypes[j], shade = colourOf(c, j), seen = one.drawn[c]?.parts[j];
     const picture = one.pictures[prototype.m ?? 0], patches = prototype.patches ?? [];
-    const kind = seen?.[mapKind] ? mapKind : "presence";
+    const maps = seen && { presence: seen.presence, contribution: contributionMap(c, j, seen) };
+    const kind = maps?.[mapKind] ? mapKind : "presence";
     const style = kind === "contribution" && data.pooling === "sum" ? "signed" : "presence";
-    const isPatch = data.pooling === "max", amount = evidence(one, c, e), lacking = links.mixing && amount < 0;
+    const isPatch = data.pooling === "max", amount = evidence(one, c, e), lacking = links.amounts && amount < 0;
     const full = prototype.full === null ? null : prototype.full * (style === "signed" ? Math.abs(links.weight[e]) : 1);
     const flags = prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words));
     const head = el("header", {},
       el("h3", {}, swatch(shade), titleOf(j, c)),
-      el("span", { class: "sum number" }, links.mixing ? `${plain(amount)} × ${signed(links.weight[e])} ` : `${signed(links.weight[e], 3)} × ${plain(amount)} `,
-        el("span", { class: "soft" }, links.mixing ? `amount (usual ${plain(prototype.usual[0], 1)} to ${plain(prototype.usual[1], 1)}) × weight` : "weight × evidence"),
+      el("span", { class: "sum number" }, links.amounts ? `${plain(amount)} × ${signed(links.weight[e])} ` : `${signed(links.weight[e], 3)} × ${plain(amount)} `,
+        el("span", { class: "soft" }, links.amounts ? `amount (usual ${plain(prototype.usual[0], 1)} to ${plain(prototype.usual[1], 1)}) × weight` : "weight × evidence"),
         links.share && links.share[e] ? ` ${signed(contribution(one, c, e) - links.weight[e] * amount)} of the residual` : "", " = ", el("b", {}, signed(contribution(one, c, e))), el("span", { class: "flipped", "data-now": key(c, j) })),
       prototype.network ? el("span", { class: "chip" }, prototype.network) : null,
       data.facts.some((fact) => fact.c === prototype.c) ? galleryLink(prototype.c, "in the gallery") : null,
       slider(c, j));
     const unplaced = kind === "contribution" && seen && Math.abs(seen.unplaced) > 5e-3 ? `${signed(seen.unplaced)} of it has no place` : null;
     const here = seen?.presence
-      ? figure({ picture, map: seen[kind], style, full, box: lacking ? null : seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
+      ? figure({ picture, map: maps[kind], style, full, box: lacking ? null : seen.box, shade, alt: `${titleOf(j, c)} in the image`, caption: unplaced ?? "this" })
       : figure({ picture, alt: "the image", caption: seen ? "this image: nothing can be placed" : one.drawn[c] ? "maps are kept of the largest contributions only" : "maps are kept of the explained classes only" });
     const that = patches.slice(0, PATCHES).map((patch, n) => figure({ ...patchOf(j, patch, shade), caption: (n ? "" : isPatch ? "its patch: " : lacking ? "less than none of: " : "that: ") + fileOf(patch[4]) }));
     const node = el("article", { class: "card part", "data-prototype": j }, head,
@@ -549,8 +598,8 @@
   function residualCard(one, c, drawn) {
     if (data.pooling !== "sum") return "";
     const maps = [];
-    const tops = Object.values(drawn?.parts ?? {}).filter((part) => part.contribution).map((part) => strongestOf(part.contribution));
-    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", full: links.mixing && tops.length ? Math.max(...tops) : null, alt: "what the residual adds at each place", caption: "what each place adds: red for the class, blue against it" }));
+    const tops = Object.entries(drawn?.parts ?? {}).map(([j, part]) => contributionMap(c, Number(j), part)).filter(Boolean).map(strongestOf);
+    if (drawn?.residual) maps.push(figure({ picture: one.pictures[0], map: drawn.residual, style: "signed", full: links.amounts && tops.length ? Math.max(...tops) : null, alt: "what the residual adds at each place", caption: "what each place adds: red for the class, blue against it" }));
     if (drawn?.codes) maps.push(figure({ picture: one.pictures[0], map: drawn.codes, style: "presence", alt: "where the residual shows", caption: "where it shows" }));
     const left = residualOf(one, c), shared = links.share && has(c) && !left;
     const words = shared ? "Augmented prototypes carry the residual: nothing is left outside them."
@@ -918,7 +967,7 @@
       one.patches?.length ? el("p", { title: one.patches.map((patch) => patch[4]).join("\n") }, `from ${tail(one.patches[0][4], 44)}${one.patches.length > 1 ? ` and ${one.patches.length - 1} more` : ""}`) : null,
       one.facts.length ? el("p", {}, one.facts.join(", ")) : null,
       one.near.length ? el("p", { title: "cosine, prototypes of other classes" }, "nearest: ", listed(one.near.map(([k, cosine]) => link(data.prototypes[k].c, `${nameOf(data.prototypes[k].c)} ${data.prototypes[k].n} (${plain(cosine)})`)))) : null,
-      one.users.length ? el("p", {}, (links.mixing ? "counts at least half as much for " : "used by "), listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
+      one.users.length ? el("p", {}, (links.amounts ? "counts at least half as much for " : "used by "), listed(one.users.slice(0, 5).map(([c, value]) => link(c, `${nameOf(c)} (${signed(value, 2)})`))), one.users.length > 5 ? ` and ${one.users.length - 5} more` : "") : null);
     node.style.borderLeftColor = shade;
     return node;
   }

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import jinja2
@@ -220,6 +221,7 @@ def _render(report: Report, words: PageWords, pictures: _Pictures, left_out: tup
 def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, Any]:
     """What page.js works on; names as there."""
     model, gallery, classes = report.model, report.gallery, report.model.card.classes
+    listed = _listed(report)
     own: dict[int, list[int]] = {}
     for prototype in gallery.prototypes:
         own.setdefault(prototype.owner_index, []).append(prototype.prototype_id)
@@ -239,7 +241,8 @@ def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, An
         "classes": [[c.label, c.shown] for c in classes],
         "words": {c: w for c, (w, name) in enumerate(zip(words_for(classes), classes, strict=True)) if w != name.label},
         "bias": _floats(report.bias),
-        "links": _links(model, report.form),
+        "links": _links(model, report.form, listed),
+        "listed": listed,
         "facts": [
             {
                 "c": fact.class_index,
@@ -252,7 +255,7 @@ def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, An
         ],
         "own": own,
         "prototypes": [_prototype(report, prototype, pictures) for prototype in gallery.prototypes],
-        "cases": [_case(model, case, pictures) for case in report.cases],
+        "cases": [_case(model, case, listed, pictures) for case in report.cases],
         "plane": None if report.plane is None else _plane(report.plane),
         "pictures": pictures.listed,
     }
@@ -276,24 +279,47 @@ def _integers(values: Sequence[int]) -> str:
     return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
 
 
-def _links(model: PrototypeModel, form: str) -> dict[str, Any]:
-    """The connections class by class, in the order of the ledger."""
-    order, start = model.ledger
+def _listed(report: Report) -> list[int]:
+    """Classes that the page has rows of: those with prototypes of their own, and those explained for some image."""
+    explained = {explanation.class_index for case in report.cases for explanation in case.explanations}
+    return sorted(explained.union(report.model.active_classes.tolist()))
+
+
+def _links(model: PrototypeModel, form: str, listed: Sequence[int]) -> dict[str, Any]:
+    """The connections of the listed classes, class by class, in the order of the ledger."""
+    entries = {c: model.entries(c) for c in listed}
+    counts = np.bincount(list(entries), [len(e) for e in entries.values()], minlength=len(model.bias))
+    order = [e for each in entries.values() for e in each]
     return {
-        "start": _integers(start.tolist()),
+        "start": _integers([0, *np.cumsum(counts).astype(int).tolist()]),
         "prototype": _integers(model.weights.prototype[order].tolist()),
         "weight": _floats(model.weights.value[order].numpy()),
         "share": _floats(model.carried_share[order].numpy()) if form == "augmented" else None,
-        "mixing": _mixing(model),
+        "cosines": _cosines(model, [each for each in entries.values() if each]),
     }
 
 
-def _mixing(model: PrototypeModel) -> str | None:
-    """Of models that read amounts: for class after class the matrix that makes amounts of projections."""
+def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[str, Any] | None:
+    """Of models that read amounts: what the page makes amounts of projections with, see `maths.amounts.dual`.
+
+    Only of prototypes that some class has connections to at once: all pairs of thousands would not fit.
+    """
     if model.amounts is None:
         return None
-    classes = model.connected.nonzero()[:, 0].tolist()
-    return _doubles(np.concatenate([model.exact.mixing(c).flatten().numpy() for c in classes] or [np.empty(0)]))
+    prototypes = model.exact.prototypes.numpy()
+    length = np.maximum(np.linalg.norm(prototypes, axis=1), np.finfo(np.float32).tiny)
+    unit = prototypes / length[:, None]
+    pairs: dict[tuple[int, int], None] = {}
+    for each in entries:
+        pairs |= dict.fromkeys(combinations(sorted(model.weights.prototype[each].tolist()), 2))
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    return {
+        "first": _integers(first),
+        "second": _integers(second),
+        "value": _doubles(np.einsum("nd,nd->n", unit[first], unit[second])),
+        "length": _doubles(length),
+        "ridge": model.amounts.added_ridge,
+    }
 
 
 def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures) -> dict[str, Any]:
@@ -360,7 +386,7 @@ _Sizes = Callable[[Contribution], tuple[int, int]]
 """Width and height of what a prototype's network saw."""
 
 
-def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, Any]:
+def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: _Pictures) -> dict[str, Any]:
     def sizes(contribution: Contribution) -> tuple[int, int]:
         seen = case.crops[0 if model.member is None else int(model.member[contribution.prototype_id])]
         return seen.shape[1], seen.shape[0]
@@ -373,7 +399,7 @@ def _case(model: PrototypeModel, case: Case, pictures: _Pictures) -> dict[str, A
         "evidence": _doubles(case.evidence),
         "beside": None if case.beside is None else _doubles(case.beside),
         "logits": _floats(case.logits),
-        "unplaced": None if case.unplaced is None else _floats(case.unplaced),
+        "unplaced": None if case.unplaced is None else _floats(case.unplaced[listed]),
         "contrasts": [_contrast(contrast) for contrast in case.contrasts],
         "besideReach": None if case.beside_reach is None else _floats(case.beside_reach),
         "reach": _floats(case.reach) if case.reach.any() else None,
@@ -428,15 +454,21 @@ def _explanation(explanation: Explanation, sizes: _Sizes) -> dict[str, Any]:
         "residual": None if explanation.residual_map is None else _map(explanation.residual_map),
         "codes": None if explanation.residual_codes is None else _map(explanation.residual_codes.clip(0)),
         "parts": {
-            c.prototype_id: {
-                "box": _box(c.box, sizes(c)) if c.box else None,
-                "presence": _map(drawn(c.maps["presence"], explanation.pooling)) if c.maps else None,
-                "contribution": _map(c.maps["contribution"]) if c.maps else None,
-                "unplaced": _short(c.unlocalised),
-            }
+            c.prototype_id: _filled(
+                box=_box(c.box, sizes(c)) if c.box else None,
+                presence=_map(drawn(c.maps["presence"], explanation.pooling)) if c.maps else None,
+                # of amounts the page makes it: weight x amount, place by place
+                contribution=_map(c.maps["contribution"]) if c.maps and not explanation.reads_amounts else None,
+                unplaced=_short(c.unlocalised) or None,
+            )
             for c in explanation.contributions
         },
     }
+
+
+def _filled(**values: Any) -> dict[str, Any]:
+    """Without what there is nothing of: a part is written thousands of times."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _plane(plane: Plane) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from protonmf_cli.pipelines.fewshot_plane import place_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.prototype_analysis import contributions_of, most_similar
 
-DRAWN = 6
+DRAWN = 5
 """Prototypes of one explanation whose maps are kept, the largest contributions first."""
 SIMILAR = 10
 """Most similar prototypes of all classes, for ProtoPNet's local analysis."""

@@ -33,7 +33,8 @@ def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) 
     found = dual(exact.prototypes[together], exact.amounts.ridge)
     read = answer.rows[: exact.placed].sum(dim=0)
     amounts = found.readers @ read
-    vectors = torch.stack([exact.head_vector(c) for c in (first, second)])
+    pair = [first, second]
+    vectors = exact.prototype_vectors[pair] + exact.residual[pair]
     weights = torch.stack([weights_of(v, exact.prototypes[together], found.carried) for v in vectors])
     parts = answer.parts
     residual = vectors @ read - weights @ amounts
