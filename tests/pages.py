@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from contextlib import contextmanager
+from itertools import chain, combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +99,10 @@ def contributions_of(data: dict, number: int, class_index: int) -> dict[int, tup
         cosines = links["cosines"]
         length = numbers(cosines["length"], wide)
         gram = np.zeros((len(length), len(length)))
-        gram[numbers(cosines["first"], "<i4"), numbers(cosines["second"], "<i4")] = numbers(cosines["value"], wide)
+        together = (combinations(sorted(prototype[a:b].tolist()), 2) for a, b in pairwise(start))
+        pairs = list(dict.fromkeys(chain.from_iterable(together)))
+        for pair, cosine in zip(pairs, numbers(cosines["value"], wide), strict=True):
+            gram[pair] = cosine
         gram = (gram + gram.T + np.eye(len(length)))[np.ix_(chosen, chosen)]
         made = np.linalg.inv(gram + cosines["ridge"] * np.eye(len(chosen)))
         carried = (made * gram).sum(axis=1)

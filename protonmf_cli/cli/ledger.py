@@ -168,10 +168,11 @@ def show_explanation(
         shown.out.print(without_prototypes_words(explanation), markup=False)
     shown.out.print(_ledger_table(explanation, top, wide=shown.out.width >= WIDE))
     share = explanation.residual_share
-    if explanation.form == "augmented":
+    if explanation.form == "augmented" and not explanation.residual:
         shown.out.print("augmented prototypes: each carries its share of the residual", style="dim")
     said = "not defined" if share is None else rounded(share)
-    unit = "amount 1: as much as usual in images of the prototype's own class; " if explanation.reads_amounts else ""
+    amounts_alone = explanation.reads_amounts and explanation.form == "plain"
+    unit = "amount 1: as much as usual in images of the prototype's own class; " if amounts_alone else ""
     what = {
         "sum": f"{unit}residual share {said}",
         "max": "evidence: similarity of the most similar patch",

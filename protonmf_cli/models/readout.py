@@ -28,7 +28,7 @@ FORMULA_NOISE = 1e-12
 """Relative difference in float64 below which its size depends on where the numbers happen to lie in memory."""
 SMALLEST_SPREAD = 0.01
 """Of logits, as a part of their root mean square."""
-ROUNDING_WARNING = 1e-5
+ROUNDING_WARNING = 3e-5
 """Relative difference in float32 that is normal."""
 ROUNDING_LIMIT = 1e-4
 """Relative difference in float32 above which a conversion stops."""

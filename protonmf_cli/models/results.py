@@ -99,7 +99,8 @@ class Contribution:
     crop: np.ndarray | None = None
     """What that network saw, in a combined model; else the explanation's own crop."""
     usual: tuple[float, float] | None = None
-    """Amounts that are usual in the training images of the prototype's own class; None where evidence is no amount."""
+    """Amounts that are usual in the training images of the prototype's own class; None where evidence is no amount, or
+    holds a share of the residual too."""
     peak: float | None = None
     """The usual largest amount at one place: what is drawn at full strength; None: each map's own maximum."""
 
@@ -110,8 +111,8 @@ class Contribution:
 
     @property
     def is_less_than_none(self) -> bool:
-        """Whether the amount is negative: the image holds the opposite of the part, and looks like none of it."""
-        return self.usual is not None and self.evidence < 0
+        """Whether the evidence is negative: the image holds the opposite of the part, and looks like none of it."""
+        return self.evidence < 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class Explanation:
     best_with_prototypes: Prediction | None
     """The best class that has prototypes, when the explained one has none."""
     reads_amounts: bool = False
-    """Whether evidence is an amount."""
+    """Whether evidence is an amount; that of an augmented prototype also holds its share of the residual."""
 
     @property
     def additive(self) -> bool:

@@ -24,11 +24,13 @@
 
   /** For a class the matrix that makes amounts of projections: rows of the inverse of prototypes' ridged cosines. */
   const mixing = (() => {
-    const { first, second, value, length, ridge } = data.links.cosines ?? {}, made = new Map(), cosine = new Map();
     if (!links.amounts) return null;
-    const [ones, others, values, lengths] = [integers(first), integers(second), doubles(value), doubles(length)];
-    const pair = (j, k) => Math.min(j, k) * lengths.length + Math.max(j, k);
-    ones.forEach((j, n) => cosine.set(pair(j, others[n]), values[n]));
+    const { ridge } = data.links.cosines, values = doubles(data.links.cosines.value), lengths = doubles(data.links.cosines.length);
+    const made = new Map(), cosine = new Map(), pair = (j, k) => Math.min(j, k) * lengths.length + Math.max(j, k);
+    for (let c = 0; c < data.classes.length; c++) { // values stand in the order in which classes first need them
+      const chosen = links.prototype.slice(links.start[c], links.start[c + 1]).sort();
+      chosen.forEach((j, n) => chosen.slice(n + 1).forEach((k) => cosine.has(pair(j, k)) || cosine.set(pair(j, k), values[cosine.size])));
+    }
     return (c) => {
       if (!made.has(c)) {
         const chosen = [...links.prototype.slice(links.start[c], links.start[c + 1])];
@@ -676,7 +678,7 @@
     document.getElementById("what").textContent = `What the logit of ${nameOf(c)} is made of`;
     const share = one.drawn[c]?.share;
     document.getElementById("share").textContent = data.pooling !== "sum" ? data.evidence
-      : links.share && has(c) ? "augmented prototypes: each carries its share of the residual"
+      : links.share && has(c) && !residualOf(one, c) ? "augmented prototypes: each carries its share of the residual"
         : share === null || share === undefined ? "" : `residual share ${percent(share, 0)}: what the prototypes do not carry of the logit`;
   }
 

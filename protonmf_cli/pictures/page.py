@@ -302,21 +302,22 @@ def _links(model: PrototypeModel, form: str, listed: Sequence[int]) -> dict[str,
 def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[str, Any] | None:
     """Of models that read amounts: what the page makes amounts of projections with, see `maths.amounts.dual`.
 
-    Only of prototypes that some class has connections to at once: all pairs of thousands would not fit.
+    Cosines only of prototypes that some class has connections to at once, since all pairs of thousands would not fit;
+    in the order in which the classes first need them.
     """
     if model.amounts is None:
         return None
     prototypes = model.exact.prototypes.numpy()
     length = np.maximum(np.linalg.norm(prototypes, axis=1), np.finfo(np.float32).tiny)
     unit = prototypes / length[:, None]
-    pairs: dict[tuple[int, int], None] = {}
+    found: dict[tuple[int, int], float] = {}
     for each in entries:
-        pairs |= dict.fromkeys(combinations(sorted(model.weights.prototype[each].tolist()), 2))
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+        chosen = sorted(model.weights.prototype[each].tolist())
+        gram = unit[chosen] @ unit[chosen].T
+        for n, m in combinations(range(len(chosen)), 2):
+            found.setdefault((chosen[n], chosen[m]), gram[n, m])
     return {
-        "first": _integers(first),
-        "second": _integers(second),
-        "value": _doubles(np.einsum("nd,nd->n", unit[first], unit[second])),
+        "value": _doubles(np.array(list(found.values()))),
         "length": _doubles(length),
         "ridge": model.amounts.added_ridge,
     }

@@ -1,7 +1,7 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -124,6 +124,8 @@ def explain_answer(
         readers = exact.augmented(chosen) if augmented else exact.readers(chosen)
         maps = _Maps(backbone, exact, rows, readers, left * exact.residual[chosen] if left else None)
         contributions = tuple(maps.contributions(entries, map_kind))
+        if augmented:  # the usual amounts are of prototypes alone
+            contributions = tuple(replace(c, usual=None) for c in contributions)
         carried = sum(c.contribution for c in contributions)
         residual_maps = maps.residual, maps.residual_codes
     else:
