@@ -82,7 +82,8 @@ def test_removing_all_prototypes_leaves_the_bias(augmented, toy):
     bare = apply_edits(model, edits, form="augmented")
     rows = augmented.backbone.read(augmented.crop(toy.image(0))[None]).rows
     assert float(parts_of_rows(bare, rows).logits[0, 0]) == pytest.approx(float(model.bias[0]), abs=1e-5)
-    assert torch.equal(parts_of_rows(bare, rows).logits[0, 1:], parts_of_rows(model, rows).logits[0, 1:])
+    others = [parts_of_rows(each, rows).logits[0, 1:] for each in (bare, model)]
+    assert torch.allclose(*others, atol=1e-6)  # the same rows; a product rounds by where they lie in memory
 
 
 def test_edit_and_inverse_edit_cancel_in_augmented_form(augmented):
