@@ -9,8 +9,8 @@ from typing import Any
 __version__ = "0.2.0"
 
 _PLACES = {
-    "load": "protonmf_cli.library",
-    "Loaded": "protonmf_cli.library",
+    "load": "protonmf_cli.jobs.loaded",
+    "Loaded": "protonmf_cli.jobs.loaded",
     "PrototypeModel": "protonmf_cli.models.prototype",
     "Explanation": "protonmf_cli.models.results",
     "Edit": "protonmf_cli.models.results",

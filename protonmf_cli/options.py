@@ -1,7 +1,10 @@
 """Every hyper-parameter with its default: the only place where defaults live."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Self
 
 Init = Literal["abs", "nndsvda", "paper"]
 Solver = Literal["mu", "hals"]
@@ -21,6 +24,87 @@ LastLayer = Literal["exact", "passes"]
 FineTuned = Literal["none", "last", "all"]
 TrainingMode = Literal["batches", "episodes"]
 Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how a job computes."""
+
+    device: str = "auto"
+    """auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps."""
+    dtype: str = "float32"
+    """float32 or float64: how the network computes."""
+    threads: int | None = None
+    """CPU threads while the job runs; as torch has them if None."""
+    batch_size: int = 32
+    """Images per pass of the network."""
+    workers: int | None = None
+    """Decoding threads; one per core, at most 8, if None."""
+    offline: bool = False
+    """Never download weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkWords:
+    """Which network, as `timm.create_model` or a folder has it."""
+
+    name: str
+    """timm name, hf-hub:org/name, local-dir:PATH, or a name without its image size."""
+    weights: Path | None = None
+    """Checkpoint to load instead of the pretrained weights (safetensors, or a pickle of tensors)."""
+    num_classes: int | None = None
+    """Of the checkpoint."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `timm.create_model`."""
+    img_size: int | None = None
+    """Image side in pixels, instead of the checkpoint's."""
+    exif_transpose: bool = False
+    """Turn images as their camera says."""
+    pretrained: bool = True
+    """False: weights drawn with the seed."""
+
+    @classmethod
+    def of(cls, words: str | Self) -> Self:
+        """The same, or a name alone."""
+        return cls(name=words) if isinstance(words, str) else words
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageWords:
+    """Which labelled images, and how their folders name the classes."""
+
+    data: Path
+    """Class folders, train/ and val/ above them, a zip archive of either, or a list of `path label` lines."""
+    split: str | None = None
+    """Which of train and val to read where both exist; None: what the job is usually done on."""
+    class_map: Path | None = None
+    """Lines `folder,class`, or a JSON object, for folders that are named otherwise than the classes."""
+    class_order: bool = False
+    """Sorted folders are the model's classes in order."""
+    boxes: Path | None = None
+    """Cut the images to their bounding boxes: folder or zip of CUB-200-2011's text files."""
+    max_skipped: float = 0.01
+    """Share of unreadable images above which the job gives up."""
+
+    @classmethod
+    def of(cls, words: str | PathLike[str] | Self, split: str) -> Self:
+        """The same, or a folder alone, with the split that the job is usually done on where none is said."""
+        found = words if isinstance(words, cls) else cls(data=Path(words))  # type: ignore[arg-type]
+        return found if found.split is not None else replace(found, split=split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a job writes."""
+
+    path: Path
+    force: bool = False
+    """Whether something that exists is replaced."""
+
+    @classmethod
+    def of(cls, words: str | PathLike[str] | Self) -> Self:
+        """The same, or a path alone."""
+        return words if isinstance(words, cls) else cls(path=Path(words))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

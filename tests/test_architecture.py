@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> pipelines, files, pictures -> models -> maths; errors, options and versions are leaves."""
+"""Imports point one way: cli -> jobs -> pipelines, files, output -> models -> maths; errors, options, versions are leaves."""
 
 import ast
 from pathlib import Path
@@ -12,9 +12,9 @@ MAY_IMPORT = {
     "models": {"models", "maths"},
     "pipelines": {"pipelines", "models", "maths"},
     "files": {"files", "models"},
-    "pictures": {"pictures", "models"},
-    "cli": {"cli", "pipelines", "files", "pictures", "models", "library"},
-    "library": {"pipelines", "files", "models"},
+    "output": {"output", "models", "files", "pipelines", "cli", "jobs"},
+    "jobs": {"jobs", "pipelines", "files", "output", "models", "cli"},
+    "cli": {"cli", "jobs", "pipelines", "files", "output", "models"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -23,7 +23,7 @@ MAY_NOT_TOUCH = {
     "models": {"timm", "PIL", "pathlib", "rich", "typer", "safetensors", "torch.optim"},
     "pipelines": {"timm", "PIL", "pathlib", "rich", "typer", "safetensors"},
     "files": {"rich", "typer", "pickle"},
-    "pictures": {"torch", "timm", "pathlib", "rich", "typer"},
+    "output/figures": {"torch", "timm", "pathlib", "rich", "typer"},
     "cli": {"timm", "PIL"},
 }
 HEAVY = {"torch", "timm", "cvxpy", "scipy", "sklearn", "matplotlib", "PIL", "safetensors", "numpy"}

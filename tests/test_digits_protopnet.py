@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from protonmf_cli.files.digits import save_network, untrained_network, write_digits
-from protonmf_cli.library import load
-from protonmf_cli.pipelines.classifier_training import train_classifier
+from protonmf_cli.files.images.digits import save_network, untrained_network, write_digits
+from protonmf_cli.jobs.loaded import load
+from protonmf_cli.pipelines.demo_training import train_classifier
 from toys import run
 
 

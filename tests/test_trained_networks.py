@@ -8,7 +8,7 @@ import torch
 
 import pages
 import protonmf_cli
-from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.maths.metrics import logit_share, median_share
 from toys import run
 

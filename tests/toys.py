@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from protonmf_cli.cli.app import main
-from protonmf_cli.files.checkpoints import save_checkpoint
-from protonmf_cli.files.preprocessing import crop_of
+from protonmf_cli.files.networks.checkpoints import save_checkpoint
+from protonmf_cli.files.networks.preprocessing import crop_of
 from protonmf_cli.models.backbone import ClassName, Preprocessing
-from protonmf_cli.pipelines.classifier_training import train_classifier
+from protonmf_cli.pipelines.demo_training import train_classifier
 
 LABELS = ("red things", "green things", "blue things", "grey things")
 PREPROCESSING = Preprocessing(

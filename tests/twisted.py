@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import torch
 
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
-from protonmf_cli.models.images import ImageSource
-from protonmf_cli.models.pooled_features import POOLED_FEATURES, PooledFeatures
+from protonmf_cli.models.image_batches import ImageSource
+from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, PooledFeatures
 from protonmf_cli.models.soft_matching import Samples
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot_fitting import fit_fewshot
-from protonmf_cli.pipelines.fewshot_model import fewshot_model
+from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
+from protonmf_cli.pipelines.fewshot.model import fewshot_model
 
 CENTRES = ((-3, -3), (3, 3), (-3, 3), (3, -3), (0, 8))
 """Two clusters of class 0, two of class 1 crosswise, and one that both share."""

@@ -10,20 +10,41 @@ from typing import Annotated, Any
 import typer
 
 from protonmf_cli import __version__
-from protonmf_cli.cli import fewshot, fewshot_fit, protopnet, protopnet_train
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
 from protonmf_cli.cli.evaluate import evaluate
 from protonmf_cli.cli.explain import explain
 from protonmf_cli.cli.export import export
+from protonmf_cli.cli.fewshot.benchmark import benchmark
+from protonmf_cli.cli.fewshot.fit import fit
+from protonmf_cli.cli.fewshot.interpret import interpret
+from protonmf_cli.cli.fewshot.predict import predict
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import OrderedCommand, intervene
+from protonmf_cli.cli.protopnet.analyse import evaluate as evaluate_protopnet
+from protonmf_cli.cli.protopnet.analyse import local
+from protonmf_cli.cli.protopnet.edit import combine, prune, push
+from protonmf_cli.cli.protopnet.train import train
 from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError, ProtonmfError
 
 INTERRUPTED, TERMINATED = 130, 143
-RESUMABLE = (convert, protopnet_train.train, fewshot_fit.fit)
+RESUMABLE = (convert, train, fit)
+
+GROUPS = {
+    "protopnet": (
+        "ProtoPNet (Chen et al. 2019): train, push, prune, combine and evaluate; its files work in explain, "
+        "intervene, evaluate and inspect.",
+        (train, push, prune, combine, evaluate_protopnet, local),
+    ),
+    "fewshot": (
+        "The few-shot prototype model: soft prototypes on a frozen network and a sparse layer from prototypes to "
+        "classes; its files work in explain, intervene, evaluate and inspect.",
+        (fit, predict, interpret, benchmark),
+    ),
+}
+"""What `protonmf NAME` helps with, and its subcommands."""
 
 app = typer.Typer(
     name="protonmf",
@@ -86,10 +107,11 @@ for _command in (convert, explain, intervene, evaluate, report, inspect, export,
     app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(_command))
 
 
-for _group in (protopnet, fewshot):
-    for _subcommand in _group.COMMANDS:
-        _group.app.command()(_guarded(_subcommand))
-    app.add_typer(_group.app)
+for _name, (_help, _commands) in GROUPS.items():
+    _group = typer.Typer(name=_name, no_args_is_help=True, help=_help)
+    for _subcommand in _commands:
+        _group.command()(_guarded(_subcommand))
+    app.add_typer(_group)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,13 +10,13 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Bars, Shown
-from protonmf_cli.cli.conversion_report import conversion_summary, show_plan, show_summary
 from protonmf_cli.errors import GateError, InputError, UsageError
 from protonmf_cli.options import RECIPES, Augment, ConversionOptions, Init, Recipe, Reconstruction, RowsOption, Solver
+from protonmf_cli.output.text.conversion import conversion_summary, show_plan, show_summary
 
 if TYPE_CHECKING:
-    from protonmf_cli.files.cached_features import CachedFeatures
-    from protonmf_cli.files.datasets import LabelledImages
+    from protonmf_cli.files.images.datasets import LabelledImages
+    from protonmf_cli.files.work.cached_features import CachedFeatures
     from protonmf_cli.models.backbone import Backbone
     from protonmf_cli.models.prototype import PrototypeModel
 
@@ -104,11 +104,11 @@ def convert(
     machine.set_threads(threads)
     with shown.progress() as bars:
         bars.stage("loading the model")
-        from protonmf_cli.files.backbones import load_backbone
-        from protonmf_cli.files.datasets import ClassMapping, find_images
-        from protonmf_cli.files.networks import BackboneRequest
-        from protonmf_cli.pipelines.conversion import check_counts
-        from protonmf_cli.pipelines.features import images_that_fit
+        from protonmf_cli.files.images.datasets import ClassMapping, find_images
+        from protonmf_cli.files.networks.backbones import load_backbone
+        from protonmf_cli.files.networks.loading import BackboneRequest
+        from protonmf_cli.pipelines.conversion.classes import check_counts
+        from protonmf_cli.pipelines.conversion.rows import images_that_fit
 
         place = machine.choose_device(device)
         number = machine.choose_dtype(dtype, place)
@@ -160,12 +160,12 @@ def _run(
     job: _Job, max_skipped: float, shown: Shown, bars: Bars
 ) -> tuple["PrototypeModel", dict[str, float | None], int]:
     """Convert, assemble, save; returns the model, seconds by stage and the file's size in bytes."""
-    from protonmf_cli.files.images import encode_jpeg
-    from protonmf_cli.files.shards import Shards
+    from protonmf_cli.files.images.reader import encode_jpeg
     from protonmf_cli.files.store import save_model
-    from protonmf_cli.library import image_reader
-    from protonmf_cli.pipelines.assembly import assemble_model
-    from protonmf_cli.pipelines.conversion import ConversionImages, convert_classes
+    from protonmf_cli.files.work.finished_classes import Shards
+    from protonmf_cli.jobs.loaded import image_reader
+    from protonmf_cli.pipelines.conversion.assembly import assemble_model
+    from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_classes
 
     reader = image_reader(job.backbone.preprocessing, batch_size=job.options.batch_size, workers=job.workers)
     source = ConversionImages(
@@ -201,7 +201,7 @@ def cached_features(
     folder: Path, backbone: "Backbone", images: "LabelledImages", options: ConversionOptions
 ) -> "CachedFeatures":
     """What the network gave before for these images, under a name that changes with everything it depends on."""
-    from protonmf_cli.files.cached_features import CachedFeatures
+    from protonmf_cli.files.work.cached_features import CachedFeatures
 
     facts = {"batch_size": options.batch_size, "memory": options.memory, "seed": options.seed}
     return CachedFeatures(folder, _digest(backbone, images, facts))
@@ -243,7 +243,7 @@ def _with_recipe(recipe: Recipe, *, init: Init | None, solver: Solver | None, **
 
 def _digest(backbone: "Backbone", images: "LabelledImages", options: Mapping[str, Any]) -> str:
     """Of everything that decides the result: shards of another conversion are never mixed in."""
-    from protonmf_cli.files.work_folder import digest_of_facts
+    from protonmf_cli.files.work.folder import digest_of_facts
     from protonmf_cli.versions import installed_versions
 
     parts = {

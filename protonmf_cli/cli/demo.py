@@ -65,8 +65,8 @@ def _prepare(folder: Path, seed: int, shown: Shown) -> Path:
     """Write the images, train and save the network; returns an image to explain."""
     with shown.progress() as bars:
         bars.stage("writing images")
-        from protonmf_cli.files.digits import save_network, untrained_network, write_digits
-        from protonmf_cli.pipelines.classifier_training import accuracy, train_classifier
+        from protonmf_cli.files.images.digits import save_network, untrained_network, write_digits
+        from protonmf_cli.pipelines.demo_training import accuracy, train_classifier
 
         train, val = write_digits(folder / "data")
         network = untrained_network(seed)

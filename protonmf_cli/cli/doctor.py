@@ -56,7 +56,7 @@ def _torch_facts() -> dict[str, Any]:
 
 
 def _timm_facts(torch: Any) -> dict[str, Any]:
-    from protonmf_cli.files.networks import import_timm
+    from protonmf_cli.files.networks.loading import import_timm
 
     try:
         timm = import_timm()

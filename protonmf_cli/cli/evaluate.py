@@ -11,8 +11,9 @@ from rich.table import Table
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.gates import Gate, check, write_junit
-from protonmf_cli.cli.tables import (
+from protonmf_cli.errors import UsageError
+from protonmf_cli.jobs.gates import Gate, check, write_junit
+from protonmf_cli.jobs.tables import (
     TableJob,
     check_fit,
     check_names,
@@ -22,11 +23,10 @@ from protonmf_cli.cli.tables import (
     show_table,
     table_json,
 )
-from protonmf_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from protonmf_cli.cli.reading import SkipWatch
-    from protonmf_cli.files.datasets import LabelledImages
+    from protonmf_cli.files.images.datasets import LabelledImages
+    from protonmf_cli.jobs.skipped import SkipWatch
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Scores
 
@@ -85,16 +85,16 @@ def evaluate(
     if figures is not None:
         make_folder(figures)
     from protonmf_cli.cli.opened import open_model
-    from protonmf_cli.cli.reading import SkipWatch
+    from protonmf_cli.jobs.skipped import SkipWatch
 
     loaded = open_model(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers
     )
     check_fit(names, loaded.model)
-    from protonmf_cli.files.bounding_boxes import images_for
-    from protonmf_cli.files.datasets import ClassMapping
+    from protonmf_cli.files.images.bounding_boxes import images_for
+    from protonmf_cli.files.images.datasets import ClassMapping
     from protonmf_cli.models.results import KeptImages
-    from protonmf_cli.pipelines.evaluation import evaluate_model
+    from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
 
     mapping = ClassMapping(file=class_map, by_order=class_order)
 

@@ -15,8 +15,8 @@ from protonmf_cli.options import Form, MapKind
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from protonmf_cli.library import Loaded
-    from protonmf_cli.models.images import Skipped
+    from protonmf_cli.jobs.loaded import Loaded
+    from protonmf_cli.models.image_batches import Skipped
     from protonmf_cli.models.results import Contrast, Explanation
 
 PARTIAL = 6
@@ -46,7 +46,7 @@ def explain(
 ) -> None:  # fmt: skip
     """Explain why an image is what the classifier says: contributions, maps, training patches."""
     from protonmf_cli.cli.ledger import explanation_json, show_explanation
-    from protonmf_cli.models.images import Skipped
+    from protonmf_cli.models.image_batches import Skipped
 
     shown = Shown(quiet=quiet)
     paths = paths_of(images)
@@ -58,7 +58,7 @@ def explain(
 
         check_target(html, False, force)
     loaded = open_for(model, device, dtype, threads, offline)
-    from protonmf_cli.pipelines.explanation import chosen_form
+    from protonmf_cli.pipelines.explaining.explanation import chosen_form
 
     form = chosen_form(loaded.model, form)
     chosen, other = (None if word is None else loaded.model.find_class(word) for word in (class_name, against))
@@ -108,7 +108,7 @@ def open_for(model: Path, device: str, dtype: str, threads: int | None, offline:
 
 def _read(loaded: "Loaded", path: str, *, alone: bool) -> "Tensor | Skipped":
     """The crop of one image; why not, said on stderr, where it cannot be read and others follow."""
-    from protonmf_cli.models.images import Skipped
+    from protonmf_cli.models.image_batches import Skipped
 
     try:
         return loaded.crop(path)
@@ -128,8 +128,8 @@ def _explain_one(
     map_kind: MapKind,
     form: Form,
 ) -> "tuple[Explanation, Contrast | None]":
-    from protonmf_cli.pipelines.contrast import contrast_of
-    from protonmf_cli.pipelines.explanation import answers_of, explain_answer
+    from protonmf_cli.pipelines.explaining.contrast import contrast_of
+    from protonmf_cli.pipelines.explaining.explanation import answers_of, explain_answer
 
     (answer,) = answers_of(loaded.backbone, loaded.model, crop[None])
     explanation = explain_answer(
@@ -160,9 +160,9 @@ def _write_page(
     import torch
 
     from protonmf_cli.cli.report import MOST_MEGABYTES, draw_page, write_page
-    from protonmf_cli.files.images import crop_of_jpeg
-    from protonmf_cli.models.images import ImageBatch, ImageSource
-    from protonmf_cli.pipelines.report import report_of
+    from protonmf_cli.files.images.reader import crop_of_jpeg
+    from protonmf_cli.models.image_batches import ImageBatch, ImageSource
+    from protonmf_cli.pipelines.page.content import report_of
 
     nothing = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
     batches = [
@@ -181,13 +181,13 @@ def _write_page(
 
 def _draw(explanation: "Explanation", top: int, target: Path) -> None:
     from protonmf_cli.files.atomic import write_atomically
-    from protonmf_cli.pictures.figure import explanation_png
+    from protonmf_cli.output.figures.figure import explanation_png
 
     write_atomically(target, explanation_png(explanation, top))
 
 
 def _remember(model: Path, image: str, class_index: int) -> None:
-    from protonmf_cli.files.state import LastExplanation, remember
+    from protonmf_cli.files.last_explanation import LastExplanation, remember
 
     remember(model, LastExplanation(image=str(Path(image).resolve()), class_index=class_index))
 

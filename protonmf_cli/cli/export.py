@@ -26,8 +26,8 @@ def export(
     if folder.is_dir() and any(folder.iterdir()) and not force:
         raise InputError(f"the folder {folder} is not empty. Give --force to write into it, or another -o.")
     from protonmf_cli.cli.opened import open_model
-    from protonmf_cli.files.checkpoints import save_checkpoint
-    from protonmf_cli.models.head_writing import write_head
+    from protonmf_cli.files.networks.checkpoints import save_checkpoint
+    from protonmf_cli.models.readouts.head_writing import write_head
 
     loaded = open_model(file or model, device="cpu", dtype="float32", threads=None, offline=offline)
     card = loaded.model.card

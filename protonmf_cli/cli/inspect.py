@@ -8,9 +8,9 @@ import typer
 
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.conversion_report import median_of
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import RECIPES, RowsOption
+from protonmf_cli.output.text.conversion import median_of
 
 if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
@@ -57,8 +57,8 @@ def inspect(
     if weights is not None and not pretrained:
         raise UsageError("--weights and --no-pretrained exclude each other.")
     from protonmf_cli.cli import machine
-    from protonmf_cli.cli.inspect_network import inspect_network
-    from protonmf_cli.files.networks import BackboneRequest
+    from protonmf_cli.files.networks.loading import BackboneRequest
+    from protonmf_cli.jobs.network_inspection import inspect_network
 
     extra = {"num_classes": num_classes} if num_classes else {}
     request = BackboneRequest(
@@ -95,8 +95,8 @@ def _inspect_file(
 
 def _draw_prototypes(model: "PrototypeModel", class_index: int, png: Path, force: bool, shown: Shown) -> None:
     from protonmf_cli.files.atomic import check_writable, write_atomically
-    from protonmf_cli.pictures.gallery import gallery_png
-    from protonmf_cli.pipelines.prototype_analysis import global_strips
+    from protonmf_cli.output.figures.strips import gallery_png
+    from protonmf_cli.pipelines.protopnet.analyses import global_strips
 
     name = model.card.classes[class_index].shown
     if not model.own(class_index):
@@ -109,7 +109,7 @@ def _draw_prototypes(model: "PrototypeModel", class_index: int, png: Path, force
 
 def _draw_curves(model: "PrototypeModel", path: Path, png: Path, force: bool, shown: Shown) -> None:
     from protonmf_cli.files.atomic import check_writable, write_atomically
-    from protonmf_cli.pictures.table import curves_png
+    from protonmf_cli.output.figures.table import curves_png
 
     curves = model.card.measured.get("curves")
     if model.matching is not None:
@@ -223,7 +223,7 @@ def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
 
 def _amount_lines(facts: dict[str, Any]) -> dict[str, str]:
     """How evidence is read, and how well it is defined."""
-    from protonmf_cli.cli.conversion_report import cancellation_words
+    from protonmf_cli.output.text.conversion import cancellation_words
 
     measured, below = facts["card"]["measured"], facts["card"]["readout"]["clipped_share"]
     if facts["card"]["similarity"] != "dual":
@@ -258,7 +258,7 @@ def _protopnet_lines(facts: dict[str, Any]) -> dict[str, str]:
 
 def _fewshot_lines(facts: dict[str, Any], model: "PrototypeModel") -> dict[str, str]:
     """How a few-shot model was chosen, and what is remarkable about its prototypes."""
-    from protonmf_cli.cli.fewshot_report import chosen_words, interpretation_lines
+    from protonmf_cli.output.text.fewshot import chosen_words, interpretation_lines
 
     measured, readout = facts["card"]["measured"], facts["card"]["readout"]
     known = {name: value for name, value in measured["accuracy"].items() if value is not None}

@@ -17,8 +17,8 @@ from protonmf_cli.options import Form
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from protonmf_cli.files.datasets import LabelledImages
-    from protonmf_cli.library import Loaded
+    from protonmf_cli.files.images.datasets import LabelledImages
+    from protonmf_cli.jobs.loaded import Loaded
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Edit, InterventionOnData
 
@@ -112,7 +112,7 @@ def intervene(
         shown.note(f"before and after for {image}")
         crop = loaded.crop(image)
         if chosen is None:
-            from protonmf_cli.pipelines.intervention import predicted_class
+            from protonmf_cli.pipelines.explaining.intervention import predicted_class
 
             chosen = predicted_class(loaded.backbone, loaded.model, crop)
     elif chosen is None:
@@ -175,7 +175,7 @@ def words_of(order: Sequence[tuple[str, Any]]) -> list[_Words]:
 
 def _target(model: Path, image: str | None, named: int | None, *, over_data: bool) -> tuple[str | None, int | None]:
     """Image and class to edit: as given, else those of the last explanation."""
-    from protonmf_cli.files.state import recall
+    from protonmf_cli.files.last_explanation import recall
 
     last = recall(model)
     if last is None:
@@ -189,7 +189,7 @@ def _on_image(
     loaded: "Loaded", edited: "PrototypeModel", image: str, crop: "Tensor", chosen: int, edits: Sequence["Edit"]
 ) -> tuple[Callable[[Shown], None], dict[str, Any]]:
     from protonmf_cli.cli.ledger import outcome_json, show_outcomes
-    from protonmf_cli.pipelines.intervention import outcome
+    from protonmf_cli.pipelines.explaining.intervention import outcome
 
     before, after = (outcome(loaded.backbone, m, crop, chosen) for m in (loaded.model, edited))
     show = partial(show_outcomes, before, after, said_of(loaded.model, edits))
@@ -199,8 +199,8 @@ def _on_image(
 def _edit(
     model: "PrototypeModel", chosen: int, words: Sequence[_Words], form: Form | None, everywhere: bool
 ) -> tuple[list["Edit"], "PrototypeModel"]:
-    from protonmf_cli.pipelines.explanation import chosen_form
-    from protonmf_cli.pipelines.intervention import apply_edits, find_edit, find_edit_everywhere
+    from protonmf_cli.pipelines.explaining.explanation import chosen_form
+    from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, find_edit_everywhere
 
     edits = []
     for word in words:
@@ -214,7 +214,7 @@ def _edit(
 
 
 def _warn_about(edited: "PrototypeModel", edits: Sequence["Edit"], shown: Shown) -> None:
-    from protonmf_cli.pipelines.intervention import silent_classes
+    from protonmf_cli.pipelines.explaining.intervention import silent_classes
 
     for class_index, weight in silent_classes(edited, edits):
         shown.warn(
@@ -226,7 +226,7 @@ def _warn_about(edited: "PrototypeModel", edits: Sequence["Edit"], shown: Shown)
 def _find_images(
     loaded: "Loaded", data: Path, split: str, class_map: Path | None, class_order: bool
 ) -> "LabelledImages":
-    from protonmf_cli.files.datasets import ClassMapping, find_images
+    from protonmf_cli.files.images.datasets import ClassMapping, find_images
 
     return find_images(data, split, loaded.model.card.classes, ClassMapping(file=class_map, by_order=class_order))
 
@@ -239,8 +239,8 @@ def _over_data(
     max_skipped: float,
     edits: Sequence["Edit"],
 ) -> "InterventionOnData":
-    from protonmf_cli.cli.reading import SkipWatch
-    from protonmf_cli.pipelines.intervention import intervene_on_data
+    from protonmf_cli.jobs.skipped import SkipWatch
+    from protonmf_cli.pipelines.explaining.intervention import intervene_on_data
 
     watch = SkipWatch()
     with shown.progress() as bars:

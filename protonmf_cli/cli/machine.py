@@ -61,7 +61,7 @@ def join_cluster(device: str) -> tuple[Any, Any]:
     Raises:
         UsageError: no such device here.
     """
-    from protonmf_cli.pipelines.cluster import ALONE, join
+    from protonmf_cli.pipelines.protopnet.processes import ALONE, join
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

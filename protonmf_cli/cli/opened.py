@@ -8,7 +8,7 @@ from protonmf_cli.cli import machine
 from protonmf_cli.errors import ModelFileError
 
 if TYPE_CHECKING:
-    from protonmf_cli.library import Loaded
+    from protonmf_cli.jobs.loaded import Loaded
 
 
 def open_model(
@@ -28,7 +28,7 @@ def open_model(
     """
     check_there(path)
     machine.set_threads(threads)
-    from protonmf_cli.library import load
+    from protonmf_cli.jobs.loaded import load
 
     place = machine.choose_device(device)
     loaded = load(

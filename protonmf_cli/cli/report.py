@@ -13,12 +13,12 @@ from protonmf_cli.cli.console import Shown
 from protonmf_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from protonmf_cli.files.images import ImageFile
-    from protonmf_cli.library import Loaded
+    from protonmf_cli.files.images.reader import ImageFile
+    from protonmf_cli.jobs.loaded import Loaded
+    from protonmf_cli.models.page import Report
     from protonmf_cli.models.prototype import PrototypeModel
-    from protonmf_cli.models.report import Report
     from protonmf_cli.options import Form
-    from protonmf_cli.pictures.page import Page
+    from protonmf_cli.output.page.page import Page
 
 PARTIAL = 6
 MEGABYTE = 1_000_000
@@ -70,14 +70,14 @@ def report(
     )
     if known is not None:
         _check_evaluation(known, evaluation, loaded.model)
-    from protonmf_cli.pipelines.explanation import chosen_form
+    from protonmf_cli.pipelines.explaining.explanation import chosen_form
 
     form = chosen_form(loaded.model, form)
     files = [*_loose_images(images or [])]
     if data is not None:
         files += _labelled(loaded, data, split, per_class or PER_CLASS, class_map, class_order, boxes, seed, shown)
     if not folder:
-        from protonmf_cli.pictures.page import check_size
+        from protonmf_cli.output.page.page import check_size
 
         check_size(loaded.model, len(files), round(max_size * MEGABYTE))
     if not files:
@@ -131,8 +131,8 @@ def draw_page(
         folder: pictures go beside the page.
     """
     from protonmf_cli.cli.inspect import inspection_facts
-    from protonmf_cli.cli.report_words import page_words
-    from protonmf_cli.pictures.page import report_folder, report_page
+    from protonmf_cli.output.page.page import report_folder, report_page
+    from protonmf_cli.output.text.page import page_words
 
     facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
     words = page_words(made, facts, nameless=nameless)
@@ -157,8 +157,8 @@ def write_page(output: Path, page: "Page", folder: bool, shown: Shown) -> None:
 def _make(
     loaded: "Loaded", files: "Sequence[ImageFile]", form: "Form", known: dict[str, Any] | None, shown: Shown
 ) -> "Report":
-    from protonmf_cli.files.images import crop_of_jpeg
-    from protonmf_cli.pipelines.report import report_of
+    from protonmf_cli.files.images.reader import crop_of_jpeg
+    from protonmf_cli.pipelines.page.content import report_of
 
     with shown.progress() as bars:
         bars.stage("explaining the images", len(files))
@@ -170,8 +170,8 @@ def _make(
 
 def _loose_images(paths: Iterable[Path]) -> "Iterable[ImageFile]":
     """Files as given, and all image files below folders."""
-    from protonmf_cli.files.datasets import images_below
-    from protonmf_cli.files.images import ImageFile
+    from protonmf_cli.files.images.datasets import images_below
+    from protonmf_cli.files.images.reader import ImageFile
 
     for path in dict.fromkeys(paths):
         found = images_below(path) if path.is_dir() else [path]
@@ -193,8 +193,8 @@ def _labelled(
 ) -> "list[ImageFile]":
     from dataclasses import replace
 
-    from protonmf_cli.files.bounding_boxes import images_for
-    from protonmf_cli.files.datasets import ClassMapping
+    from protonmf_cli.files.images.bounding_boxes import images_for
+    from protonmf_cli.files.images.datasets import ClassMapping
 
     mapping = ClassMapping(file=class_map, by_order=class_order)
     found = images_for(loaded.model.card, data, split, mapping, boxes).limited(per_class, seed)
@@ -236,7 +236,7 @@ def _check_evaluation(found: dict[str, Any], file: Path | None, model: "Prototyp
         InputError: naming the file.
     """
     from protonmf_cli.cli.evaluate import decision_digest
-    from protonmf_cli.cli.report_words import evaluation_tables
+    from protonmf_cli.output.text.page import evaluation_tables
 
     try:
         if found["model_digest"] != decision_digest(model):

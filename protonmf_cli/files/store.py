@@ -15,7 +15,7 @@ from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
 from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import ADDON, BACKBONE
-from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.soft_matching import Samples, SoftMatching
 

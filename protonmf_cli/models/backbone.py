@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.models.attention_pool import attention_pool
-from protonmf_cli.models.branches import branches_head
-from protonmf_cli.models.class_token import token_writes
-from protonmf_cli.models.frozen_head import frozen_head
-from protonmf_cli.models.image_row import image_row
-from protonmf_cli.models.pooled_heads import affine_head, normalised_head
-from protonmf_cli.models.readout import FORMULA_LIMIT, Network, Probe, Reading, Readout, in_float64, relative_difference
-from protonmf_cli.models.selecting_heads import selecting_head
+from protonmf_cli.models.readouts.attention_pool import attention_pool
+from protonmf_cli.models.readouts.branches import branches_head
+from protonmf_cli.models.readouts.class_token import token_writes
+from protonmf_cli.models.readouts.frozen_head import frozen_head
+from protonmf_cli.models.readouts.image_row import image_row
+from protonmf_cli.models.readouts.pooled_heads import affine_head, normalised_head
+from protonmf_cli.models.readouts.readout import (
+    FORMULA_LIMIT,
+    Network,
+    Probe,
+    Reading,
+    Readout,
+    in_float64,
+    relative_difference,
+)
+from protonmf_cli.models.readouts.selecting_heads import selecting_head
 
 Candidate = Callable[[Network, Probe], Readout | None]
 

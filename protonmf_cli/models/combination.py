@@ -13,7 +13,7 @@ from torch.nn import functional
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, Preprocessing, Source
 from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
-from protonmf_cli.models.readout import Network, Reading, Readout
+from protonmf_cli.models.readouts.readout import Network, Reading, Readout
 
 COMBINED = "combined"
 """Kind of the readout of several networks."""

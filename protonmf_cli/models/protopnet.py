@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import SIMILARITIES, distances, patches
-from protonmf_cli.models.hooks import hooked
-from protonmf_cli.models.readout import Network, Reading, Readout
+from protonmf_cli.models.readouts.hooks import hooked
+from protonmf_cli.models.readouts.readout import Network, Reading, Readout
 
 LATENT_PATCHES = "latent-patches"
 """Kind of the readout of a ProtoPNet."""

@@ -16,7 +16,7 @@ from protonmf_cli.maths.amounts import dual, in_batches
 from protonmf_cli.maths.similarity import SIMILARITIES, distances
 from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
-from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.soft_matching import SoftMatching
 
 

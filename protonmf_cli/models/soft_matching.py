@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protonmf_cli.maths.normalisation import KINDS, Normaliser
 from protonmf_cli.maths.soft_prototypes import matches
-from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.image_batches import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
-"""How a long job says where it is, without knowing who listens."""
+"""How a long job says where it is and what it noticed, without knowing who listens."""
 
+import logging
 from typing import Protocol
 
 
@@ -12,8 +13,17 @@ class Progress(Protocol):
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Some steps of the stage are done."""
 
+    def note(self, text: str) -> None:
+        """Something good to know."""
+
     def warn(self, text: str) -> None:
-        """Something the user should know."""
+        """Something that may be wrong."""
+
+    def log(self, text: str) -> None:
+        """One line of a long job's diary."""
+
+    def detail(self, text: str) -> None:
+        """Something for those who asked for more."""
 
 
 class Silent:
@@ -23,7 +33,41 @@ class Silent:
 
     def advance(self, steps: int = 1, note: str = "") -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def warn(self, text: str) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+
+class Logged(Silent):
+    """A listener that hands everything but single steps to the logger "protonmf": warnings are seen by default."""
+
+    _logger = logging.getLogger("protonmf")
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """At level INFO."""
+        self._logger.info("%s%s", name, "" if total is None else f" ({total})")
+
+    def note(self, text: str) -> None:
+        """At level INFO."""
+        self._logger.info(text)
+
+    def warn(self, text: str) -> None:
+        """At level WARNING."""
+        self._logger.warning(text)
+
+    def log(self, text: str) -> None:
+        """At level INFO."""
+        self._logger.info(text)
+
+    def detail(self, text: str) -> None:
+        """At level DEBUG."""
+        self._logger.debug(text)
 
 
 SILENT = Silent()
+LOGGED = Logged()
+"""What jobs called from Python report to unless they are given another listener."""

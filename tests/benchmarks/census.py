@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.files.networks import import_timm
+from protonmf_cli.files.networks.loading import import_timm
 from protonmf_cli.models.backbone import probe_readout
-from protonmf_cli.pipelines.network_reading import quadrants_followed
+from protonmf_cli.pipelines.conversion.network_figures import quadrants_followed
 
 timm: Any = import_timm()
 

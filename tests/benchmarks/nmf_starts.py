@@ -18,14 +18,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import NMF
 
-from protonmf_cli.files.backbones import load_backbone
-from protonmf_cli.files.datasets import ClassMapping, find_images
-from protonmf_cli.files.networks import BackboneRequest
-from protonmf_cli.library import image_reader
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
+from protonmf_cli.files.networks.backbones import load_backbone
+from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.nmf import Factors, factorise
 from protonmf_cli.options import PAPER_NMF, NmfOptions
-from protonmf_cli.pipelines.factorisation import half_split
-from protonmf_cli.pipelines.features import factorised_rows
+from protonmf_cli.pipelines.conversion.factorisation import half_split
+from protonmf_cli.pipelines.conversion.rows import factorised_rows
 
 VARIANTS = {
     "--recipe paper": PAPER_NMF,

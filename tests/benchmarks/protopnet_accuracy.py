@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from protonmf_cli.files.backbones import load_features
-from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
-from protonmf_cli.files.networks import BackboneRequest, import_timm
-from protonmf_cli.files.training_images import TrainingData, TrainingImages, folds
-from protonmf_cli.library import image_reader
+from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.images.training_images import TrainingData, TrainingImages, folds
+from protonmf_cli.files.networks.backbones import load_features
+from protonmf_cli.files.networks.loading import BackboneRequest, import_timm
+from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.metrics import bootstrap_interval
-from protonmf_cli.models.training import TrainingState
+from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
-from protonmf_cli.pipelines.activations import read_activations
-from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-from protonmf_cli.pipelines.protopnet_start import start_from_data
-from protonmf_cli.pipelines.protopnet_training import Trainer, plan
+from protonmf_cli.pipelines.protopnet.activations import read_activations
+from protonmf_cli.pipelines.protopnet.setup import new_protopnet
+from protonmf_cli.pipelines.protopnet.start import start_from_data
+from protonmf_cli.pipelines.protopnet.training import Trainer, plan
 
 
 def read_arguments() -> argparse.Namespace:

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
-from protonmf_cli.models.images import ImageBatch, ImageSource
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.protopnet import ProtoPNet, latent_readout
-from protonmf_cli.pipelines.projection import project
-from protonmf_cli.pipelines.protopnet_setup import owners
+from protonmf_cli.pipelines.protopnet.nearest_patches import project
+from protonmf_cli.pipelines.protopnet.setup import owners
 
 
 class Latents(nn.Module):

@@ -38,17 +38,17 @@ from torch.nn.functional import cross_entropy
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 import protonmf_cli
-from protonmf_cli.files.backbones import load_backbone
-from protonmf_cli.files.checkpoints import save_checkpoint
-from protonmf_cli.files.images import read_crop
-from protonmf_cli.files.networks import BackboneRequest, create_network
-from protonmf_cli.files.preprocessing import crop_of, preprocessing_of
-from protonmf_cli.library import Loaded
+from protonmf_cli.files.images.reader import read_crop
+from protonmf_cli.files.networks.backbones import load_backbone
+from protonmf_cli.files.networks.checkpoints import save_checkpoint
+from protonmf_cli.files.networks.loading import BackboneRequest, create_network
+from protonmf_cli.files.networks.preprocessing import crop_of, preprocessing_of
+from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.maths.amounts import dual
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Edit
-from protonmf_cli.pipelines.intervention import apply_edits
+from protonmf_cli.pipelines.explaining.intervention import apply_edits
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 NETWORKS = ("mobilenetv2_100.imagenet", "deit_tiny_patch16_224.imagenet")

@@ -508,7 +508,9 @@ def test_unreadable_images_are_skipped_named_and_counted(toy, tmp_path):
 def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
     target = tmp_path / "m.safetensors"
     words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "--near", "1", "-q"]
-    slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
+    slow = (
+        "import time; from protonmf_cli.files.work import finished_classes as shards; put = shards.Shards.__setitem__\n"
+    )
     slow += "def late(self, c, part): put(self, c, part); time.sleep(12)\n"
     slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", slow, *words])
@@ -532,7 +534,9 @@ def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path)
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(toy, tmp_path, sent, code):
     target = tmp_path / "m.safetensors"
-    slow = "import time; from protonmf_cli.files import shards; put = shards.Shards.__setitem__\n"
+    slow = (
+        "import time; from protonmf_cli.files.work import finished_classes as shards; put = shards.Shards.__setitem__\n"
+    )
     slow += "def late(self, c, part): put(self, c, part); time.sleep(30)\n"
     slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(

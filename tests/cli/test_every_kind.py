@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import toys
-from protonmf_cli.files.checkpoints import save_checkpoint
+from protonmf_cli.files.networks.checkpoints import save_checkpoint
 from protonmf_cli.models.backbone import ClassName
 from toys import run
 

@@ -11,8 +11,8 @@ import protonmf_cli
 import toys
 from protonmf_cli.errors import NotExactError
 from protonmf_cli.models.backbone import Backbone, Source, probe_readout
-from protonmf_cli.models.head_writing import write_head
 from protonmf_cli.models.prototype import parts_of_rows
+from protonmf_cli.models.readouts.head_writing import write_head
 from toys import run
 
 MODELS = ["deit_tiny_patch16_224.imagenet", "resnet18.caltech24", "tf_mobilenetv3_large_minimal_100.imagenet"]
@@ -87,8 +87,8 @@ def test_refusals(converted, tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_trained_heads_take_an_edit(shared, name):
-    from protonmf_cli.files.backbones import load_backbone
-    from protonmf_cli.files.networks import BackboneRequest
+    from protonmf_cli.files.networks.backbones import load_backbone
+    from protonmf_cli.files.networks.loading import BackboneRequest
 
     backbone, _ = load_backbone(BackboneRequest(name=f"local-dir:{shared / 'models' / name}"))
     vectors = backbone.readout.vectors.double()

@@ -17,7 +17,7 @@ from PIL import Image
 
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.store import load_model, save_model
-from protonmf_cli.library import load
+from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.prototype import parts_of_rows
 from toys import run
 
@@ -230,8 +230,8 @@ def test_the_benchmark_compares_and_keeps_features(toy, tmp_path):
 
 def test_the_benchmark_says_why_a_test_is_left_out(capsys):
     from protonmf_cli.cli.console import Shown
-    from protonmf_cli.cli.fewshot_benchmark import _show
-    from protonmf_cli.pipelines.fewshot_benchmark import METHODS, Score, summary
+    from protonmf_cli.cli.fewshot.benchmark import _show
+    from protonmf_cli.pipelines.fewshot.benchmark import METHODS, Score, summary
 
     models = ("prototypes-l2", "prototypes-l1")
     gains = {2: lambda n: 0.01, 5: lambda n: 0.01 * n}
@@ -259,7 +259,7 @@ def test_the_benchmark_says_why_a_test_is_left_out(capsys):
 
 
 def test_a_sparse_fit_says_that_its_weights_were_fitted_again(toy, tmp_path):
-    from protonmf_cli.cli.fewshot_report import chosen_words
+    from protonmf_cli.output.text.fewshot import chosen_words
 
     output = tmp_path / "sparse.safetensors"
     code, out, err = fit(toy, output, "--norm", "l1", "--shots", 5)
@@ -297,8 +297,8 @@ def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path):
 
 
 def load_model_digest(toy):
-    from protonmf_cli.files.backbones import load_features
-    from protonmf_cli.files.networks import BackboneRequest
+    from protonmf_cli.files.networks.backbones import load_features
+    from protonmf_cli.files.networks.loading import BackboneRequest
 
     return load_features(BackboneRequest(name=toy.name))[2].digest
 

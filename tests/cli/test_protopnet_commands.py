@@ -16,7 +16,7 @@ from PIL import Image
 
 import toys
 from protonmf_cli.files.store import load_model, save_model
-from protonmf_cli.library import load
+from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.prototype import parts_of_rows
 from toys import run
 
@@ -289,7 +289,7 @@ def test_same_seed_same_bytes_and_a_killed_training_goes_on(net, toy, tmp_path):
 
 
 def test_an_unfinished_training_with_other_options_is_not_mixed_up(toy, tmp_path, monkeypatch):
-    from protonmf_cli.pipelines import protopnet_training
+    from protonmf_cli.pipelines.protopnet import training as protopnet_training
 
     real = protopnet_training.Trainer._push
 
@@ -334,7 +334,7 @@ def test_two_processes_train_the_same_network(net, toy, tmp_path):
 
 
 def test_recipe_paper_keeps_the_original_habits(toy, tmp_path, monkeypatch):
-    from protonmf_cli.cli import protopnet_train
+    from protonmf_cli.cli.protopnet import train as protopnet_train
 
     recipe = protopnet_train.PROTOPNET_RECIPES["paper"]
     assert recipe.augmentation.copies == 30 and recipe.head_epochs == 20
@@ -425,7 +425,7 @@ def test_refusals_of_trained_files(net, converted, toy, tmp_path):
 
 
 def test_a_last_layer_that_does_not_converge_is_refused(net, toy, tmp_path, monkeypatch):
-    from protonmf_cli.pipelines import push
+    from protonmf_cli.pipelines.protopnet import push
 
     real = push.solve_last_layer
     monkeypatch.setattr(push, "solve_last_layer", lambda *words, **more: real(*words, **more, max_iterations=1))

@@ -16,9 +16,9 @@ from PIL import Image
 import pages
 import toys
 from protonmf_cli.files.store import load_model, save_model
-from protonmf_cli.library import load
+from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.pipelines import cases
+from protonmf_cli.pipelines.page import cases
 from toys import run
 
 
@@ -366,7 +366,7 @@ def test_the_hint_flips_the_decision_with_the_fewest(browser, request, toy, tmp_
 
 @pytest.mark.parametrize("kind", ["converted", "paper", "vit"])
 def test_numbers_and_crop_are_those_of_the_png(browser, request, toy, tmp_path, monkeypatch, kind):
-    from protonmf_cli.pictures import figure
+    from protonmf_cli.output.figures import figure
 
     converted = request.getfixturevalue(kind)
     explanation = load(converted).explain(toy.image(0))
@@ -811,7 +811,7 @@ def test_pictures_get_smaller_to_fit(browser, converted, toy, tmp_path):
 
 def test_too_many_images_are_refused_before_they_are_read(converted):
     from protonmf_cli.errors import InputError
-    from protonmf_cli.pictures.page import check_size
+    from protonmf_cli.output.page.page import check_size
 
     model, _ = load_model(converted)
     check_size(model, 1000, 10**6)

@@ -5,11 +5,11 @@ import zipfile
 import pytest
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.archives import ZipMember
-from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
-from protonmf_cli.files.images import ImageFile, size_of
-from protonmf_cli.library import image_reader
-from protonmf_cli.models.images import Skipped
+from protonmf_cli.files.images.archives import ZipMember
+from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.images.reader import ImageFile, size_of
+from protonmf_cli.jobs.loaded import image_reader
+from protonmf_cli.models.image_batches import Skipped
 from toys import PREPROCESSING
 
 

@@ -9,8 +9,8 @@ import torch
 
 import toys
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.backbones import load_backbone, restore_backbone
-from protonmf_cli.files.networks import BackboneRequest, complete_name
+from protonmf_cli.files.networks.backbones import load_backbone, restore_backbone
+from protonmf_cli.files.networks.loading import BackboneRequest, complete_name
 from protonmf_cli.files.store import load_model, save_model
 
 
@@ -161,7 +161,7 @@ def test_another_networks_weights_are_refused(toy, tmp_path):
 
 
 def test_a_file_keeps_its_readout_when_a_better_one_is_known_now(toy, tmp_path):
-    from protonmf_cli.library import load
+    from protonmf_cli.jobs.loaded import load
 
     old = toys.convert(toy, tmp_path / "old.safetensors", "--rows", "image")
     model, weights = load_model(old)

@@ -1,7 +1,7 @@
 import pytest
 
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.models.backbone import ClassName
 
 CLASSES = tuple(ClassName(label=label) for label in ("ant", "bee", "cat"))

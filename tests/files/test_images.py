@@ -10,8 +10,8 @@ from PIL import Image
 
 import toys
 from protonmf_cli.errors import InputError
-from protonmf_cli.files import images
-from protonmf_cli.files.preprocessing import crop_of
+from protonmf_cli.files.images import reader as images
+from protonmf_cli.files.networks.preprocessing import crop_of
 
 
 def bytes_of(picture: Image.Image, kind: str, **options) -> bytes:
@@ -97,8 +97,8 @@ def test_refusals(content, words):
 def test_crop_and_normalisation_are_timms_own_transform(mode, size, toy):
     from dataclasses import replace
 
-    from protonmf_cli.files.backbones import load_backbone
-    from protonmf_cli.files.networks import BackboneRequest
+    from protonmf_cli.files.networks.backbones import load_backbone
+    from protonmf_cli.files.networks.loading import BackboneRequest
 
     preprocessing = replace(toys.PREPROCESSING, crop_mode=mode)
     picture = noise("RGB", size)

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.part_annotations import points_in_crop, read_part_annotations
-from protonmf_cli.files.preprocessing import crop_of
+from protonmf_cli.files.images.part_annotations import points_in_crop, read_part_annotations
+from protonmf_cli.files.networks.preprocessing import crop_of
 from protonmf_cli.models.backbone import Preprocessing
 
 CUB = "data/cub200_2011_annotations.zip"

@@ -12,7 +12,7 @@ import torch
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OPTIONAL, load_model, save_model
-from protonmf_cli.library import load
+from protonmf_cli.jobs.loaded import load
 from toys import run
 
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.augmentation import augmented
-from protonmf_cli.files.bounding_boxes import cut_to_boxes, read_boxes
-from protonmf_cli.files.datasets import LabelledImages
-from protonmf_cli.files.images import ImageFile, ImageReader
-from protonmf_cli.files.training_images import TrainingData, TrainingImages, folds, read_all, split_held_out
-from protonmf_cli.models.images import Skipped
+from protonmf_cli.files.images.bounding_boxes import cut_to_boxes, read_boxes
+from protonmf_cli.files.images.datasets import LabelledImages
+from protonmf_cli.files.images.image_augmentation import augmented
+from protonmf_cli.files.images.reader import ImageFile, ImageReader
+from protonmf_cli.files.images.training_images import TrainingData, TrainingImages, folds, read_all, split_held_out
+from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.options import AugmentationOptions
 
 STILL = AugmentationOptions(rotation=0.0, skew=0.0, shear=0.0, flip=0.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from protonmf_cli.maths.projection import Projected, TheoremCounts, distinct_patches, theorem_counts
+from protonmf_cli.maths.patch_assignment import Projected, TheoremCounts, distinct_patches, theorem_counts
 from protonmf_cli.maths.similarity import EPSILON, SIMILARITIES, squared_distances
 from protonmf_cli.models.protopnet import start_of_head
 

@@ -86,7 +86,7 @@ def test_logits_are_the_sum_written_out(request, kind):
 @pytest.mark.parametrize("kind", ["converted", "paper"])
 def test_prototypes_rebuild_the_head(request, kind):
     """w D + R = V, to rounding: the identity everything stands on."""
-    from protonmf_cli.files.backbones import restore_backbone
+    from protonmf_cli.files.networks.backbones import restore_backbone
 
     model, weights = load_model(request.getfixturevalue(kind))
     vectors = restore_backbone(model, weights, True).readout.vectors

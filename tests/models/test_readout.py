@@ -11,8 +11,8 @@ import toys
 from benchmarks.census import coloured_squares, draw_weights
 from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.models.backbone import probe_readout
-from protonmf_cli.models.readout import FORMULA_LIMIT, in_float64, relative_difference
-from protonmf_cli.pipelines.network_reading import quadrants_followed
+from protonmf_cli.models.readouts.readout import FORMULA_LIMIT, in_float64, relative_difference
+from protonmf_cli.pipelines.conversion.network_figures import quadrants_followed
 
 HEADS = [
     ("test_resnet", {}, "average", (5, 5)),
@@ -422,7 +422,7 @@ def test_refused_with_a_sentence(rows):
     ],
 )
 def test_a_wrong_gate_is_not_taken(monkeypatch, wrong):
-    from protonmf_cli.models.frozen_head import Gate
+    from protonmf_cli.models.readouts.frozen_head import Gate
 
     built, size = network("efficientvit_b0", {})
     for module in built.head.modules():  # sigmoid(0) is not zero
@@ -471,7 +471,7 @@ def test_float32_weights_come_back_bit_for_bit():
 
 
 def test_an_encoder_is_refused_by_name(monkeypatch):
-    from protonmf_cli.files import backbones
+    from protonmf_cli.files.networks import backbones
 
     torch.manual_seed(0)
     encoder = timm.create_model("qwen3_vit_88m_enc", num_classes=0).eval()

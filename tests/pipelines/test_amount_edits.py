@@ -11,17 +11,17 @@ from protonmf_cli.maths.amounts import dual
 from protonmf_cli.models.backbone import Preprocessing, Source
 from protonmf_cli.models.prototype import Card, ClassName, PrototypeModel, logit_parts, pooled_rows
 from protonmf_cli.options import ConversionOptions
-from protonmf_cli.pipelines.assembly import _no_examples
-from protonmf_cli.pipelines.contrast import contrast_of
-from protonmf_cli.pipelines.explanation import Answer
-from protonmf_cli.pipelines.intervention import (
+from protonmf_cli.pipelines.conversion.assembly import _no_examples
+from protonmf_cli.pipelines.conversion.reconstruction import reconstruct_heads
+from protonmf_cli.pipelines.explaining.contrast import contrast_of
+from protonmf_cli.pipelines.explaining.explanation import Answer
+from protonmf_cli.pipelines.explaining.intervention import (
     apply_edits,
     check_different,
     find_edit,
     find_edit_everywhere,
     silent_classes,
 )
-from protonmf_cli.pipelines.reconstruction import reconstruct_heads
 
 PLACES = 2
 

@@ -8,7 +8,7 @@ import torch
 import protonmf_cli
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.prototype import parts_of_rows
-from protonmf_cli.pipelines.intervention import apply_edits, find_edit
+from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit
 from toys import convert
 
 WAYS = {

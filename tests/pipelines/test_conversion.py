@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.files.backbones import load_backbone
-from protonmf_cli.files.datasets import ClassMapping, find_images
-from protonmf_cli.files.images import encode_jpeg
-from protonmf_cli.files.networks import BackboneRequest
-from protonmf_cli.library import image_reader
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
+from protonmf_cli.files.images.reader import encode_jpeg
+from protonmf_cli.files.networks.backbones import load_backbone
+from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.models.prototype import parts_of_rows
 from protonmf_cli.options import ConversionOptions
-from protonmf_cli.pipelines.assembly import assemble_model
-from protonmf_cli.pipelines.conversion import ConversionImages, convert_classes
+from protonmf_cli.pipelines.conversion.assembly import assemble_model
+from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_classes
 
 OPTIONS = ConversionOptions(prototypes=2, batch_size=4)
 

@@ -10,9 +10,9 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.normalisation import normaliser_of
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines import fewshot_baselines
-from protonmf_cli.pipelines.fewshot_baselines import BASELINES
-from protonmf_cli.pipelines.fewshot_benchmark import METHODS, Score, draw_tasks, run_tasks, signed_rank_p, summary
+from protonmf_cli.pipelines.fewshot import baselines as fewshot_baselines
+from protonmf_cli.pipelines.fewshot.baselines import BASELINES
+from protonmf_cli.pipelines.fewshot.benchmark import METHODS, Score, draw_tasks, run_tasks, signed_rank_p, summary
 
 OPTIONS = FewShotOptions(scales=(5.0,), anchors=(3e-3,), alphas=(1e-2,), sparse_alphas=(1e-2, 1e-3))
 

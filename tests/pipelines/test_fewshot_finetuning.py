@@ -7,21 +7,21 @@ import pytest
 import torch
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.backbones import features_backbone, load_features
-from protonmf_cli.files.datasets import ClassMapping, class_folders, find_images
-from protonmf_cli.files.networks import BackboneRequest
-from protonmf_cli.files.training_images import TrainingImages
-from protonmf_cli.library import image_reader
+from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
+from protonmf_cli.files.images.training_images import TrainingImages
+from protonmf_cli.files.networks.backbones import features_backbone, load_features
+from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.losses import label_attraction
-from protonmf_cli.models.training import TrainingState
+from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import AugmentationOptions, FewShotOptions, FineTuneOptions
-from protonmf_cli.pipelines import adversarial
-from protonmf_cli.pipelines.adversarial import adversarial_check
-from protonmf_cli.pipelines.fewshot_features import read_samples
-from protonmf_cli.pipelines.fewshot_finetuning import FineTuner, trained_parameters
-from protonmf_cli.pipelines.fewshot_fitting import fit_fewshot
-from protonmf_cli.pipelines.fewshot_model import fewshot_model
-from protonmf_cli.pipelines.virtual_examples import virtual_examples
+from protonmf_cli.pipelines.fewshot import adversarial
+from protonmf_cli.pipelines.fewshot.adversarial import adversarial_check
+from protonmf_cli.pipelines.fewshot.features import read_samples
+from protonmf_cli.pipelines.fewshot.finetuning import FineTuner, trained_parameters
+from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
+from protonmf_cli.pipelines.fewshot.model import fewshot_model
+from protonmf_cli.pipelines.fewshot.virtual_examples import virtual_examples
 
 OPTIONS = FewShotOptions(scales=(5.0,), anchors=(3e-3,), alphas=(1e-2,), folds=3)
 

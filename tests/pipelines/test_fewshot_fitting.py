@@ -6,9 +6,9 @@ import torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.soft_prototypes import Penalty, matches, objective
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines import fewshot_fitting
-from protonmf_cli.pipelines.fewshot_fitting import _Search, _Task, fit_fewshot, fold_numbers, part_means
-from protonmf_cli.pipelines.fewshot_refitting import refitted
+from protonmf_cli.pipelines.fewshot import fitting as fewshot_fitting
+from protonmf_cli.pipelines.fewshot.fitting import _Search, _Task, fit_fewshot, fold_numbers, part_means
+from protonmf_cli.pipelines.fewshot.refitting import refitted
 from protonmf_cli.pipelines.progress import SILENT
 from twisted import CENTRES, twisted
 

@@ -6,10 +6,10 @@ import torch
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.store import load_model
-from protonmf_cli.maths.spread import spread_of
+from protonmf_cli.maths.principal_axes import spread_of
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot_interpretation import interpret, position_of
-from protonmf_cli.pipelines.fewshot_plane import plane_of
+from protonmf_cli.pipelines.fewshot.interpretation import interpret, position_of
+from protonmf_cli.pipelines.fewshot.plane import plane_of
 from twisted import CENTRES, model_of, twisted
 
 

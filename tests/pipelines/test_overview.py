@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from protonmf_cli.files.images import crop_of_jpeg, encode_jpeg
+from protonmf_cli.files.images.reader import crop_of_jpeg, encode_jpeg
 from protonmf_cli.files.store import load_model
-from protonmf_cli.models.images import ImageSource
+from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples
-from protonmf_cli.pipelines.overview import border_share, gallery_of, plain_share
+from protonmf_cli.pipelines.page.gallery import border_share, gallery_of, plain_share
 
 
 def decode(jpeg):
@@ -87,7 +87,7 @@ def test_users_of_projections_are_all_that_have_a_weight(paper):
 
 
 def test_class_figures_are_measured_on_the_training_images(converted, toy):
-    from protonmf_cli.library import load
+    from protonmf_cli.jobs.loaded import load
     from protonmf_cli.models.prototype import parts_of_rows
 
     loaded = load(converted)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
-from protonmf_cli.models.images import ImageBatch, ImageSource
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.protopnet import feature_map
 from protonmf_cli.options import ProtoPNetOptions
-from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-from protonmf_cli.pipelines.protopnet_start import DIRECTION, OTHER, start_add_on, start_from_data
+from protonmf_cli.pipelines.protopnet.setup import new_protopnet
+from protonmf_cli.pipelines.protopnet.start import DIRECTION, OTHER, start_add_on, start_from_data
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 4, 4), interpolation="bicubic", crop_pct=1.0, crop_mode="center", mean=(0.0,) * 3, std=(1 / 255,) * 3

@@ -8,13 +8,13 @@ import torch
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
-from protonmf_cli.models.images import ImageBatch, ImageSource, TrainingBatch
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource, TrainingBatch
 from protonmf_cli.models.protopnet import start_of_head
-from protonmf_cli.models.training import TrainingState
+from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import PROTOPNET_RECIPES, ProtoPNetOptions
-from protonmf_cli.pipelines.protopnet_setup import new_protopnet
-from protonmf_cli.pipelines.protopnet_start import start_prototypes
-from protonmf_cli.pipelines.protopnet_training import Trainer, plan
+from protonmf_cli.pipelines.protopnet.setup import new_protopnet
+from protonmf_cli.pipelines.protopnet.start import start_prototypes
+from protonmf_cli.pipelines.protopnet.training import Trainer, plan
 
 PREPROCESSING = Preprocessing(
     input_size=(3, 32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="center", mean=(0.5,) * 3, std=(0.25,) * 3

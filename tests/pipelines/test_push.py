@@ -10,18 +10,18 @@ import torch
 import toys
 from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.maths.last_layer import last_layer_objective
-from protonmf_cli.maths.projection import theorem_counts
+from protonmf_cli.maths.patch_assignment import theorem_counts
 from protonmf_cli.maths.similarity import EPSILON
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
-from protonmf_cli.models.images import ImageBatch, ImageSource, Skipped
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
 from protonmf_cli.models.protopnet import ProtoPNet, start_of_head
 from protonmf_cli.options import ProtoPNetOptions
-from protonmf_cli.pipelines import push as stage
-from protonmf_cli.pipelines.activations import Activations, accuracy, read_activations
 from protonmf_cli.pipelines.progress import Silent
-from protonmf_cli.pipelines.projection import project
-from protonmf_cli.pipelines.protopnet_setup import check_patches, new_protopnet, owners
-from protonmf_cli.pipelines.push import check_pruning, prune, push
+from protonmf_cli.pipelines.protopnet import push as stage
+from protonmf_cli.pipelines.protopnet.activations import Activations, accuracy, read_activations
+from protonmf_cli.pipelines.protopnet.nearest_patches import project
+from protonmf_cli.pipelines.protopnet.push import check_pruning, prune, push
+from protonmf_cli.pipelines.protopnet.setup import check_patches, new_protopnet, owners
 
 CLASSES = tuple(ClassName(label=label) for label in toys.LABELS[:3])
 OPTIONS = ProtoPNetOptions(width=8, addon_gain=1.0, l1=1e-2, tolerance=1e-5)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from protonmf_cli.maths.amounts import dual
-from protonmf_cli.models.part import ClassReading
+from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
-from protonmf_cli.pipelines.factorisation import factorise_readings, split_by_sign
-from protonmf_cli.pipelines.reconstruction import Bases, connections_of, reconstruct_heads
+from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, split_by_sign
+from protonmf_cli.pipelines.conversion.reconstruction import Bases, connections_of, reconstruct_heads
 
 AMOUNTS = ConversionOptions(prototypes=2, near=2, ridge=0.0)
 

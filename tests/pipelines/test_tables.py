@@ -9,28 +9,25 @@ import pytest
 import torch
 
 import protonmf_cli
-from protonmf_cli.cli.tables import options_of
 from protonmf_cli.errors import InputError, ModelFileError
-from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
+from protonmf_cli.jobs.tables import options_of
 from protonmf_cli.maths.curves import area_under, masks_by_rank
 from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
-from protonmf_cli.models.images import ImageBatch, ImageSource
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import PrototypeModel, SparseWeights, logit_parts
-from protonmf_cli.models.readout import Reading, Readout
+from protonmf_cli.models.readouts.readout import Reading, Readout
 from protonmf_cli.models.results import KeptImages
 from protonmf_cli.options import NmfOptions
-from protonmf_cli.pipelines.augmentation import augmentation_table
-from protonmf_cli.pipelines.conversion import ConversionImages, read_classes
-from protonmf_cli.pipelines.evaluation import evaluate_model
-from protonmf_cli.pipelines.faithfulness import OURS, RANDOM, faithfulness_tables, feature_layer
-from protonmf_cli.pipelines.gallery import SHEETS, gallery_panels
-from protonmf_cli.pipelines.intervention import apply_edits, find_edit
-from protonmf_cli.pipelines.oracle import oracle_table
-from protonmf_cli.pipelines.part_quality import consistency, part_quality_table
-from protonmf_cli.pipelines.rival import Rival, check_rival, rival_table
-from protonmf_cli.pipelines.stability import stability_tables
-from protonmf_cli.pipelines.sweep import (
+from protonmf_cli.pipelines.conversion.classes import ConversionImages, read_classes
+from protonmf_cli.pipelines.conversion.residual_shares import augmentation_table
+from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit
+from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
+from protonmf_cli.pipelines.measuring.faithfulness import OURS, RANDOM, faithfulness_tables, feature_layer
+from protonmf_cli.pipelines.measuring.oracle import oracle_table
+from protonmf_cli.pipelines.measuring.part_quality import consistency, part_quality_table
+from protonmf_cli.pipelines.measuring.parts import (
     CONTROLS,
     cancellation_table,
     control_models,
@@ -38,6 +35,9 @@ from protonmf_cli.pipelines.sweep import (
     models_of,
     parts_table,
 )
+from protonmf_cli.pipelines.measuring.picture_sheets import SHEETS, gallery_panels
+from protonmf_cli.pipelines.measuring.rival import Rival, check_rival, rival_table
+from protonmf_cli.pipelines.measuring.stability import stability_tables
 from toys import PREPROCESSING
 
 

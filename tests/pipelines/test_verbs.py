@@ -5,11 +5,11 @@ import torch
 
 import protonmf_cli
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.datasets import ClassMapping, find_images
+from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.models.prototype import logit_parts, parts_of_rows, pooled_rows
 from protonmf_cli.models.results import Edit
-from protonmf_cli.pipelines.evaluation import evaluate_model
-from protonmf_cli.pipelines.intervention import apply_edits, find_edit, intervene_on_data, outcome
+from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, intervene_on_data, outcome
+from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
 from toys import convert
 
 

@@ -1,0 +1,1 @@
+"""Commands of `protonmf protopnet`."""

@@ -1,0 +1,226 @@
+"""Image files: found, decoded, cut to what the network sees, with their class and origin."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.images.ahead import ahead
+from protonmf_cli.files.images.archives import ZipMember
+from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MOST_PIXELS = 64_000_000
+MOST_TIMES_AS_LONG = 500
+"""Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
+JPEG_QUALITY = 90
+
+Crop = Callable[[Image.Image], Tensor]
+"""A PIL image to what the network sees: uint8 (channels, height, width)."""
+Change = Callable[[Image.Image], Image.Image]
+"""Something done to a picture before it is cropped."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the original picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFile:
+    """One file of a data set."""
+
+    path: Path | ZipMember
+    name: str
+    """Relative to the data folder, with forward slashes."""
+    class_index: int
+    box: Box | None = None
+    """The picture is cut to this rectangle first."""
+
+
+def size_of(path: Path | ZipMember) -> tuple[int, int]:
+    """Width and height of an image file, without decoding it."""
+    with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
+        return picture.size
+
+
+def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
+    """Decode one image as timm does for colour, but refuse what is dangerous and scale what it would clip.
+
+    Args:
+        content: bytes of a file in one of `FORMATS`; of an animation the first frame.
+        channels: 3 for RGB, 1 for grey.
+        exif_transpose: turn it as the camera says.
+
+    Raises:
+        InputError: not an image, damaged, or too large or too narrow; the sentence begins with a verb.
+    """
+    mode = "RGB" if channels == 3 else "L"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
+            if max(picture.size) > MOST_TIMES_AS_LONG * min(picture.size):
+                raise InputError(
+                    f"is {picture.width} x {picture.height} pixels, "
+                    f"at most {MOST_TIMES_AS_LONG} times as long as wide is read"
+                )
+            picture.load()
+            if exif_transpose:
+                picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith(("I", "F")):
+                picture = _to_8_bit(picture)
+            return picture.convert(mode)
+    except Image.DecompressionBombError as failure:
+        raise InputError(f"has too many pixels, at most {MOST_PIXELS:,} are read") from failure
+    except UnidentifiedImageError as failure:
+        raise InputError(f"is not an image in one of the formats {', '.join(FORMATS)}") from failure
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as failure:
+        raise InputError(f"is damaged: {failure}") from failure
+
+
+def _to_8_bit(picture: Image.Image) -> Image.Image:
+    """Scale 16-bit integers by 1/257, and floats from their own range."""
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
+    if picture.mode.startswith("I"):
+        values = values / 257 if values.max(initial=0) > 255 else values
+    elif values.max(initial=0) > values.min(initial=0):
+        values = (values - values.min()) / (values.max() - values.min()) * 255
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def read_crop(
+    path: Path | ZipMember,
+    crop: Crop,
+    *,
+    channels: int,
+    exif_transpose: bool,
+    box: Box | None = None,
+    change: Change | None = None,
+) -> tuple[Tensor, str]:
+    """One file as (crop, sha256 of its bytes); cut to `box` and changed by `change` before it is cropped.
+
+    Raises:
+        InputError: the file cannot be read; the sentence begins with a verb.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError("is not a file")
+        content = path.read_bytes()
+    except (OSError, ValueError) as failure:
+        raise InputError(f"cannot be read: {getattr(failure, 'strerror', None) or failure}") from failure
+    picture = decode(content, channels=channels, exif_transpose=exif_transpose)
+    if box is not None:
+        picture = cut(picture, box)
+    if change is not None:
+        picture = change(picture)
+    return crop(picture), hashlib.sha256(content).hexdigest()
+
+
+def clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box in whole pixels inside a picture of (width, height).
+
+    >>> clipped((-3.0, 2.5, 50.0, 9.0), (40, 30))
+    (0, 2, 40, 9)
+    """
+    return max(0, int(box[0])), max(0, int(box[1])), min(size[0], int(box[2])), min(size[1], int(box[3]))
+
+
+def cut(picture: Image.Image, box: Box) -> Image.Image:
+    """The part of a picture inside a box, which is clipped to the picture.
+
+    Raises:
+        InputError: nothing is inside; the sentence begins with a verb.
+    """
+    left, top, right, bottom = clipped(box, picture.size)
+    if right <= left or bottom <= top:
+        raise InputError(f"has no pixels inside its box {box} ({picture.width} x {picture.height} pixels)")
+    return picture.crop((left, top, right, bottom))
+
+
+def encode_jpeg(crop: Tensor) -> bytes:
+    """A uint8 crop (channels, height, width) as a JPEG file."""
+    pixels = crop.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def crop_of_jpeg(content: bytes, channels: int) -> Tensor:
+    """The uint8 crop (channels, height, width) of a JPEG file of `encode_jpeg`, up to the loss of compression."""
+    pixels = np.asarray(decode(content, channels=channels))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReader:
+    """Decodes in threads (Pillow lets go of the interpreter's lock) ahead of whoever uses the batches."""
+
+    crop: Crop
+    channels: int
+    exif_transpose: bool
+    batch_size: int
+    workers: int
+
+    def batches(self, files: Sequence[ImageFile]) -> Iterator[ImageBatch]:
+        """Batches in the order of the files, none across a change of class; unreadable files are named in them."""
+        sizes = [
+            n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)
+        ]
+        results = ahead(self.read, files, workers=self.workers, window=3 * self.batch_size)
+        source = iter(files)
+        for size in sizes:
+            yield _batch([(file, next(results)) for file in islice(source, size)])
+
+    def read(self, file: ImageFile, change: Change | None = None) -> tuple[Tensor, str] | Skipped:
+        """Crop and sha256 of one file, changed before it is cropped; why not, where it cannot be read."""
+        try:
+            return read_crop(
+                file.path,
+                self.crop,
+                channels=self.channels,
+                exif_transpose=self.exif_transpose,
+                box=file.box,
+                change=change,
+            )
+        except InputError as failure:
+            return Skipped(path=file.name, reason=str(failure))
+
+
+def _sizes(count: int, most: int) -> list[int]:
+    """Batch sizes for a class: full ones, then powers of two.
+
+    Few different shapes keep the memory and the time that a CPU's convolution library spends on each new one.
+
+    >>> _sizes(75, 32)
+    [32, 32, 8, 2, 1]
+    """
+    rest = count % most
+    return [most] * (count // most) + [1 << bit for bit in reversed(range(rest.bit_length())) if rest >> bit & 1]
+
+
+def _batch(ready: Sequence[tuple[ImageFile, tuple[Tensor, str] | Skipped]]) -> ImageBatch:
+    crops, sources, skipped = [], [], []
+    for file, result in ready:
+        if isinstance(result, Skipped):
+            skipped.append(result)
+        else:
+            crops.append(result[0])
+            sources.append(ImageSource(path=file.name, sha256=result[1]))
+    return ImageBatch(
+        class_index=ready[0][0].class_index,
+        crops=torch.stack(crops) if crops else torch.empty(0, 0, 0, 0, dtype=torch.uint8),
+        sources=tuple(sources),
+        skipped=tuple(skipped),
+    )

@@ -1,0 +1,229 @@
+"""A timm network and how its head is read: a Backbone, from a name or from a model file."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.atomic import digest_of_tensors
+from protonmf_cli.files.networks.loading import (
+    BackboneRequest,
+    arguments_of,
+    check_classifier,
+    check_finite,
+    check_trained,
+    class_names,
+    complete_name,
+    create_network,
+    draw_zero_layers,
+    encoder,
+    rebuilt_network,
+)
+from protonmf_cli.files.networks.preprocessing import preprocessing_of
+from protonmf_cli.models.backbone import (
+    ADDON,
+    BACKBONE,
+    MISFITS,
+    Backbone,
+    ClassName,
+    Preprocessing,
+    Source,
+    probe_readout,
+    unreadable,
+)
+from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
+from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
+from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
+from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled_features
+from protonmf_cli.models.readouts.readout import Network
+
+
+def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
+    """Load a classifier on the CPU in float32 and find how its head is read.
+
+    Returns:
+        The backbone, and notes for the user (such as a completed name).
+
+    Raises:
+        UsageError: unknown name.
+        InputError: no weights, or weights that do not fit or hold NaN.
+        NotExactError: no classifier, or one that cannot be written as a sum over rows.
+    """
+    name, notes = complete_name(request.name)
+    network = create_network(name, request)
+    check_classifier(name, network)
+    if not request.pretrained:
+        draw_zero_layers(network, request.seed)
+    check_trained(name, network, request)
+    check_finite(name, network)
+    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
+    return _backbone(network, preprocessing, class_names(name, network), source, request.rows), notes
+
+
+def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Source, list[str]]:
+    """Load a network on the CPU for its last feature map alone; pool and classifier are dropped.
+
+    Returns:
+        The network in evaluation mode, its preprocessing, where it came from, and notes for the user.
+
+    Raises:
+        UsageError: unknown name.
+        InputError: no weights, weights that do not fit or hold NaN, or features without a grid.
+    """
+    name, notes = complete_name(request.name)
+    network = create_network(name, request)
+    check_finite(name, network)
+    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
+    try:
+        drop_unused(network, preprocessing.input_size)
+    except NotImplementedError as failure:
+        raise encoder(name) from failure
+    except MISFITS as failure:
+        raise unreadable(name, preprocessing.input_size, failure) from failure
+    return network, preprocessing, source, notes
+
+
+def _source(network: Network, name: str, request: BackboneRequest) -> Source:
+    architecture = network.pretrained_cfg.get("architecture") or name
+    return Source(
+        name=name,
+        architecture=architecture,
+        model_args=arguments_of(architecture, network, request),
+        digest=digest_of_tensors(network.state_dict()),
+    )
+
+
+def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None, offline: bool) -> Backbone:
+    """The backbone of a model file: from the weights inside it, else from where it was loaded first.
+
+    Raises:
+        InputError: the weights are not to be had, or are not the ones the model was made from.
+    """
+    card = model.card
+    rows, kind = card.readout["rows"], card.readout["kind"]  # of which there may be a better one now
+    if kind == COMBINED:
+        parts = [_restore_latent(member, weights_of_member(weights or {}, n)) for n, member in enumerate(card.members)]
+        return combined_backbone(parts, card)
+    if kind == LATENT_PATCHES:
+        return _restore_latent(card, weights or {})
+    if kind == POOLED_FEATURES:
+        return _restore_features(model, weights, offline)
+    if weights is None:
+        loaded, _ = load_backbone(_request_of(card, offline))
+        backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows, kind)
+    else:
+        network = rebuilt_network(card.source.architecture, card.source.model_args)
+        _load_into(network, _part(weights, BACKBONE), card)
+        backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows, kind)
+    check_backbone(model, backbone)
+    return backbone
+
+
+def _request_of(card: Card, offline: bool) -> BackboneRequest:
+    """What to ask for where the weights are not inside the model file."""
+    return BackboneRequest(
+        name=card.source.name,
+        model_args={k: v for k, v in card.source.model_args.items() if k != "num_classes"},
+        rows=card.readout["rows"],
+        exif_transpose=card.preprocessing.exif_transpose,
+        offline=offline,
+    )
+
+
+def _restore_features(model: PrototypeModel, weights: Mapping[str, Tensor] | None, offline: bool) -> Backbone:
+    """The network of a few-shot model."""
+    card = model.card
+    if weights is None:
+        network, _, source, _ = load_features(_request_of(card, offline))
+    else:
+        network, source = _features_of(card, weights), card.source
+    backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout["layers"])
+    check_backbone(model, backbone)
+    return backbone
+
+
+def features_backbone(
+    network: Network,
+    preprocessing: Preprocessing,
+    classes: tuple[ClassName, ...],
+    source: Source,
+    layers: Sequence[int],
+) -> Backbone:
+    """A network of `load_features` as the Backbone of a few-shot model."""
+    return Backbone(
+        network=network,
+        readout=pooled_features(network, layers, preprocessing.input_size),
+        rows_option="auto",
+        preprocessing=preprocessing,
+        classes=classes,
+        source=source,
+        formula_difference=0.0,
+    )
+
+
+def _features_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
+    """The network of a file without pool and classifier, in evaluation mode."""
+    network = rebuilt_network(card.source.architecture, card.source.model_args)
+    drop_unused(network, card.preprocessing.input_size)
+    _load_into(network, _part(weights, BACKBONE), card)
+    return network
+
+
+def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
+    """Network and add-on layers of a ProtoPNet; both are always inside its file."""
+    network = _features_of(card, weights)
+    layers = add_on_layers(
+        card.readout["addon"],
+        card.readout["features"],
+        card.readout["channels"],
+        bounded=card.similarity != "cosine",
+    )
+    _load_into(layers, _part(weights, ADDON), card)
+    return latent_backbone(network, layers, card)
+
+
+def latent_backbone(network: Network, layers: nn.Module, card: Card) -> Backbone:
+    """Network and add-on layers as the Backbone of a card."""
+    readout = latent_readout(network, layers.eval(), tuple(card.readout["patch"]), card.preprocessing.input_size)
+    return Backbone(
+        network=network,
+        readout=readout,
+        rows_option=card.readout["rows"],
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+        source=card.source,
+        formula_difference=0.0,
+    )
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> None:
+    try:
+        module.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as failure:
+        raise InputError(
+            f"the network inside the model file does not fit {card.source.architecture}: {failure}"
+        ) from failure
+
+
+def _backbone(
+    network: Network,
+    preprocessing: Preprocessing,
+    classes: tuple[ClassName, ...],
+    source: Source,
+    rows: str,
+    kind: str | None = None,
+) -> Backbone:
+    readout, difference = probe_readout(network, preprocessing.input_size, rows, source.name, kind=kind)
+    return Backbone(
+        network=network,
+        readout=readout,
+        rows_option=rows,
+        preprocessing=preprocessing,
+        classes=classes,
+        source=source,
+        formula_difference=difference,
+    )

@@ -1,0 +1,1 @@
+"""What a long job keeps on the way."""

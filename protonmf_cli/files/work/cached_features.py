@@ -1,0 +1,76 @@
+"""What the network gave for each class, on disk: fitting something else to it needs no second pass over the images."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.work.per_class import ClassFiles
+from protonmf_cli.models.class_part import ClassReading
+from protonmf_cli.models.image_batches import ImageSource, Skipped
+from protonmf_cli.models.soft_matching import Samples
+
+TENSORS = ("rows", "pooled", "predicted", "crops")
+
+
+def _folder(folder: Path, name: str) -> Path:
+    try:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise InputError(f"the folder {folder} of --cache-features cannot be made: {failure.strerror}.") from failure
+    return folder / name
+
+
+class CachedFeatures(ClassFiles[ClassReading]):
+    """class -> reading, one file each, in a folder named by a digest of weights, images and how they are read."""
+
+    key = "features"
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = _folder(folder, f"rows-{digest[:16]}")
+
+    def pack(self, item: ClassReading) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        facts = {
+            "images": [asdict(source) for source in item.images],
+            "skipped": [asdict(skip) for skip in item.skipped],
+            "figures": item.figures,
+        }
+        return {name: getattr(item, name) for name in TENSORS}, facts
+
+    def unpack(self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> ClassReading:
+        return ClassReading(
+            class_index=class_index,
+            **tensors,
+            images=tuple(ImageSource(**source) for source in facts["images"]),
+            skipped=tuple(Skipped(**skip) for skip in facts["skipped"]),
+            figures=facts["figures"],
+        )
+
+
+class CachedSamples(ClassFiles[tuple[Samples, tuple[Skipped, ...]]]):
+    """class -> pooled features of its images and what could not be read, in a folder named like `CachedFeatures`'."""
+
+    key = "samples"
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = _folder(folder, f"samples-{digest[:16]}")
+
+    def pack(self, item: tuple[Samples, tuple[Skipped, ...]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        samples, skipped = item
+        facts = {"images": [asdict(s) for s in samples.sources], "skipped": [asdict(s) for s in skipped]}
+        return {"features": samples.features, "labels": samples.labels}, facts
+
+    def unpack(
+        self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> tuple[Samples, tuple[Skipped, ...]]:
+        sources = tuple(ImageSource(**source) for source in facts["images"])
+        return Samples(**tensors, sources=sources), tuple(Skipped(**skip) for skip in facts["skipped"])
+
+
+def default_folder() -> Path:
+    """Where features are kept unless the user names a folder."""
+    return platformdirs.user_cache_path("protonmf", appauthor=False)

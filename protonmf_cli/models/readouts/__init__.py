@@ -1,0 +1,1 @@
+"""How a classifier is read: its logits as a sum over rows."""

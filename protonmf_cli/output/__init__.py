@@ -1,0 +1,1 @@
+"""Results shown: records, text, figures and the page."""

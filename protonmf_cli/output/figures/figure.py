@@ -1,0 +1,278 @@
+"""Figures drawn with matplotlib, returned as PNG files."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from protonmf_cli.models.prototype import is_unstable
+from protonmf_cli.models.results import (
+    Contribution,
+    ExampleView,
+    Explanation,
+    drawn,
+    rounded,
+    shortened,
+    shortened_path,
+)
+from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, composite_floor, heat
+
+PATCHES = 4
+"""Training patches drawn beside each prototype."""
+DOTS_PER_INCH = 110
+GREY = "#666666"
+NOT_SPATIAL = "this head is read through\none row per image:\nnothing can be placed"
+
+
+def explanation_png(explanation: Explanation, top: int) -> bytes:
+    """ "This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
+
+    Args:
+        explanation: of one image.
+        top: prototypes drawn, the largest contributions first; the ledger adds the others up.
+
+    Returns:
+        A PNG file.
+    """
+    shown = explanation.contributions[:top]
+    figure = Figure(figsize=(13.2, 3.9 + 2.25 * len(shown)), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    heights = [1.35] + [1.0] * len(shown)
+    grid = GridSpec(
+        1 + len(shown), 2 + PATCHES, figure=figure, height_ratios=heights, width_ratios=[1.0] * (2 + PATCHES),
+        left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), wspace=0.06, hspace=0.2,
+        bottom=(0.1 if shown else 0.4) / figure.get_figheight(),
+    )  # fmt: skip
+    best = explanation.predictions[0]
+    if best.class_index == explanation.class_index:
+        verdict = f"{explanation.name}   {best.probability:.1%}"
+    else:
+        verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
+    figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
+    figure.text(
+        0.985,
+        1 - 0.18 / figure.get_figheight(),
+        shortened_path(explanation.image, 44),
+        fontsize=10,
+        color=GREY,
+        va="top",
+        ha="right",
+    )
+    _overview(figure, grid, explanation, shown)
+    for row, contribution in enumerate(shown, start=1):
+        _prototype_row(figure, grid, row, explanation, contribution)
+    return as_png(figure)
+
+
+def shade_of(explanation: Explanation, contribution: Contribution) -> str:
+    """Colour of a prototype: own ones by their number, then the others, so that none of them looks like an own one."""
+    order = sorted((c.owner_index != explanation.class_index, c.prototype_id) for c in explanation.contributions)
+    return colour(order.index((contribution.owner_index != explanation.class_index, contribution.prototype_id)) + 1)
+
+
+def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
+    """ "prototype 2", with the owner's name when it is borrowed; at most about `length` characters."""
+    borrowed = contribution.owner_index != class_index
+    name = shortened(contribution.owner_name, length - 2) if borrowed else "prototype"
+    return f"{name} {contribution.prototype}"
+
+
+def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: Sequence[Contribution]) -> None:
+    """First row: the crop, all prototypes in it, the residual's map, the ledger."""
+    crop = as_rgb(explanation.crop)
+    _picture(figure.add_subplot(grid[0, 0]), crop, "what the network saw")
+    # prototypes of another network of a combined model saw another crop
+    placed = [c for c in shown if c.maps and c.owner_index == explanation.class_index and _same_crop(explanation, c)]
+    all_in_one = figure.add_subplot(grid[0, 1])
+    residual = figure.add_subplot(grid[0, 2])
+    if placed:
+        maps = [drawn(c.maps["presence"], explanation.pooling) for c in placed]
+        colours = [shade_of(explanation, c) for c in placed]
+        full = [c.peak for c in placed]
+        floor = composite_floor(explanation.pooling)
+        _picture(all_in_one, composite(crop, maps, colours, floor, full), "its own prototypes")
+    else:
+        _words(all_in_one, _why_no_map(explanation, shown))
+    if explanation.residual_codes is not None:
+        _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
+    elif explanation.residual_map is not None and explanation.residual:
+        top = max([float(np.abs(c.maps["contribution"]).max()) for c in shown if c.maps], default=None)
+        _picture(residual, heat(crop, explanation.residual_map, signed=True, full=top), "the residual: for and against")
+    else:
+        _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
+    _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
+
+
+def _same_crop(explanation: Explanation, contribution: Contribution) -> bool:
+    return contribution.crop is None or np.array_equal(contribution.crop, explanation.crop)
+
+
+def _why_no_map(explanation: Explanation, shown: Sequence[Contribution]) -> str:
+    if explanation.additive:
+        return NOT_SPATIAL if shown else "this class has no prototypes:\nno images were given for it"
+    return "this class has no\nprototypes of its own"
+
+
+def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:
+    """A waterfall from the bias over prototypes and residual to the logit."""
+    steps = [("bias", explanation.bias, "#bbbbbb")] if explanation.additive else []
+    steps += [(title_of(c, explanation.class_index), c.contribution, shade_of(explanation, c)) for c in shown]
+    kept = {c.prototype_id for c in shown}
+    rest = [c for c in explanation.contributions if c.prototype_id not in kept]
+    if rest:
+        steps.append((f"{len(rest)} more", sum(c.contribution for c in rest), "#dddddd"))
+    if explanation.unplaced is not None:
+        steps.append(("no place", explanation.unplaced, "#999999"))
+    if explanation.has_residual:
+        steps.append(("residual", explanation.residual, "#555555"))
+    levels = np.cumsum([0.0] + [value for _, value, _ in steps])
+    reach = float(levels.max() - min(levels.min(), 0.0)) or 1.0
+    axes.set_xlim(min(float(levels.min()), 0.0) - 0.02 * reach, float(levels.max()) + 0.2 * reach)
+    level = 0.0
+    for place, (_, value, shade) in enumerate(steps):
+        axes.barh(place, value, left=level, color=shade, height=0.66, edgecolor="black", linewidth=0.4)
+        axes.text(max(level, level + value), place, f"  {value:+.2f}", va="center", fontsize=10)
+        level += value
+    axes.barh(len(steps), level, color="black", height=0.66)
+    axes.text(max(level, 0), len(steps), f"  {level:.2f}", va="center", fontsize=10, weight="bold")
+    axes.set_yticks(range(len(steps) + 1), [name for name, _, _ in steps] + ["logit"], fontsize=10)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.6)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    share = explanation.residual_share
+    said = "" if share is None or not explanation.additive else f" — residual share {rounded(share)}"
+    axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
+    box = axes.get_position()
+    axes.set_position((box.x0 + 0.1, box.y0 + 0.012, box.width - 0.1, box.height - 0.012))
+
+
+def _prototype_row(
+    figure: Figure, grid: GridSpec, row: int, explanation: Explanation, contribution: Contribution
+) -> None:
+    shade = shade_of(explanation, contribution)
+    crop = as_rgb(explanation.crop if contribution.crop is None else contribution.crop)
+    here = figure.add_subplot(grid[row, 0])
+    kind = explanation.map_kind
+    if contribution.maps:
+        signed = kind == "contribution"
+        shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.pooling)
+        _picture(here, heat(crop, shown, signed=signed, full=contribution.scale[kind]), "")
+        if not contribution.is_less_than_none:
+            _box(here, contribution.box, shade)
+    else:
+        _picture(here, crop, "")
+    _frame(here, shade)
+    words = figure.add_subplot(grid[row, 1])
+    words.axis("off")
+    sum_, said = _sum_words(contribution)
+    lines = [
+        (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
+        (0.66, _owner_words(contribution), 10, "normal", GREY),
+        (0.44, sum_, 12, "normal", "black"),
+        (0.30, said, 8, "normal", GREY),
+        (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
+    ]
+    for height, text, size, weight, ink in lines:
+        words.text(0.5, height, text, ha="center", va="center", fontsize=size, weight=weight, color=ink)
+    if explanation.map_kind == "contribution" and contribution.maps and abs(contribution.unlocalised) > 5e-3:
+        words.text(
+            0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY
+        )
+    for place in range(PATCHES):
+        axes = figure.add_subplot(grid[row, 2 + place])
+        if place < len(contribution.examples):
+            _patch(axes, contribution.examples[place], shade, explanation.pooling)
+            if place == 0 and (row == 1 or contribution.is_less_than_none):
+                axes.set_title(_likeness(explanation, contribution), fontsize=9, loc="left", color=GREY)
+            elif row == 1 and place == 1 and explanation.pooling == "max":
+                axes.set_title("and the training patches nearest to it", fontsize=9, loc="left", color=GREY)
+        else:
+            axes.axis("off")
+    if row == 1:
+        named = {"presence": "amount map" if explanation.reads_amounts else "presence map"}.get(kind, f"{kind} map")
+        if kind == "presence" and explanation.pooling == "max":
+            named = "activation map"
+        here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+
+
+def _sum_words(contribution: Contribution) -> tuple[str, str]:
+    """The product that a contribution is, and what its factors are."""
+    if contribution.usual is None:
+        return f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", "weight × evidence"
+    low, high = contribution.usual
+    said = f"amount × weight; usual {low + 0.0:.1f} to {high + 0.0:.1f}"
+    amount, weight = (round(value, 2) + 0.0 for value in (contribution.evidence, contribution.weight))  # never -0.00
+    return f"{amount:.2f}  ×  {weight:+.2f}", said
+
+
+def _likeness(explanation: Explanation, contribution: Contribution) -> str:
+    """What the image has to do with the training patches beside it."""
+    if contribution.is_less_than_none:
+        return "less than none of this"
+    return "looks like that (its patch)" if explanation.pooling == "max" else "looks like these training images"
+
+
+def _owner_words(contribution: Contribution) -> str:
+    """ "of flamingo", with a flag where it is unstable; at most 26 characters or so."""
+    if is_unstable(contribution.stability):
+        return f"of {shortened(contribution.owner_name, 14)}, unstable"
+    return f"of {shortened(contribution.owner_name, 24)}"
+
+
+def _patch(axes: Axes, example: ExampleView, shade: str, pooling: str) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
+    grid = None if example.map is None else drawn(example.map, pooling)
+    _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45, full=example.full), "")
+    if example.map is not None:
+        _box(axes, example.box, shade)
+
+
+def _words(axes: Axes, text: str) -> None:
+    axes.axis("off")
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
+
+
+def _picture(axes: Axes, pixels: Pixels, title: str) -> None:
+    axes.imshow(pixels)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=9, loc="left", color=GREY)
+
+
+def _box(axes: Axes, box: tuple[int, int, int, int] | None, shade: str) -> None:
+    if box is not None:
+        left, top, right, bottom = box
+        for width, ink in ((4.0, "white"), (2.2, shade)):
+            axes.add_patch(
+                Rectangle(
+                    (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=ink, linewidth=width
+                )
+            )
+
+
+def _frame(axes: Axes, shade: str) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(shade)
+        spine.set_linewidth(3)
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()

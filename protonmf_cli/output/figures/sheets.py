@@ -1,0 +1,40 @@
+"""Sheets of pictures: one row per image, one column per way to look at it."""
+
+from collections.abc import Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from protonmf_cli.models.results import Panel
+from protonmf_cli.output.figures.figure import DOTS_PER_INCH, as_png
+from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, heat
+
+
+def panels_png(rows: Sequence[Sequence[Panel]]) -> bytes:
+    """Draw rows of panels; captions stand above each picture.
+
+    Returns:
+        A PNG file.
+    """
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.3 * columns, 2.55 * len(rows)), dpi=DOTS_PER_INCH)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        for place in line:
+            place.axis("off")
+        for place, panel in zip(line, row, strict=False):
+            place.imshow(_pixels(panel))
+            place.set_title(panel.caption, fontsize=8, loc="left")
+    figure.tight_layout(pad=0.4)
+    return as_png(figure)
+
+
+def _pixels(panel: Panel) -> Pixels:
+    crop = as_rgb(panel.crop)
+    if not panel.maps:
+        return crop
+    if panel.style == "composite":
+        colours = [colour(n) for n in range(1, len(panel.maps) + 1)]
+        return composite(crop, panel.maps, colours, full=panel.full or None)
+    return heat(crop, panel.maps[0], signed=panel.style == "signed", full=panel.full[0] if panel.full else None)

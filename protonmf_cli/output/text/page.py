@@ -1,0 +1,211 @@
+"""The texts of a report: badge, tables, where the model comes from, and a glossary."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli import __version__
+
+if TYPE_CHECKING:
+    from protonmf_cli.models.backbone import Preprocessing
+    from protonmf_cli.models.page import Badge, PageWords, Report, WordTable
+
+METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "fewshot": "few-shot prototypes"}
+EVIDENCE = {
+    "sum": "",
+    "max": "evidence: similarity of the most similar patch",
+    "soft": "evidence: how much the image matches the prototype (all matches add up to 1)",
+}
+GLOSSARY = {
+    "prototype": "A direction in the network's features that stands for a part of a class, shown by the training patches where it is strongest.",
+    "evidence": "How much of a prototype an image holds.",
+    "weight": "What one unit of evidence adds to a class's logit.",
+    "contribution": "Weight × evidence: what a prototype adds to the logit.",
+}
+GLOSSARY_OF = {
+    "sum": {
+        "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
+        "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
+        "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
+        "exact": "Contributions, residual, bias and what has no place add up to the network's own logits; the largest difference was measured.",
+    },
+    "max": {"similarity": "Of the most similar patch of the image to the prototype's own training patch."},
+    "soft": {
+        "match": "The share of an image that a prototype takes; all matches of an image add up to 1.",
+        "ambiguous": "A second class is at least half as probable as the first.",
+        "unused": "No training image matches the prototype most.",
+    },
+}
+AMOUNTS = {
+    "evidence": "Here: the amount.",
+    "amount": "How much of a prototype an image holds once the other prototypes of the class and of its nearest classes have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
+    "usual": "From one in twenty to nineteen in twenty of the training images of the prototype's own class.",
+    "weight": "What an amount of 1 adds to a class's logit: the classifier's own weights on that prototype.",
+    "contribution": "Amount × weight: what a prototype adds to the logit. Switching it off takes that away, and what it has of “no place”.",
+    "no place": "What parts of the network without a place in the picture (a class token's start, biases) add beyond their mean.",
+}
+AUGMENTED = {
+    "contribution": "Weight × evidence, and the prototype's share of the residual: what it adds to the logit.",
+    "residual": "What the prototypes leave of the head. Here it is shared out: every prototype carries a part of it.",
+}
+SIGNS = (
+    "A prototype is called suspicious when most of it lies on the pictures' border or on plain background, when it stands "
+    "on one image, is unstable, speaks for several classes unlike its own, or nearly equals one of another class. That is "
+    "a reason to look, not a verdict."
+)
+
+
+BEFORE_EDITS = ("exactness", "accuracy", "residual share", "cancellation")
+"""Lines of `inspect` that were measured at the conversion."""
+
+
+def page_words(report: "Report", facts: dict[str, Any], *, nameless: bool) -> "PageWords":
+    """All texts of a page.
+
+    Args:
+        report: what is shown.
+        facts: `protonmf.inspection/1` of the model, without its classes.
+        nameless: no command can name what was explained.
+    """
+    from protonmf_cli.cli.inspect import lines_of
+    from protonmf_cli.models.image_batches import Skipped
+    from protonmf_cli.models.page import PageWords
+
+    model, card = report.model, report.model.card
+    pooling = card.pooling
+    skipped = [Skipped(path=str(s["path"]), reason=str(s["reason"])) for s in card.data.get("skipped", ())]
+    lines = lines_of(facts, model)
+    for topic in BEFORE_EDITS if card.edits else ():
+        if topic in lines:
+            lines[topic] = f"before the edits: {lines[topic]}"
+    count = f"{len(model.prototypes)} prototypes of {len(model.active_classes)} classes"
+    return PageWords(
+        title=" + ".join(each.source.short_name for each in card.members or (card,)),
+        subtitle=f"{METHODS.get(card.method, card.method)}: {count}",
+        badge=_badge(report),
+        lines=lines,
+        tables=tuple(evaluation_tables(report.evaluation)) if report.evaluation else (),
+        skipped=(*report.unreadable, *skipped),
+        provenance=_provenance(report),
+        glossary={
+            **GLOSSARY,
+            **GLOSSARY_OF[pooling],
+            **(AMOUNTS if model.amounts is not None else {}),
+            **(AUGMENTED if report.form == "augmented" else {}),
+            "suspicious": SIGNS,
+        },
+        version=__version__,
+        evidence=EVIDENCE[pooling],
+        nameless=nameless,
+    )
+
+
+def _badge(report: "Report") -> "Badge":
+    from protonmf_cli.models.page import Badge
+
+    card = report.model.card
+    if card.edits:
+        words = (
+            f"{len(card.edits)} prototypes were changed by hand: the model no longer answers as its classifier does."
+        )
+        return Badge(kind="edited", title="Edited", words=words)
+    if card.method != "protonmf":
+        known = {k: v for k, v in card.measured.get("accuracy", {}).items() if v is not None}
+        accuracy = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+        words = "Decisions are made of prototypes alone: contributions add up to the logits."
+        return Badge(kind="trained", title="No residual", words=words + (f" Accuracy: {accuracy}." if accuracy else ""))
+    readout = card.readout
+    words = (
+        f"The largest difference of a logit from the classifier's own is {readout['max_abs_logit_difference']:.1e} on "
+        f"{readout['images_checked']} images, and {card.measured['agreement']:.2%} of the decisions agree."
+    )
+    errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]
+    if errors:
+        where = f"the {len(report.cases)} images" if len(report.cases) > 1 else "the image"
+        words += f" Measured again on {where} of this page: {max(errors):.1e}."
+    return Badge(kind="exact", title="Same decisions", words=words)
+
+
+def evaluation_tables(evaluation: Mapping[str, Any]) -> "list[WordTable]":
+    """The tables of `evaluate --json`."""
+    return [_accuracy(evaluation)] + [_table(table) for table in evaluation["tables"].values()]
+
+
+def _accuracy(evaluation: Mapping[str, Any]) -> "WordTable":
+    from protonmf_cli.cli.evaluate import NAMES
+    from protonmf_cli.models.page import WordTable
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    intervals = evaluation["intervals"].get("accuracy", {})
+    restricted, classes = evaluation["restricted"], evaluation["classes"]
+    rows = []
+    for key, name in NAMES.items():
+        value = evaluation["accuracy"].get(key)
+        if value is None:
+            continue
+        low, high = intervals.get(key, (None, None))
+        rows.append(
+            (
+                name, percent(value), f"{percent(low)} – {percent(high)}" if low is not None else "",
+                percent(evaluation["agreement"].get(key)), percent(restricted["accuracy"].get(key)),
+                percent(restricted["agreement"].get(key)),
+            )
+        )  # fmt: skip
+    notes = []
+    if (largest := evaluation["exactness"]["max_abs_logit_difference"]) is not None:
+        notes.append(f"Largest difference of a logit from the black box: {largest:.1e}.")
+    if (share := evaluation["logit_share"]["prototypes_only"]) is not None:
+        notes.append(f"The prototypes carry {share:.0%} of the true class's logit (median).")
+    head = ("", "accuracy", "95 %", "agreement", f"accuracy among {classes} classes", f"agreement among {classes}")
+    return WordTable(
+        title=f"Evaluation on {evaluation['images']} images", head=head, rows=tuple(rows), notes=tuple(notes)
+    )
+
+
+def _table(table: Mapping[str, Any]) -> "WordTable":
+    from protonmf_cli.jobs.tables import written_cell
+    from protonmf_cli.models.page import WordTable
+    from protonmf_cli.models.results import Column
+
+    columns = [Column(**column) for column in table["columns"]]
+    rows = tuple(tuple(written_cell(column, row, True) for column in columns) for row in table["rows"])
+    title, notes = table["title"], table["notes"]
+    if not isinstance(title, str) or not isinstance(notes, list):
+        raise TypeError("a table has a title and a list of notes")
+    return WordTable(
+        title=title[:1].upper() + title[1:],
+        head=tuple(column.heading for column in columns),
+        rows=rows,
+        notes=tuple(map(str, notes)),
+    )
+
+
+def _provenance(report: "Report") -> dict[str, str]:
+    card = report.model.card
+    data = card.data
+    return {
+        "model file": report.file,
+        "network": f"{card.source.name} ({card.source.architecture})",
+        "weights, sha256": card.source.digest,
+        "training data, sha256": str(data.get("digest", "")),
+        "training images": str(data.get("images", "")),
+        "input": "; ".join(dict.fromkeys(_preprocessing(each.preprocessing) for each in card.members or (card,))),
+        "options": ", ".join(_written(card.options)),
+        "seed": str(card.seed),
+        "versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
+    }
+
+
+def _written(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """name=value, those of groups as group.name=value."""
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _written(value, f"{above}{key}.")
+        elif value is not None:
+            yield f"{above}{key}={value}"
+
+
+def _preprocessing(used: "Preprocessing") -> str:
+    size = " × ".join(map(str, used.input_size[1:]))
+    return f"{size} pixels, {used.interpolation}, {used.crop_mode} crop of {used.crop_pct:g}"

@@ -1,1 +1,0 @@
-"""Edge: results in, pixels out."""

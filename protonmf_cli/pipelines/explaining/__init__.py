@@ -1,0 +1,1 @@
+"""Why a class, and what if a prototype were not."""

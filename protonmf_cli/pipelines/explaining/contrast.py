@@ -1,0 +1,60 @@
+"""Why this class and not that one: both logits on the same amounts."""
+
+import torch
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.maths.amounts import dual, weights_of
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Contrast, ContrastRow
+from protonmf_cli.pipelines.explaining.explanation import Answer
+
+
+def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) -> Contrast:
+    """Where the difference of two logits comes from, row by row; the rows add up to it.
+
+    Amounts are read once, by the dual of all prototypes that either class is connected to, so the classes differ by
+    their weights alone.
+
+    Args:
+        model: that reads amounts.
+        answer: of this model.
+        first, second: classes.
+
+    Raises:
+        InputError: the model does not read amounts, or a class is compared with itself.
+    """
+    exact = model.exact
+    if exact.amounts is None:
+        raise InputError("this model does not read amounts, so two classes cannot be compared on the same ones.")
+    if first == second:
+        raise InputError(f"{model.card.classes[first].shown} cannot be compared with itself; name another class.")
+    entries = [*exact.entries(first), *exact.entries(second)]
+    together = exact.weights.prototype[entries].unique()
+    found = dual(exact.prototypes[together], exact.amounts.ridge)
+    read = answer.rows[: exact.placed].sum(dim=0)
+    amounts = found.readers @ read
+    pair = [first, second]
+    vectors = exact.prototype_vectors[pair] + exact.residual[pair]
+    weights = torch.stack([weights_of(v, exact.prototypes[together], found.carried) for v in vectors])
+    parts = answer.parts
+    residual = vectors @ read - weights @ amounts
+    order = ((weights[0] - weights[1]) * amounts).abs().argsort(descending=True, stable=True).tolist()
+    return Contrast(
+        first=first,
+        second=second,
+        names=(exact.card.classes[first].shown, exact.card.classes[second].shown),
+        rows=tuple(
+            ContrastRow(
+                prototype=exact.number(j),
+                prototype_id=j,
+                owner_index=int(exact.owner[j]),
+                owner_name=exact.card.classes[int(exact.owner[j])].shown,
+                amount=float(amounts[k]),
+                weights=(float(weights[0, k]), float(weights[1, k])),
+            )
+            for k, j in ((k, int(together[k])) for k in order)
+        ),
+        residual=(float(residual[0]), float(residual[1])),
+        unplaced=(float(parts.unplaced[0, first]), float(parts.unplaced[0, second])),
+        bias=(float(parts.bias[first]), float(parts.bias[second])),
+    )

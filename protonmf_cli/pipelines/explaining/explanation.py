@@ -1,0 +1,332 @@
+"""Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.maths.metrics import logit_share
+from protonmf_cli.maths.nnls import nonnegative_codes
+from protonmf_cli.maths.qp import fit_residual_codes
+from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.prototype import LogitParts, PrototypeModel, Response, parts_of_read, pooled_rows, respond
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
+from protonmf_cli.options import Form, MapKind
+from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
+
+BEST = 5
+"""Predictions listed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What a model answers to one image; several classes can be explained from it."""
+
+    crop: Tensor
+    """uint8 (channels, height, width), what the network sees."""
+    rows: Tensor
+    """(T, D) float64"""
+    logits: Tensor
+    """(C,) float64: the network's own, or the model's where the network has no head or the model was edited."""
+    parts: LogitParts
+    """Of the model, for this image alone."""
+    response: Response | None
+    """Of models that are not additive."""
+
+
+def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list[Answer]:
+    """Read some images in one pass of the network.
+
+    Args:
+        backbone: the network the model was made from.
+        model: prototypes and head.
+        crops: uint8 (B, channels, height, width), what the network sees.
+    """
+    reading, exact = backbone.read(crops), model.exact
+    # an edited model no longer answers as the network does: then its own logits are explained
+    follows = backbone.readout.has_head and not model.card.edits
+    answers = []
+    for n, rows in enumerate(reading.rows.cpu().double()):
+        response = None if exact.is_additive else respond(exact, rows[None])
+        parts = parts_of_read(exact, pooled_rows(rows[None], exact.placed) if response is None else response.evidence)
+        logits = reading.logits[n].cpu().double() if follows else parts.logits[0]
+        answers.append(Answer(crop=crops[n], rows=rows, logits=logits, parts=parts, response=response))
+    return answers
+
+
+def explain_image(
+    backbone: Backbone,
+    model: PrototypeModel,
+    crop: Tensor,
+    *,
+    image: str,
+    model_name: str,
+    class_index: int | None = None,
+    map_kind: MapKind = "presence",
+    form: Form | None = None,
+) -> Explanation:
+    """Split the logit of one class into prototypes, residual and bias; nothing is left over.
+
+    Args:
+        backbone: the network the model was made from.
+        model: prototypes and head.
+        crop: uint8 (channels, height, width), what the network sees.
+        image, model_name: names for the result.
+        class_index: class to explain; the predicted one if None.
+        map_kind: which map the boxes are drawn around; both maps are in the result.
+        form: whether the prototypes carry the residual; as the model is stored if None.
+
+    Returns:
+        An Explanation whose contributions + residual + no place + bias add up to the logit.
+
+    Raises:
+        InputError: the augmented form is asked for, but the model has none.
+    """
+    (answer,) = answers_of(backbone, model, crop[None])
+    return explain_answer(
+        backbone, model, answer, image=image, model_name=model_name,
+        class_index=class_index, map_kind=map_kind, form=form,
+    )  # fmt: skip
+
+
+def explain_answer(
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    *,
+    image: str,
+    model_name: str,
+    class_index: int | None = None,
+    map_kind: MapKind = "presence",
+    form: Form | None = None,
+    most: int | None = None,
+) -> Explanation:
+    """As `explain_image`, for an image that was read before.
+
+    Args:
+        answer: of this model.
+        backbone, model, image, model_name, class_index, map_kind, form: as in `explain_image`.
+        most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
+    """
+    exact, form = model.exact, chosen_form(model, form)
+    rows, parts, response, logits = answer.rows, answer.parts, answer.response, answer.logits
+    best = predictions(exact, logits, BEST)
+    chosen = best[0].class_index if class_index is None else class_index
+    entries = exact.entries(chosen)
+    augmented = form == "augmented" and bool(entries)
+    left = float(exact.uncarried[chosen]) if augmented else 1.0
+    residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
+    if response is None:
+        readers = exact.augmented(chosen) if augmented else exact.readers(chosen)
+        maps = _Maps(backbone, exact, rows, readers, left * exact.residual[chosen] if left else None)
+        contributions = tuple(maps.contributions(entries, map_kind))
+        if augmented:  # the usual amounts are of prototypes alone
+            contributions = tuple(replace(c, usual=None) for c in contributions)
+        carried = sum(c.contribution for c in contributions)
+        residual_maps = maps.residual, maps.residual_codes
+    else:
+        weights = connections(exact, chosen)
+        evidence = response.evidence[0]
+        carried = sum(weight * float(evidence[j]) for j, weight in weights.items())
+        ranked = sorted(weights, key=lambda j: -abs(weights[j] * float(evidence[j])))[:most]
+        weights = {j: weights[j] for j in ranked}
+        views = {j: tuple(example_views(exact, j)) for j in weights}
+        contributions = similarity_contributions(backbone, exact, response, answer.crop, weights, views)
+    residual = float(parts.residual[0, chosen])
+    if augmented:
+        residual = left * (residual + float(exact.intercept[chosen]))
+    bias = float(parts.bias[chosen] - (exact.intercept[chosen] if augmented else 0.0))
+    unplaced = float(parts.unplaced[0, chosen]) if exact.placed is not None and exact.placed < len(rows) else None
+    total = carried + residual + (unplaced or 0.0) + bias
+    own = exact.own(chosen)
+    share = logit_share(parts.carried, parts.logits, torch.tensor([chosen]), exact.active_classes)
+    return Explanation(
+        image=image,
+        model=model_name,
+        crop=backbone.pictures(answer.crop)[0].permute(1, 2, 0).numpy(),
+        predictions=best,
+        class_index=chosen,
+        label=exact.card.classes[chosen].label,
+        name=exact.card.classes[chosen].shown,
+        logit=float(logits[chosen]),
+        bias=bias,
+        contributions=tuple(sorted(contributions, key=lambda c: -abs(c.contribution))[:most]),
+        residual=residual,
+        residual_map=residual_maps[0],
+        unplaced=unplaced,
+        intercept=0.0 if augmented else float(exact.intercept[chosen]),
+        residual_codes=residual_maps[1],
+        residual_share=0.0
+        if augmented and not left
+        else _residual_share(share)
+        if entries
+        else 1.0
+        if exact.is_additive
+        else None,
+        ledger_error=abs(total - float(logits[chosen])),
+        map_kind=map_kind,
+        form=form,
+        pooling=exact.card.pooling,
+        without_prototypes=not own,
+        best_with_prototypes=None if own else _best_with_prototypes(exact, logits),
+        reads_amounts=exact.amounts is not None,
+    )
+
+
+def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
+    """The form that is asked for, else the one the model is stored in.
+
+    Raises:
+        InputError: the augmented form is asked for, but the model has none.
+    """
+    if form == "augmented" and not model.is_augmented:
+        raise InputError(
+            "the model has no augmented prototypes. Convert with --augment min-norm (or paper), or leave out "
+            "--form augmented."
+        )
+    return form or ("augmented" if model.is_augmented else "plain")
+
+
+def connections(model: PrototypeModel, class_index: int) -> dict[int, float]:
+    """Prototype -> weight to a class, own prototypes first."""
+    entries = model.entries(class_index)
+    chosen, weights = model.weights.prototype[entries].tolist(), model.weights.value[entries].tolist()
+    return dict(zip(chosen, weights, strict=True))
+
+
+def _residual_share(share: Tensor) -> float | None:
+    return 1 - float(share) if share.isfinite().all() else None
+
+
+def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
+    """The best classes of logits (C,), strongest first."""
+    probability = logits.softmax(dim=0)
+    return tuple(
+        _prediction(model, logits, probability, c) for c in logits.topk(min(count, len(logits))).indices.tolist()
+    )
+
+
+def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, class_index: int) -> Prediction:
+    name = model.card.classes[class_index]
+    return Prediction(
+        class_index=class_index,
+        label=name.label,
+        name=name.shown,
+        logit=float(logits[class_index]),
+        probability=float(probability[class_index]),
+    )
+
+
+def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction | None:
+    classes = model.active_classes
+    if not len(classes):
+        return None
+    best = int(classes[logits[classes].argmax()])
+    return _prediction(model, logits, logits.softmax(dim=0), best)
+
+
+class _Maps:
+    """Maps of one class over the placed rows of one image, as (h, w) arrays; None where nothing has a place."""
+
+    def __init__(
+        self, backbone: Backbone, model: PrototypeModel, rows: Tensor, readers: Tensor, residual: Tensor | None
+    ) -> None:
+        self.backbone, self.model, self.readers = backbone, model, readers
+        self.rows = rows[: model.placed]
+        self.grid = backbone.readout.grid
+        self.presence: list = []
+        self.residual = self.residual_codes = None
+        if self.grid is None:
+            return
+        placed = rows[: backbone.readout.places]
+        if residual is not None:
+            self.residual = (placed @ residual).reshape(self.grid).numpy()
+        if model.amounts is not None:
+            codes = placed @ readers.mT
+        else:
+            clipped = placed.clamp_min(0)
+            codes = nonnegative_codes(clipped, readers)
+            if residual is not None:
+                leftover = clipped - codes @ readers
+                self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
+        self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
+
+    def contributions(self, entries: Sequence[int], map_kind: MapKind) -> list[Contribution]:
+        """One contribution per connection of the class, in the order of the readers."""
+        presence = self.presence if self.grid else [None] * len(entries)
+        return [
+            _contribution(self.backbone, self.model, self.rows, entry, reader, grid, map_kind)
+            for entry, reader, grid in zip(entries, self.readers, presence, strict=True)
+        ]
+
+
+def _contribution(
+    backbone: Backbone,
+    model: PrototypeModel,
+    rows: Tensor,
+    entry: int,
+    reader: Tensor,
+    presence: np.ndarray | None,
+    map_kind: MapKind,
+) -> Contribution:
+    prototype = int(model.weights.prototype[entry])
+    weight = float(model.weights.value[entry])
+    owner = int(model.owner[prototype])
+    evidence = rows @ reader
+    placed = evidence[: backbone.readout.places]
+    both, box = {}, None
+    if presence is not None:
+        grid = presence.shape
+        both = {"contribution": (weight * placed).reshape(grid).numpy(), "presence": presence}
+        # a negative weight turns strong evidence into a deep valley: the box is around the evidence
+        peak = placed.reshape(grid) if map_kind == "contribution" else torch.from_numpy(presence)
+        height, width = backbone.preprocessing.input_size[1:]
+        box = peak_box(peak, (height, width))
+    localised = weight * float(placed.sum())
+    whole = weight * float(evidence.sum())
+    return Contribution(
+        prototype=model.number(prototype),
+        prototype_id=prototype,
+        owner_index=owner,
+        owner_label=model.card.classes[owner].label,
+        owner_name=model.card.classes[owner].shown,
+        stability=model.stability(prototype),
+        weight=weight,
+        evidence=float(evidence.sum()),
+        contribution=whole,
+        localised=localised,
+        unlocalised=whole - localised,
+        maps=both,
+        box=box,
+        examples=tuple(example_views(model, prototype)),
+        usual=None if model.amounts is None else model.amounts.range_of(prototype),
+        peak=None if model.amounts is None else model.amounts.peak_of(prototype),
+    )
+
+
+def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
+    """The stored training patches of one prototype, strongest first."""
+    examples = model.examples
+    views = []
+    space = model.spaces[0 if model.member is None else int(model.member[prototype])]
+    for number in examples.of(prototype):
+        left, top, right, bottom = examples.box[number].tolist()
+        grid = examples.map[number].numpy()
+        if model.member is not None and space.grid is not None:  # smaller grids are filled up
+            grid = grid[: space.grid[0], : space.grid[1]]
+        views.append(
+            ExampleView(
+                jpeg=examples.picture(number),
+                map=grid if grid.size else None,
+                box=(left, top, right, bottom),
+                score=float(examples.score[number]),
+                path=examples.sources[number].path,
+                sha256=examples.sources[number].sha256,
+                full=None if model.amounts is None else model.amounts.peak_of(prototype),
+            )
+        )
+    return views

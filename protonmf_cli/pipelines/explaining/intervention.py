@@ -1,0 +1,271 @@
+"""Edit prototypes and see what changes: on one image, or over labelled images."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.image_batches import ImageBatch
+from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows
+from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
+from protonmf_cli.options import Form
+from protonmf_cli.pipelines.explaining.explanation import BEST, predictions
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+VANISHING = 1e-6
+"""Sum of the residual shares of a class below which nothing of the residual is left."""
+
+
+def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, factor: float) -> Edit:
+    """The edit that scales prototype `number` (from 1) of `owner` in the logit of `class_index`.
+
+    Raises:
+        InputError: there is no such prototype, or the class does not use it.
+    """
+    name = model.card.classes[class_index].shown
+    owner_name = model.card.classes[owner].shown
+    if not model.entries(class_index):
+        raise InputError(
+            f"class {name} has no prototypes in this model"
+            f"{' (no images were given for it)' if model.is_additive else ''}, so there is nothing to edit."
+        )
+    prototype = _find_prototype(model, owner, number)
+    entries = [e for e in model.entries(class_index) if int(model.weights.prototype[e]) == prototype]
+    if not entries:
+        advice = " Give --everywhere to take it out of every class." if model.amounts is not None else ""
+        raise InputError(
+            f"class {name} does not use prototype {number} of {owner_name}, so it cannot be edited there.{advice}"
+        )
+    if float(model.weights.value[entries[0]]) == 0:
+        raise InputError(
+            f"prototype {number} of {owner_name} has the weight 0 in class {name}: there is nothing left to edit."
+        )
+    return Edit(class_index=class_index, prototype_id=prototype, factor=factor)
+
+
+def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor: float) -> Edit:
+    """The edit that scales prototype `number` (from 1) of `owner` in the logit of every class.
+
+    Raises:
+        InputError: there is no such prototype, nothing of it is left, or the model does not read amounts.
+    """
+    if model.amounts is None:
+        raise InputError(
+            f"--everywhere needs a model that reads amounts, and this file holds a {model.card.method} model"
+            f"{' that reads projections' if model.is_additive else ''}. "
+            + ("Convert again without --recipe paper." if model.is_additive else "Edit it class by class.")
+        )
+    prototype = _find_prototype(model, owner, number)
+    part, head = model.exact.prototypes[prototype], model.head_vectors()
+    if float((head @ part).abs().max()) <= NOTHING_OF_IT * float(part.norm()) * float(head.norm(dim=1).max()):
+        raise InputError(
+            f"no class has a weight for prototype {number} of {model.card.classes[owner].shown}: "
+            "there is nothing left to edit."
+        )
+    return Edit(class_index=-1, prototype_id=prototype, factor=factor)
+
+
+NOTHING_OF_IT = 1e-6
+"""Cosine of head and prototype below which a score is rounding."""
+
+
+def _find_prototype(model: PrototypeModel, owner: int, number: int) -> int:
+    own = model.own(owner)
+    if not 1 <= number <= len(own):
+        numbers = f"1 to {len(own)}" if own else "none"
+        raise InputError(f"{model.card.classes[owner].shown} has no prototype {number}; it has {numbers}.")
+    return own[number - 1]
+
+
+def check_different(model: PrototypeModel, edits: Sequence[Edit]) -> None:
+    """Refuse edits of which two change the same prototype in the same class.
+
+    Raises:
+        InputError: naming it.
+    """
+    seen: set[tuple[int, int]] = set()
+    everywhere = {edit.prototype_id for edit in edits if edit.everywhere}
+    for edit in edits:
+        key = (edit.class_index, edit.prototype_id)
+        if key in seen or (not edit.everywhere and edit.prototype_id in everywhere):
+            owner = model.card.classes[int(model.owner[edit.prototype_id])].shown
+            raise InputError(
+                f"prototype {model.number(edit.prototype_id)} of {owner} is edited twice. Give one factor for it."
+            )
+        seen.add(key)
+
+
+def apply_edits(model: PrototypeModel, edits: Sequence[Edit], *, form: Form = "plain") -> PrototypeModel:
+    """A new model with contributions scaled; the old one is untouched.
+
+    An edit is again a linear head: V_c becomes V_c - (1 - factor) w_cj d_j. Of amounts, d_j is dual to the other
+    prototypes, so a row that is another prototype keeps its score; everywhere, every V_c becomes
+    V_c - (1 - factor) (V_c . b_j) e_j, after which a row that is b_j scores nothing (factor 0).
+    In augmented form a prototype takes its share of the residual with it: V_c - (1 - factor) (w_cj d_j + beta_cj R_c).
+
+    Raises:
+        InputError: two edits change the same prototype in the same class, or the factors make the shares of a class
+            cancel, which no model file can hold.
+    """
+    check_different(model, edits)
+    factor = torch.ones_like(model.weights.value)
+    for edit in edits:
+        if not edit.everywhere:
+            factor[_entries_of(model, edit)] *= edit.factor
+    done = tuple(asdict(edit) | {"form": form} for edit in edits)
+    edited = replace(
+        model,
+        weights=replace(model.weights, value=model.weights.value * factor),
+        card=replace(model.card, edits=(*model.card.edits, *done)),
+    )
+    if form == "augmented":
+        edited = _scale_shares(edited, factor, {edit.class_index for edit in edits if not edit.everywhere})
+    for edit in edits:
+        if edit.everywhere:
+            edited = _edited_everywhere(edited, edit)
+    return edited if model.amounts is None else _with_same_bias(model, edited)
+
+
+def _entries_of(model: PrototypeModel, edit: Edit) -> Tensor:
+    """(E,) the connections that an edit changes."""
+    hit = model.weights.prototype == edit.prototype_id
+    return hit if edit.everywhere else hit & (model.weights.class_index == edit.class_index)
+
+
+def _edited_everywhere(model: PrototypeModel, edit: Edit) -> PrototypeModel:
+    """Every V_c less (1 - factor) (V_c . b_k) e_k: weights are scaled, and the residual takes up the rest."""
+    assert model.amounts is not None
+    part = model.prototypes[edit.prototype_id].double()
+    reader = model.amounts.edit_readers[edit.prototype_id].double()
+    head = model.head_vectors()
+    head = head - (1 - edit.factor) * torch.outer(head @ part, reader / (reader @ part))
+    hit = _entries_of(model, edit)
+    value = torch.where(hit, edit.factor * model.weights.value, model.weights.value)
+    edited = replace(model, weights=replace(model.weights, value=value))
+    return replace(edited, residual=(head - edited.exact.prototype_vectors).to(model.residual))
+
+
+def _with_same_bias(model: PrototypeModel, edited: PrototypeModel) -> PrototypeModel:
+    """The edited model with what its rows without a place add on average as before: an edit takes a part alone."""
+    assert model.amounts is not None
+    mean = model.amounts.unplaced_mean.double()
+    lost = (model.head_vectors() - edited.head_vectors()) @ mean
+    return replace(edited, bias=(edited.bias.double() + lost).to(edited.bias))
+
+
+def _scale_shares(model: PrototypeModel, factor: Tensor, classes: Iterable[int]) -> PrototypeModel:
+    """Let every share of the residual follow its prototype: R <- m R and beta <- f beta / m with m = sum f beta."""
+    share, residual, intercept = (
+        model.weights.residual_share.clone(),
+        model.residual.clone(),
+        model.intercept.clone(),
+    )
+    for class_index in classes:
+        hit = model.weights.class_index == class_index
+        if not share[hit].any():  # a class without images of its own: its residual stands apart
+            continue
+        scaled = share[hit] * factor[hit]
+        left = scaled.sum()
+        if float(left.abs()) < VANISHING * max(1.0, float(scaled.abs().sum())):
+            if float(scaled.abs().sum()) > VANISHING:
+                raise InputError(
+                    f"these factors make the residual shares of {model.card.classes[class_index].shown} cancel. "
+                    "Give other factors, or --form plain."
+                )
+            left = torch.zeros_like(left)
+        else:
+            share[hit] = scaled / left
+        residual[class_index] *= left
+        intercept[class_index] *= left
+    weights = replace(model.weights, residual_share=share)
+    return replace(model, weights=weights, residual=residual, intercept=intercept)
+
+
+def outcome(backbone: Backbone, model: PrototypeModel, crop: Tensor, class_index: int) -> Outcome:
+    """Logit of one class and the best classes of one image under a model."""
+    logits = _logits(backbone, model, crop[None])[0]
+    name = model.card.classes[class_index]
+    return Outcome(
+        class_index=class_index,
+        label=name.label,
+        name=name.shown,
+        logit=float(logits[class_index]),
+        predictions=predictions(model, logits, BEST),
+    )
+
+
+def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> int:
+    """The model's top class for one crop."""
+    return int(_logits(backbone, model, crop[None])[0].argmax())
+
+
+def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:
+    rows = backbone.read(crops).rows.cpu().double()
+    return parts_of_rows(model.exact, rows).logits
+
+
+def intervene_on_data(
+    backbone: Backbone,
+    before: PrototypeModel,
+    after: PrototypeModel,
+    batches: Iterable[ImageBatch],
+    progress: Progress = SILENT,
+    *,
+    edited: Collection[int] = (),
+) -> InterventionOnData:
+    """Accuracy before and after an edit, and every image whose top class changed.
+
+    Args:
+        backbone, before, after: the network and both models.
+        batches: labelled images.
+        progress: advanced by the images.
+        edited: classes that are counted whether or not anything changed for them.
+
+    Raises:
+        InputError: no image could be read.
+    """
+    old, new = (model.to(backbone.device, backbone.dtype) for model in (before, after))
+    flips: list[Flip] = []
+    counts: dict[int, tuple[int, int, int]] = {}
+    right_before = right_after = images = 0
+    for batch in batches:
+        progress.advance(len(batch.sources) + len(batch.skipped))
+        if not batch.sources:
+            continue
+        rows = backbone.read(batch.crops).rows
+        tops = [parts_of_rows(model, rows).logits.argmax(dim=1).cpu() for model in (old, new)]
+        target = batch.class_index
+        right = [int((top == target).sum()) for top in tops]
+        count, first, second = counts.get(target, (0, 0, 0))
+        counts[target] = (count + len(batch.sources), first + right[0], second + right[1])
+        images, right_before, right_after = images + len(batch.sources), right_before + right[0], right_after + right[1]
+        for source, b, a in zip(batch.sources, tops[0].tolist(), tops[1].tolist(), strict=True):
+            if a != b:
+                flips.append(Flip(path=source.path, target=target, before=b, after=a))
+    if not images:
+        raise InputError("no image of the data could be read")
+    return InterventionOnData(
+        images=images,
+        accuracy_before=right_before / images,
+        accuracy_after=right_after / images,
+        flips=tuple(flips),
+        per_class={c: figures for c, figures in counts.items() if figures[1] != figures[2] or c in edited},
+    )
+
+
+def silent_classes(model: PrototypeModel, edits: Sequence[Edit]) -> list[tuple[int, float]]:
+    """Edited classes for which no own prototype speaks any more, with the largest weight that these have left."""
+    found = []
+    for class_index in sorted({e.class_index if not e.everywhere else int(model.owner[e.prototype_id]) for e in edits}):
+        own = set(model.own(class_index))
+        left = [
+            float(model.weights.value[entry])
+            for entry in model.entries(class_index)
+            if int(model.weights.prototype[entry]) in own
+        ]
+        if left and max(left) <= 0:
+            found.append((class_index, max(left)))
+    return found

@@ -1,0 +1,58 @@
+"""The picture of a few-shot model: its training images and prototypes on their two principal axes."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.principal_axes import Spread, spread_of
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Plane
+from protonmf_cli.pipelines.fewshot.interpretation import interpret, matching_of
+
+
+def plane_of(model: PrototypeModel) -> Plane:
+    """Principal component analysis of the normalised training features; prototypes are projected onto the same axes.
+
+    Raises:
+        InputError: it is a model of another method.
+    """
+    matching, spread = matching_of(model), _axes(model)
+    facts = interpret(model).prototypes
+    shares = [float(v) / spread.total for v in spread.variances[:2]] + [0.0] * 2
+    return Plane(
+        samples=_places(spread, matching.known).numpy(),
+        labels=matching.samples.labels.numpy(),
+        prototypes=_places(spread, model.prototypes.double()).numpy(),
+        means=_places(spread, torch.stack([f.spread.mean for f in facts])).numpy(),
+        winners=tuple(model.owner.tolist()),
+        names=tuple(name.shown for name in model.card.classes),
+        shares=(shares[0], shares[1]),
+        flagged=tuple(f.prototype for f in facts if f.kind != "pure"),
+    )
+
+
+def place_of(model: PrototypeModel, rows: Tensor) -> tuple[float, float]:
+    """Where an image lies on the same axes.
+
+    Args:
+        model: a few-shot model.
+        rows: (T, D) of the image.
+
+    Raises:
+        InputError: it is a model of another method.
+    """
+    feature = matching_of(model).normaliser(rows.double().mean(dim=0, keepdim=True))
+    x, y = _places(_axes(model), feature)[0].tolist()
+    return x, y
+
+
+@functools.lru_cache(maxsize=1)
+def _axes(model: PrototypeModel) -> Spread:
+    return spread_of(matching_of(model).known)
+
+
+def _places(spread: Spread, values: Tensor) -> Tensor:
+    """(N, 2) on the first two axes; zero on axes that do not exist."""
+    found = spread.positions(values)[:, :2]
+    return torch.nn.functional.pad(found, (0, 2 - found.shape[1]))

@@ -1,0 +1,208 @@
+"""Do the same prototypes come out again: of another seed, of other images of the class?"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from protonmf_cli.maths.matching import match_prototypes
+from protonmf_cli.maths.metrics import mean_with_interval, median_interval
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
+from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, is_unstable, logit_parts
+from protonmf_cli.models.results import Chart, Column, KeptImages, Table
+from protonmf_cli.options import ConversionOptions
+from protonmf_cli.pipelines.conversion.assembly import assemble_model
+from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, half_split, halves_of
+
+SAMPLED = 8
+"""Images of each class whose maps are compared between halves."""
+
+
+LARGEST = 5
+"""Rows of an explanation that are compared between halves."""
+COVERED = 0.2
+"""Share of the places, the strongest ones, that two maps are compared by."""
+
+
+def stability_tables(
+    backbone: Backbone,
+    model: PrototypeModel,
+    readings: Iterable[ClassReading],
+    options: ConversionOptions,
+    kept: KeptImages,
+) -> tuple[Table, ...]:
+    """Prototypes matched one to one (Hungarian method) between two seeds and between two halves of the images, and the
+    explanations that both halves give of the same labelled images.
+
+    Args:
+        backbone: the network.
+        model: whose numbers of prototypes are used.
+        readings: of the training images, class after class.
+        options: of its conversion.
+        kept: labelled images.
+    """
+    halves: list[dict[int, ClassPart]] = [{}, {}]
+    table = _stability_table(model, readings, options, halves)
+    if not halves[0]:
+        return (table,)
+    made = [assemble_model(backbone, half, options, data={"left_out": {}}) for half in halves]
+    return table, _explanation_table(made[0].exact, made[1].exact, halves[0], kept, options.seed)
+
+
+def _half_part(reading: ClassReading, images: Tensor, basis: Tensor, sample: Tensor) -> ClassPart:
+    """One half of a class as a finished class, with what the assembly needs of it."""
+    nothing = PartExamples(
+        score=torch.empty(0, 0), box=torch.empty(0, 0, 4, dtype=torch.int64), map=torch.empty(0, 0, 0, 0),
+        image=torch.empty(0, 0, dtype=torch.int64), crops=(), sources=(),
+    )  # fmt: skip
+    return ClassPart(
+        class_index=reading.class_index, prototypes=basis.cpu(), pooled=reading.pooled[images],
+        predicted=reading.predicted[images], sample=sample, stability=torch.full((len(basis),), torch.nan),
+        examples=nothing, images=tuple(reading.images[n] for n in images.tolist()), skipped=(),
+        figures=dict(reading.figures),
+    )  # fmt: skip
+
+
+def _explanation_table(
+    one: PrototypeModel, two: PrototypeModel, parts: Mapping[int, ClassPart], kept: KeptImages, seed: int
+) -> Table:
+    """Whether two models, of two halves of the images, explain labelled images alike.
+
+    Each image is explained for its predicted class; prototypes are matched class by class.
+    """
+    partner = torch.arange(len(one.prototypes))
+    for c in one.active_classes.tolist():
+        own, other = one.own(c), two.own(c)
+        units = [torch.nn.functional.normalize(m.prototypes[j], dim=1) for m, j in ((one, own), (two, other))]
+        partner[own] = torch.tensor(other)[match_prototypes(*units)[0]]
+    pooled = torch.cat(kept.read).double()
+    top = logit_parts(one, pooled).logits.argmax(dim=1)
+    same, shared, ranks = [], [], []
+    for c in top.unique().tolist():
+        x = pooled[top == c, 0]
+        first, second = (_rows_of(m, c, x) for m in (one, two))
+        if not first.shape[1]:
+            continue
+        second = second[:, partner]
+        used = first.any(dim=0) | second.any(dim=0)
+        first, second = first[:, used], second[:, used]
+        order = [rows.abs().argsort(dim=1, descending=True)[:, :LARGEST] for rows in (first, second)]
+        same.append(order[0][:, 0] == order[1][:, 0])
+        both = (order[0][:, :, None] == order[1][:, None, :]).any(dim=2).sum(dim=1).double()
+        shared.append(both / (2 * order[0].shape[1] - both))
+        ranks += [float(spearmanr(a, b).statistic) for a, b in zip(first.numpy(), second.numpy(), strict=True)]
+    overlap = _overlaps(one, two, partner, parts)
+    figures = {
+        "largest row the same": torch.cat(same).double().numpy(),
+        f"{LARGEST} largest rows, Jaccard": torch.cat(shared).numpy(),
+        "rank correlation of the rows (Spearman)": np.array([r for r in ranks if np.isfinite(r)]),
+        f"own maps, overlap of the strongest {COVERED:.0%} (IoU)": overlap.numpy(),
+    }
+    return Table(
+        name="explanation_stability",
+        title="explanations of the same images by prototypes of two halves of the training images",
+        columns=(
+            Column(key="figure", heading="", kind="text"),
+            Column(key="count", heading="compared", kind="count"),
+            Column(key="mean", heading="mean"),
+        ),
+        rows=tuple(
+            {"figure": name, "count": len(values), **mean_with_interval("mean", values, seed=seed)}
+            for name, values in figures.items()
+            if len(values)
+        ),
+        charts=(Chart(x="figure", lines=("mean",), y="mean", bars=True),),
+        notes=("prototypes are matched one to one within each class; an image is explained for its predicted class",),
+    )
+
+
+def _rows_of(model: PrototypeModel, class_index: int, pooled: Tensor) -> Tensor:
+    """(n, P) contributions of every prototype to one class; zeros where it has no connection."""
+    entries = model.entries(class_index)
+    found = pooled.new_zeros(len(pooled), len(model.prototypes))
+    found[:, model.weights.prototype[entries]] = model.weights.value[entries] * (pooled @ model.readers(class_index).mT)
+    return found
+
+
+def _overlaps(one: PrototypeModel, two: PrototypeModel, partner: Tensor, parts: Mapping[int, ClassPart]) -> Tensor:
+    """(m,) intersection over union of the strongest places of matched own maps, on some training images."""
+    found = [torch.empty(0)]
+    for c, part in parts.items():
+        count = max(1, round(COVERED * part.sample.shape[1]))
+        own = one.own(c)
+        if part.sample.shape[1] < 2 or not own:
+            continue
+        other = [two.own(c).index(int(partner[j])) for j in own]
+        sets = []
+        for model, order in ((one, list(range(len(own)))), (two, other)):
+            maps = part.sample.double() @ model.readers(c)[: len(own)].mT
+            chosen = torch.zeros_like(maps).scatter(1, maps.topk(count, dim=1).indices, 1.0)
+            sets.append(chosen[:, :, order].bool())
+        both, either = (sets[0] & sets[1]).sum(dim=1), (sets[0] | sets[1]).sum(dim=1)
+        found.append((both.double() / either).flatten())
+    return torch.cat(found)
+
+
+def _stability_table(
+    model: PrototypeModel,
+    readings: Iterable[ClassReading],
+    options: ConversionOptions,
+    halves: Sequence[dict[int, ClassPart]],
+) -> Table:
+    """Cosines of matched prototypes; `halves` takes both halves of every class."""
+    cosines: dict[str, list[Tensor]] = {"two seeds": [], "two halves of the images": []}
+    plain = replace(options, stability=False)
+    for reading in readings:
+        rank = len(model.own(reading.class_index))
+        if not rank:
+            continue
+        one, two = (
+            factorise_readings([reading], rank, replace(plain, seed=seed))[0].factors.basis
+            for seed in (options.seed, options.seed + 1)
+        )
+        cosines["two seeds"].append(match_prototypes(one, two)[1])
+        both = halves_of(reading, rank, plain, options.seed)
+        if both is not None:
+            cosines["two halves of the images"].append(match_prototypes(*both)[1])
+            drawn = half_split(len(reading.images), options.seed)
+            sample = reading.rows[:SAMPLED].float().cpu()
+            for half, images, basis in zip(halves, drawn, both, strict=True):
+                half[reading.class_index] = _half_part(reading, images, basis, sample)
+    rows = []
+    for name, found in cosines.items():
+        values = torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+        numbers = values.numpy()
+        rows.append(
+            {
+                "between": name,
+                "prototypes": len(numbers),
+                "median": float(np.median(numbers)) if len(numbers) else None,
+                "median_interval": median_interval(values, seed=options.seed),
+                "low": float(np.quantile(numbers, 0.1)) if len(numbers) else None,
+                "unstable": int((numbers < UNSTABLE).sum()),
+            }
+        )
+    flagged = [
+        {"label": model.card.classes[int(model.owner[j])].label, "prototype": model.number(j), "stability": value}
+        for j, value in enumerate(model.card.measured.get("stability", []))
+        if is_unstable(value)
+    ]
+    return Table(
+        name="stability",
+        title="cosine of matched prototypes",
+        columns=(
+            Column(key="between", heading="between", kind="text"),
+            Column(key="prototypes", heading="prototypes", kind="count"),
+            Column(key="median", heading="median"),
+            Column(key="low", heading="10 % quantile"),
+            Column(key="unstable", heading=f"below {UNSTABLE}", kind="count"),
+        ),
+        rows=tuple(rows),
+        charts=(Chart(x="between", lines=("median", "low"), y="cosine", bars=True),),
+        notes=("a start that does not depend on the seed (nndsvda) gives the same prototypes for every seed",),
+        facts={"unstable": flagged},
+    )

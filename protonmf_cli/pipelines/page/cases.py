@@ -1,0 +1,158 @@
+"""Explained images of a report: what is drawn of each, and the numbers that every intervention follows from."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.image_batches import ImageBatch
+from protonmf_cli.models.page import Case, Neighbours
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Contribution, Explanation
+from protonmf_cli.options import Form
+from protonmf_cli.pipelines.explaining.contrast import contrast_of
+from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer
+from protonmf_cli.pipelines.fewshot.interpretation import position_of
+from protonmf_cli.pipelines.fewshot.plane import place_of
+from protonmf_cli.pipelines.progress import SILENT, Progress
+from protonmf_cli.pipelines.protopnet.analyses import contributions_of, most_similar
+
+DRAWN = 5
+"""Prototypes of one explanation whose maps are kept, the largest contributions first."""
+SIMILAR = 10
+"""Most similar prototypes of all classes, for ProtoPNet's local analysis."""
+
+
+def cases_of(
+    backbone: Backbone,
+    model: PrototypeModel,
+    batches: Iterable[ImageBatch],
+    *,
+    model_name: str,
+    form: Form,
+    class_index: int | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Case]:
+    """Explain the predicted class of every image, the runner-up, the best other class with prototypes, the true class.
+
+    Args:
+        backbone, model: the network and its prototypes.
+        batches: images; `class_index` is the true class, -1 where it is unknown.
+        model_name: for the explanations.
+        form: plain or augmented, see `chosen_form`.
+        class_index: a class that is explained first, instead of the predicted one.
+        progress: advanced by the images.
+    """
+    for batch in batches:
+        if len(batch.sources):
+            target = None if batch.class_index < 0 else batch.class_index
+            answers = answers_of(backbone, model, batch.crops)
+            for source, answer in zip(batch.sources, answers, strict=True):
+                yield _case(backbone, model, answer, source.path, model_name, form, class_index, target)
+                progress.advance()
+        progress.advance(len(batch.skipped))
+
+
+def _case(
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    image: str,
+    model_name: str,
+    form: Form,
+    first: int | None,
+    target: int | None,
+) -> Case:
+    best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
+    explained = best[0] if first is None else first
+    active = [c for c in model.active_classes.tolist() if c != explained]
+    nearest = max(active, key=lambda c: float(answer.logits[c]), default=None)
+    wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
+    logits = answer.parts.logits[0]
+    top = int(logits.argmax())
+    return Case(
+        explanations=tuple(
+            _bare(
+                explain_answer(
+                    backbone, model, answer, image=image, model_name=model_name, class_index=c, form=form, most=DRAWN
+                )
+            )
+            for c in wanted
+        ),
+        crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
+        evidence=_evidence(model, answer).numpy(),
+        beside=_beside(answer, model, model.exact.prototypes),
+        logits=logits.numpy(),
+        unplaced=answer.parts.unplaced[0].numpy() if _has_rest(model, answer) else None,
+        reach=_reach(model, answer, form).numpy(),
+        beside_reach=None if form == "plain" else _beside(answer, model, model.exact.residual),
+        contrasts=tuple(contrast_of(model, answer, wanted[0], c) for c in wanted[1:])
+        if model.amounts is not None
+        else (),
+        top=top,
+        probability=float(logits.softmax(dim=0)[top]),
+        target=target,
+        similar=_without_pictures(contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0]))
+        if model.card.pooling == "max"
+        else (),
+        neighbours=_neighbours(model, answer) if model.matching is not None else None,
+    )
+
+
+def _bare(explanation: Explanation) -> Explanation:
+    """Without what the gallery and the case hold anyway: a report may explain thousands of images."""
+    return replace(explanation, contributions=_without_pictures(explanation.contributions))
+
+
+def _without_pictures(contributions: tuple[Contribution, ...]) -> tuple[Contribution, ...]:
+    return tuple(replace(c, examples=(), crop=None) for c in contributions)
+
+
+def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
+    """(P,)"""
+    if answer.response is not None:
+        return answer.response.evidence[0]
+    return answer.rows[: model.placed].sum(dim=0) @ model.exact.prototypes.mT
+
+
+def _has_rest(model: PrototypeModel, answer: Answer) -> bool:
+    """Whether there are rows without a place, beside those that amounts are read from."""
+    return model.amounts is not None and model.placed is not None and model.placed < len(answer.rows)
+
+
+def _beside(answer: Answer, model: PrototypeModel, vectors: Tensor) -> np.ndarray | None:
+    """Projections of the rows without a place, less their mean, on (n, D) vectors: (n,)."""
+    if model.amounts is None or not _has_rest(model, answer):
+        return None
+    rest = answer.rows[model.placed :].sum(dim=0) - model.amounts.unplaced_mean.double()
+    return (rest @ vectors.mT).numpy()
+
+
+def _reach(model: PrototypeModel, answer: Answer, form: Form) -> Tensor:
+    """(C,) what augmented prototypes share."""
+    residual = answer.parts.residual[0]
+    if form == "plain":
+        return torch.zeros_like(residual)
+    return torch.where(model.connected, residual + model.exact.intercept, 0.0)
+
+
+def bias_of(model: PrototypeModel, form: Form) -> np.ndarray:
+    """(C,) what does not depend on the image, as explanations count it."""
+    exact = model.exact
+    whole = exact.bias + exact.intercept
+    if exact.amounts is not None:
+        whole = exact.bias + model.head_vectors() @ exact.amounts.unplaced_mean
+    return (whole if form == "plain" else torch.where(model.connected, whole - exact.intercept, whole)).numpy()
+
+
+def _neighbours(model: PrototypeModel, answer: Answer) -> Neighbours:
+    position = position_of(model, answer.rows)
+    classes = model.card.classes
+    return Neighbours(
+        place=place_of(model, answer.rows),
+        nearest=tuple((n.source.path, classes[n.label].shown, n.distance) for n in position.neighbours),
+        typical=position.typical,
+    )

@@ -1,0 +1,87 @@
+"""Everything that a report shows of a model and of some images."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.image_batches import ImageBatch, Skipped
+from protonmf_cli.models.page import Case, Report
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.options import Form
+from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections
+from protonmf_cli.pipelines.fewshot.plane import plane_of
+from protonmf_cli.pipelines.page.cases import bias_of, cases_of
+from protonmf_cli.pipelines.page.gallery import Decode, gallery_of
+from protonmf_cli.pipelines.progress import SILENT, Progress
+
+
+def report_of(
+    backbone: Backbone,
+    model: PrototypeModel,
+    batches: Iterable[ImageBatch],
+    *,
+    file: str,
+    decode: Decode,
+    form: Form | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    class_index: int | None = None,
+    explained_only: bool = False,
+    progress: Progress = SILENT,
+) -> Report:
+    """Explain images and gather the gallery.
+
+    Args:
+        backbone, model: the network and its prototypes.
+        batches: images to explain; `class_index` is the true class, -1 where it is unknown.
+        file: name of the model file.
+        decode: reads the pictures of the training patches.
+        form: plain or augmented; as the model is stored if None.
+        evaluation: `protonmf.evaluation/1` of this model.
+        class_index: a class that is explained first, instead of the predicted one.
+        explained_only: show only the classes that are explained.
+        progress: advanced by the images.
+
+    Raises:
+        InputError: the augmented form is asked for, but the model has none.
+    """
+    form = chosen_form(model, form)
+    unreadable: list[Skipped] = []
+
+    def watched() -> Iterable[ImageBatch]:
+        for batch in batches:
+            unreadable.extend(batch.skipped)
+            yield batch
+
+    cases = tuple(
+        cases_of(
+            backbone, model, watched(), model_name=file, form=form, class_index=class_index, progress=progress
+        )
+    )  # fmt: skip
+    shown = _shown(model, cases) if explained_only else frozenset(range(len(model.prototypes)))
+    gallery = gallery_of(model, evaluation, decode, shown)
+    if explained_only:
+        classes = {explanation.class_index for case in cases for explanation in case.explanations}
+        gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in classes))
+    return Report(
+        model=model,
+        file=file,
+        form=form,
+        bias=bias_of(model, form),
+        gallery=gallery,
+        cases=cases,
+        plane=plane_of(model) if model.matching is not None else None,
+        evaluation=evaluation,
+        unreadable=tuple(unreadable),
+        shown=shown,
+    )
+
+
+def _shown(model: PrototypeModel, cases: Iterable[Case]) -> frozenset[int]:
+    """Prototypes that the explanations name, and all own ones of the classes explained."""
+    found: set[int] = set()
+    for case in cases:
+        found.update(c.prototype_id for c in case.similar)
+        for explanation in case.explanations:
+            found.update(model.own(explanation.class_index), connections(model, explanation.class_index))
+    return frozenset(found)

@@ -1,0 +1,1 @@
+"""ProtoPNet: training, pushing, pruning, analysing."""
