@@ -20,8 +20,10 @@ from protonmf_cli.cli.fewshot.benchmark import benchmark
 from protonmf_cli.cli.fewshot.fit import fit
 from protonmf_cli.cli.fewshot.interpret import interpret
 from protonmf_cli.cli.fewshot.predict import predict
+from protonmf_cli.cli.groups import with_groups
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import OrderedCommand, intervene
+from protonmf_cli.cli.manual import manual
 from protonmf_cli.cli.protopnet.analyse import evaluate as evaluate_protopnet
 from protonmf_cli.cli.protopnet.analyse import local
 from protonmf_cli.cli.protopnet.edit import combine, prune, push
@@ -103,14 +105,14 @@ def _root(
 ) -> None: ...
 
 
-for _command in (convert, explain, intervene, evaluate, report, inspect, export, demo, doctor):
-    app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(_command))
+for _command in (convert, explain, intervene, evaluate, report, inspect, export, demo, doctor, manual):
+    app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(with_groups(_command)))
 
 
 for _name, (_help, _commands) in GROUPS.items():
     _group = typer.Typer(name=_name, no_args_is_help=True, help=_help)
     for _subcommand in _commands:
-        _group.command()(_guarded(_subcommand))
+        _group.command()(_guarded(with_groups(_subcommand)))
     app.add_typer(_group)
 
 

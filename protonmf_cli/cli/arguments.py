@@ -1,14 +1,17 @@
-"""Options that several commands share, declared once."""
+"""Options that several commands share, declared once: single ones, and groups of them (see `groups.py`)."""
 
 import ast
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.groups import Group
 from protonmf_cli.errors import UsageError
-from protonmf_cli.options import Form
+from protonmf_cli.options import Form, ImageWords, Machine, NetworkWords, Output
 
 DEFAULT_MODEL = Path("prototypes.safetensors")
 
@@ -66,6 +69,93 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Offline = Annotated[bool, typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Never download weights.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes.")]
+
+_ONE_IMAGE = {"device": Device, "dtype": Dtype, "threads": Threads, "offline": Offline}
+MACHINE = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE)
+"""How to compute over many images."""
+MACHINE_FOR_ONE = Group(Machine, **_ONE_IMAGE)
+"""How to compute on single images."""
+SHOWN = Group(Shown, as_json=Json, quiet=Quiet)
+"""What is said on stdout and stderr."""
+SHOWN_MORE = Group(Shown, as_json=Json, quiet=Quiet, verbose=Verbose)
+
+
+_MAPPING = {"split": Split, "class_map": ClassMapFile, "class_order": ClassOrder}
+
+
+def images(split: str, **more: Any) -> Group:
+    """Labelled images.
+
+    Args:
+        split: that is read unless another is named.
+        more: further fields of `ImageWords` with their options, or other options for the usual ones.
+    """
+    return Group(partial(ImageWords, split=split), **{"data": Data, **_MAPPING, "max_skipped": MaxSkipped} | more)
+
+
+def images_if_given(split: str, data: Any, **more: Any) -> Group:
+    """The same where `data`, an option that may be left out, is given; else None."""
+    return Group(partial(_words_if_given, split=split), data=data, **_MAPPING, **more)
+
+
+def _words_if_given(
+    *,
+    data: Path | None = None,
+    split: str,
+    class_map: Path | None = None,
+    class_order: bool = False,
+    boxes: Path | None = None,
+    max_skipped: float = 0.01,
+) -> ImageWords | None:
+    if data is None:
+        return None
+    return ImageWords(
+        data=data, split=split, class_map=class_map, class_order=class_order, boxes=boxes, max_skipped=max_skipped
+    )
+
+
+def output(what: str, *names: str) -> Group:
+    """Where a command writes, and whether something there is replaced.
+
+    Args:
+        what: is written, for the help.
+        names: of the option; -o if none.
+    """
+    return Group(Output, path=Annotated[Path, typer.Option(*(names or ("--output", "-o")), help=what)], force=Force)
+
+
+DEMO_FOLDER = Group(Output, path=Annotated[Path, typer.Argument(help="Folder to write to; it is made.")], force=Force)
+
+
+def network(
+    what: str = "timm name, hf-hub:org/name, local-dir:PATH, or a name without its size.", **more: Any
+) -> Group:
+    """Which network.
+
+    Args:
+        what: help of the name.
+        more: further fields of `NetworkWords` with their options.
+    """
+    name = Annotated[str, typer.Argument(help=what)]
+    return Group(
+        network_words, model=name, weights=Weights, num_classes=NumClasses, model_arg=ModelArg, img_size=ImgSize, **more
+    )
+
+
+def network_words(
+    model: str,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    model_arg: list[str] | None = None,
+    img_size: int | None = None,
+    exif_transpose: bool = False,
+    pretrained: bool = True,
+) -> NetworkWords:
+    """A network as it is named in words."""
+    return NetworkWords(
+        name=model, weights=weights, num_classes=num_classes, model_args=model_arguments(model_arg or []),
+        img_size=img_size, exif_transpose=exif_transpose, pretrained=pretrained,
+    )  # fmt: skip
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,10 +27,11 @@ class _Out(Console):
 class Shown:
     """stdout and stderr of one command."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
         self.out = _Out(highlight=False, width=width)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
 
@@ -62,6 +63,18 @@ class Shown:
     def json(self, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
         """One JSON object on stdout."""
         print(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+
+    def result(self, record: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> None:
+        """What a command found: the record as JSON where that is asked for, else as lines of text."""
+        if self.as_json:
+            self.json(record)
+        else:
+            self.text(lines(record))
+
+    def text(self, lines: Sequence[str]) -> None:
+        """Lines on stdout as they are."""
+        for line in lines:
+            self.out.print(line, markup=False, soft_wrap=True)
 
     def progress(self) -> "Bars":
         """A listener for a long job; use as a context."""
@@ -111,6 +124,18 @@ class Bars:
             of = f" of {self._total}" if self._total else ""
             self._shown.err.print(f"{self._name}: {self._done}{of}", markup=False)
 
+    def note(self, text: str) -> None:
+        """Pass a note on."""
+        self._shown.note(text)
+
     def warn(self, text: str) -> None:
         """Pass a warning on."""
         self._shown.warn(text)
+
+    def log(self, text: str) -> None:
+        """Pass a line of the diary on."""
+        self._shown.log(text)
+
+    def detail(self, text: str) -> None:
+        """Pass a detail on."""
+        self._shown.detail(text)

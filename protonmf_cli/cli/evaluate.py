@@ -26,7 +26,7 @@ from protonmf_cli.jobs.tables import (
 
 if TYPE_CHECKING:
     from protonmf_cli.files.images.datasets import LabelledImages
-    from protonmf_cli.jobs.skipped import SkipWatch
+    from protonmf_cli.jobs.images import SkipWatch
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Scores
 
@@ -85,7 +85,7 @@ def evaluate(
     if figures is not None:
         make_folder(figures)
     from protonmf_cli.cli.opened import open_model
-    from protonmf_cli.jobs.skipped import SkipWatch
+    from protonmf_cli.jobs.images import SkipWatch
 
     loaded = open_model(
         model, device=device, dtype=dtype, threads=threads, offline=offline, batch_size=batch_size, workers=workers

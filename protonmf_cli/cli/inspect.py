@@ -10,7 +10,7 @@ from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import RECIPES, RowsOption
-from protonmf_cli.output.text.conversion import median_of
+from protonmf_cli.output.records.conversion import median_of
 
 if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
@@ -205,7 +205,7 @@ def _stability_words(facts: dict[str, Any]) -> str:
 
 def _conversion_lines(facts: dict[str, Any]) -> dict[str, str]:
     """What was measured when a black box was converted."""
-    from protonmf_cli.models.results import rounded
+    from protonmf_cli.models.wording import rounded
 
     readout, measured = facts["card"]["readout"], facts["card"]["measured"]
     share = measured.get("residual_share")

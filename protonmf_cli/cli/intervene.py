@@ -239,7 +239,7 @@ def _over_data(
     max_skipped: float,
     edits: Sequence["Edit"],
 ) -> "InterventionOnData":
-    from protonmf_cli.jobs.skipped import SkipWatch
+    from protonmf_cli.jobs.images import SkipWatch
     from protonmf_cli.pipelines.explaining.intervention import intervene_on_data
 
     watch = SkipWatch()

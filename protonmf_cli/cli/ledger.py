@@ -9,7 +9,8 @@ from rich.text import Text
 
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.models.prototype import is_unstable
-from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome, Prediction, rounded, shortened
+from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome, Prediction
+from protonmf_cli.models.wording import rounded, shortened
 
 BAR = 24
 """Characters of the longest bar."""

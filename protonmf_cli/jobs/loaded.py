@@ -5,21 +5,22 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.images.reader import ImageReader, read_crop
 from protonmf_cli.files.networks.backbones import restore_backbone
 from protonmf_cli.files.networks.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
+from protonmf_cli.jobs.machine import device_of, dtype_of, workers_of
 from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Explanation, Outcome
-from protonmf_cli.options import Form, MapKind
+from protonmf_cli.options import Form, Machine, MapKind
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import answers_of, chosen_form, explain_image
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, find_edit_everywhere, outcome
+from protonmf_cli.pipelines.progress import LOGGED, Progress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,35 +121,46 @@ class Loaded:
         save_model(Path(path), self.model, self.backbone.weights() if self.embedded else None)
 
 
-def load(
-    path: str | PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    offline: bool = False,
-    batch_size: int = 32,
-    workers: int = 2,
-) -> Loaded:
+def load(path: str | PathLike[str], *, machine: Machine | None = None, progress: Progress = LOGGED) -> Loaded:
     """Open a prototype model file with its network.
 
     Args:
         path: of the .safetensors file.
-        device, dtype: where and how the network computes.
-        offline: never ask the network for weights that are not in the file.
-        batch_size, workers: of readers over whole data sets.
+        machine: where and how the network computes; batch size and workers are of readers over whole data sets.
+        progress: is told if the file is older than amounts.
 
     Raises:
         ModelFileError: the file is missing, damaged or foreign.
         InputError: the network's weights are neither in the file nor to be had.
+        UsageError: there is no such device.
     """
-    path = Path(path)
+    path, machine = Path(path), machine or Machine()
+    check_there(path)
     model, weights = load_model(path)
-    backbone = restore_backbone(model, weights, offline).to(torch.device(device), dtype)
-    reader = image_reader(backbone.preprocessing, batch_size=batch_size, workers=workers)
+    backbone = restore_backbone(model, weights, machine.offline).to(device_of(machine), dtype_of(machine))
+    reader = image_reader(backbone.preprocessing, batch_size=machine.batch_size, workers=workers_of(machine))
+    if model.is_outdated:
+        progress.note(
+            f"{path} was converted by an older protonmf: its rows are projections, which may cancel. It is explained as "
+            "it was written; convert again for amounts of parts."
+        )
     if model.card.members:
         channels = model.card.members[0].preprocessing.input_size[0]
         reader = replace(reader, crop=crop_for(model.card), channels=channels)
     return Loaded(path=path, model=model, backbone=backbone, reader=reader, embedded=weights is not None)
+
+
+def check_there(path: Path) -> None:
+    """Refuse a model file that does not exist.
+
+    Raises:
+        ModelFileError: with the commands that make one.
+    """
+    if not path.is_file():
+        raise ModelFileError(
+            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR` (or `protopnet "
+            "train`, `fewshot fit`), or name one with --model or PROTONMF_MODEL."
+        )
 
 
 def image_reader(preprocessing: Preprocessing, *, batch_size: int, workers: int) -> ImageReader:

@@ -55,7 +55,7 @@ def network_json(backbone: "Backbone", reading: "NetworkReading") -> dict[str, A
 
 def network_lines(backbone: "Backbone", reading: "NetworkReading", *, pretrained: bool) -> dict[str, str]:
     """The same in words, by topic."""
-    from protonmf_cli.models.results import rounded
+    from protonmf_cli.models.wording import rounded
 
     readout, source = backbone.readout, backbone.source
     size = " x ".join(map(str, backbone.preprocessing.input_size[1:]))

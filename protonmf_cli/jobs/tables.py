@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.cli.console import Bars, Shown
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.options import RECIPES, ConversionOptions, NmfOptions
+from protonmf_cli.options import RECIPES, ConversionOptions, Machine, NmfOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ class TableJob:
             yield reading
 
     def _cached(self, folder: Path, images: "LabelledImages") -> MutableMapping[int, "ClassReading"]:
-        from protonmf_cli.cli.convert import cached_features
+        from protonmf_cli.jobs.conversion import cached_features
 
         options = replace(self.options, batch_size=self.loaded.reader.batch_size)
         return cached_features(folder, self.loaded.backbone, images, options)
@@ -227,7 +227,9 @@ def _rival(job: TableJob) -> tuple["Table", ...]:
         raise UsageError("--table rival compares with a ProtoPNet: give its file with --protopnet.")
     rivals = []
     for path in (job.loaded.path,) if own else job.rivals:
-        loaded = job.loaded if own else load(path, device=job.loaded.backbone.device, offline=True)
+        loaded = (
+            job.loaded if own else load(path, machine=Machine(device=str(job.loaded.backbone.device), offline=True))
+        )
         check_rival(loaded.model, str(path))
         images = job.find_train(loaded.model)
         rivals.append(
@@ -260,7 +262,7 @@ def _pictures(job: TableJob) -> tuple["Table", ...]:
     crops = _first_crops(job.loaded, few)
     rival = None
     if job.rivals:
-        other = load(job.rivals[0], device=job.loaded.backbone.device, offline=True)
+        other = load(job.rivals[0], machine=Machine(device=str(job.loaded.backbone.device), offline=True))
         check_rival(other.model, str(job.rivals[0]))
         seen = [crop for crop, _ in _first_crops(other, few)]
         rival = RivalCrops(backbone=other.backbone, model=other.model, crops=seen)

@@ -6,33 +6,6 @@ from typing import Any
 import numpy as np
 
 
-def rounded(share: float) -> str:
-    """A share in whole percent, never "-0%".
-
-    >>> rounded(-0.001), rounded(0.456)
-    ('0%', '46%')
-    """
-    return f"{round(share, 2) + 0.0:.0%}"
-
-
-def shortened(name: str, length: int) -> str:
-    """A name that fits, with an ellipsis where it was cut.
-
-    >>> shortened("Phoebastria immutabilis", 12), shortened("tick", 12)
-    ('Phoebastria…', 'tick')
-    """
-    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
-
-
-def shortened_path(path: str, length: int) -> str:
-    """The end of a path, with an ellipsis where its beginning was cut.
-
-    >>> shortened_path("albatross/0004.jpg", 12)
-    '…ss/0004.jpg'
-    """
-    return path if len(path) <= length else "…" + path[1 - length :]
-
-
 def drawn(grid: np.ndarray, pooling: str) -> np.ndarray:
     """A map as it is drawn: similarities ("max"), which have no zero of their own, begin at their least value."""
     return grid - grid.min() if pooling == "max" else grid

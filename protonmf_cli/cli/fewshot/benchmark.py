@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from protonmf_cli.files.images.datasets import LabelledImages
-    from protonmf_cli.jobs.skipped import SkipWatch
+    from protonmf_cli.jobs.images import SkipWatch
     from protonmf_cli.models.backbone import Backbone
     from protonmf_cli.pipelines.fewshot.benchmark import Task
 
@@ -138,8 +138,8 @@ def _read(
     """
     from protonmf_cli.files.work.cached_features import CachedSamples, default_folder
     from protonmf_cli.files.work.folder import digest_of_facts
+    from protonmf_cli.jobs.images import SkipWatch
     from protonmf_cli.jobs.loaded import image_reader
-    from protonmf_cli.jobs.skipped import SkipWatch
     from protonmf_cli.pipelines.fewshot.features import read_samples
     from protonmf_cli.versions import installed_versions
 

@@ -232,7 +232,7 @@ class _Job:
 
     def _read(self, stage: str, images: "LabelledImages") -> "tuple[Samples, Sequence[Skipped]]":
         """Features of labelled images as the network is now."""
-        from protonmf_cli.jobs.skipped import SkipWatch
+        from protonmf_cli.jobs.images import SkipWatch
         from protonmf_cli.pipelines.fewshot.features import read_samples
 
         files = images.of(images.files)
@@ -242,7 +242,7 @@ class _Job:
         return samples, skipped
 
     def _fit(self) -> "tuple[Samples, FewShotFit, Sequence[Skipped]]":
-        from protonmf_cli.jobs.skipped import check_overlap
+        from protonmf_cli.jobs.images import check_overlap
         from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
 
         samples, skipped = self._read("features", self.images)

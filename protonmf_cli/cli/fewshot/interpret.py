@@ -41,8 +41,8 @@ def interpret(
     if virtual and figures is None:
         raise UsageError("--virtual makes pictures: give a folder with --figures.")
     if figures is not None:
-        from protonmf_cli.cli.opened import check_there
         from protonmf_cli.files.atomic import check_writable
+        from protonmf_cli.jobs.loaded import check_there
 
         check_there(file or model)
         make_folder(figures)
@@ -136,7 +136,7 @@ def _fgsm(loaded: "Loaded", bars: Bars) -> dict[str, Any]:
 
 def _show(model: "PrototypeModel", report: dict[str, Any], shown: Shown) -> None:
     from protonmf_cli.cli.ledger import MOST_NAME, MOST_SOURCE
-    from protonmf_cli.models.results import shortened, shortened_path
+    from protonmf_cli.models.wording import shortened, shortened_path
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("prototype", "kind", "speaks for", "images", "variance", "entropy", "matched most by"):

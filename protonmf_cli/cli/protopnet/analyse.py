@@ -75,7 +75,7 @@ def evaluate(
         opened = open_protopnet(
             file, data, None, split, class_map, boxes, batch_size, workers, device, threads, False, shown
         )
-        from protonmf_cli.jobs.skipped import SkipWatch
+        from protonmf_cli.jobs.images import SkipWatch
         from protonmf_cli.pipelines.protopnet.activations import read_activations
         from protonmf_cli.pipelines.protopnet.quality import quality
 
@@ -218,7 +218,7 @@ def _nearest_json(model: "PrototypeModel", nearest: "Mapping[int, Sequence[Examp
 def _show_local(found: "LocalAnalysis", shown: Shown) -> None:
     from rich.table import Table
 
-    from protonmf_cli.models.results import shortened_path
+    from protonmf_cli.models.wording import shortened_path
 
     best = found.predictions[0]
     shown.out.print(f"{best.name} {best.probability:.1%}", style="bold", markup=False)

@@ -309,8 +309,8 @@ def write(
     output: Path, bars: Bars, max_skipped: float, **measured: Any,
 ) -> "PrototypeModel":  # fmt: skip
     """Save a changed network with its patches; figures of the old one that no longer hold are dropped."""
-    from protonmf_cli.cli.convert import check_skipped
     from protonmf_cli.files.store import save_model
+    from protonmf_cli.jobs.images import check_skipped
     from protonmf_cli.jobs.protopnet.finished import finished_model
     from protonmf_cli.pipelines.protopnet.activations import accuracy
 

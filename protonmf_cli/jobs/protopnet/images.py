@@ -72,8 +72,8 @@ def read_training_set(
     from protonmf_cli.files.images.bounding_boxes import find_boxed_images
     from protonmf_cli.files.images.datasets import ClassMapping, class_folders
     from protonmf_cli.files.images.training_images import read_all, split_held_out
+    from protonmf_cli.jobs.images import SkipWatch, check_overlap
     from protonmf_cli.jobs.loaded import image_reader
-    from protonmf_cli.jobs.skipped import SkipWatch, check_overlap
 
     classes = class_folders(data, "train")
     if len(classes) < 2:

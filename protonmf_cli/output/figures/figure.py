@@ -18,10 +18,8 @@ from protonmf_cli.models.results import (
     ExampleView,
     Explanation,
     drawn,
-    rounded,
-    shortened,
-    shortened_path,
 )
+from protonmf_cli.models.wording import rounded, shortened, shortened_path
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, composite_floor, heat
 
 PATCHES = 4

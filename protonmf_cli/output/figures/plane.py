@@ -4,7 +4,8 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from protonmf_cli.models.results import Plane, shortened
+from protonmf_cli.models.results import Plane
+from protonmf_cli.models.wording import shortened
 from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 
 MARKERS = "osv^PX"

@@ -1,0 +1,16 @@
+"""From words about a network to a request that the loader understands."""
+
+from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.options import NetworkWords, RowsOption
+
+
+def request_of(
+    words: NetworkWords, *, rows: RowsOption = "auto", offline: bool = False, seed: int = 0
+) -> BackboneRequest:
+    """What to load, and how its head is to be read."""
+    extra = {"num_classes": words.num_classes} if words.num_classes else {}
+    return BackboneRequest(
+        name=words.name, weights=words.weights, model_args={**words.model_args, **extra}, rows=rows,
+        img_size=words.img_size, exif_transpose=words.exif_transpose, offline=offline, pretrained=words.pretrained,
+        seed=seed,
+    )  # fmt: skip

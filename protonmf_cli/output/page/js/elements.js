@@ -1,0 +1,105 @@
+// Elements of the page, and names in words. Text is only ever set as text.
+
+/**
+ * @typedef {string | number | boolean | null | undefined} Value  null, undefined and false: without the attribute
+ * @typedef {{ [name: string]: Value | ((event: any) => void) }} Attributes  functions listen to the event "on..."
+ * @typedef {Node | string | null | undefined | false | Children} Child
+ * @typedef {Child[]} Children
+ */
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** @param {string} id */
+const byId = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
+
+/**
+ * @template {Element} T
+ * @param {T} node
+ * @param {Attributes} attributes
+ * @param {Children} children
+ */
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (typeof value === "function") node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  node.append(...shown(children));
+  return node;
+}
+/**
+ * @param {Children} children
+ * @returns {(Node | string)[]}
+ */
+const shown = (children) => children.flatMap((child) =>
+  (Array.isArray(child) ? shown(child) : child === null || child === undefined || child === false ? [] : [child]));
+/**
+ * @template {keyof HTMLElementTagNameMap} T
+ * @param {T} name
+ * @param {Attributes} attributes
+ * @param {Children} children
+ */
+const el = (name, attributes, ...children) => fill(document.createElement(name), attributes, children);
+/**
+ * @template {keyof SVGElementTagNameMap} T
+ * @param {T} name
+ * @param {Attributes} attributes
+ * @param {Children} children
+ */
+const svg = (name, attributes, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
+
+/** @param {string} shade */
+function swatch(shade) {
+  const node = el("span", { class: "swatch", "aria-hidden": "true" });
+  node.style.background = shade;
+  return node;
+}
+
+/**
+ * A bar between two numbers, on the axis that `reach` spans.
+ * @param {number} from
+ * @param {number} to
+ * @param {number[]} reach
+ * @param {string} shade
+ * @param {number} [ghost]  drawn behind it: what it was
+ */
+function bar(from, to, reach, shade, ghost) {
+  const place = (/** @type {number} */ a, /** @type {number} */ b) => ({
+    x: 100 * (Math.min(a, b) - reach[0]) / (reach[1] - reach[0]),
+    width: Math.max(0.25, 100 * Math.abs(b - a) / (reach[1] - reach[0])),
+  });
+  const zero = place(0, 0).x, grey = "var(--grey-bar)";
+  return svg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("line", { x1: zero, x2: zero, y1: 0, y2: 10, stroke: grey, "vector-effect": "non-scaling-stroke" }),
+    ghost === undefined ? null : svg("rect", { ...place(0, ghost), y: 0, height: 10, fill: grey, opacity: 0.45 }),
+    svg("rect", { ...place(from, to), y: 1, height: 8, rx: 0.4, fill: shade }));
+}
+
+/** @param {number} c */
+const nameOf = (c) => data.classes[c][1];
+/**
+ * With the name of its owner.
+ * @param {number} j
+ */
+const fullTitleOf = (j) => `prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}`;
+/**
+ * "prototype 2", with its owner where it is not the class itself.
+ * @param {number} j
+ * @param {number} c
+ */
+const titleOf = (j, c) => (data.prototypes[j].c === c ? `prototype ${data.prototypes[j].n}` : fullTitleOf(j));
+/** @param {number} n */
+const paletteOf = (n) => data.palette[n % data.palette.length];
+/**
+ * Of a prototype among those of a class.
+ * @param {number} c
+ * @param {number} j
+ */
+const colourOf = (c, j) => paletteOf((linkOf(c, j) ?? 0) - links.start[c]);
+/**
+ * @param {string} path
+ * @param {number} length
+ */
+const tail = (path, length) => (path.length <= length ? path : "…" + path.slice(1 - length));
+/** @param {string} path */
+const fileOf = (path) => path.slice(path.lastIndexOf("/") + 1);

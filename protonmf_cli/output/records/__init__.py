@@ -1,0 +1,1 @@
+"""Results as JSON: one file for each group of schemas."""
