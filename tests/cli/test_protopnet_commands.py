@@ -18,7 +18,8 @@ import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.prototype import parts_of_rows
-from toys import run
+from protonmf_cli.options import PROTOPNET_RECIPES
+from toys import run, start
 
 SHORT = ("--epochs", 3, "--warm-epochs", 1, "--cycles", 2, "--batch-size", 8, "-p", 2, "--width", 16, "--device", "cpu")
 
@@ -267,15 +268,13 @@ def test_push_prune_and_combine(net, toy, tmp_path):
         assert code == 0, err
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_a_killed_training_goes_on(net, toy, tmp_path):
     report = json.loads((net.parent / "report.json").read_text())
     assert report["options"]["validation"] == 0.2
     words = ["protopnet", "train", toy.name, "--data", toy.data, *SHORT, "--validation", 0.2]
     target = tmp_path / "net.safetensors"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "protonmf_cli", *map(str, words), "-o", str(target)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = start(*words, "-o", target, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".net.safetensors.work/*/state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -288,7 +287,7 @@ def test_same_seed_same_bytes_and_a_killed_training_goes_on(net, toy, tmp_path):
     assert target.read_bytes() == net.read_bytes()
 
 
-def test_an_unfinished_training_with_other_options_is_not_mixed_up(toy, tmp_path, monkeypatch):
+def test_an_unfinished_training_with_other_options_is_not_mixed_up(net, toy, tmp_path, monkeypatch):
     from protonmf_cli.pipelines.protopnet import training as protopnet_training
 
     real = protopnet_training.Trainer._push
@@ -297,20 +296,24 @@ def test_an_unfinished_training_with_other_options_is_not_mixed_up(toy, tmp_path
         raise KeyboardInterrupt
 
     monkeypatch.setattr(protopnet_training.Trainer, "_push", interrupted)
-    assert train(toy, tmp_path / "n.safetensors")[0] == 130
+    same = ("--validation", 0.2)
+    assert train(toy, tmp_path / "n.safetensors", *same)[0] == 130
     monkeypatch.setattr(protopnet_training.Trainer, "_push", real)
-    code, _, err = train(toy, tmp_path / "n.safetensors", "--l1", 0.01)
+    code, _, err = train(toy, tmp_path / "n.safetensors", *same, "--l1", 0.01)
     assert code == 3
     assert "an unfinished training with this output was asked for something else (l1 0.0001 instead of 0.01)" in err
     other = tmp_path / "data"
     shutil.copytree(toy.data, other)
     next((other / "train" / toys.LABELS[0]).iterdir()).unlink()
-    code, _, err = run("protopnet", "train", toy.name, "--data", other, "-o", tmp_path / "n.safetensors", *SHORT)
+    words = ("protopnet", "train", toy.name, "--data", other, "-o", tmp_path / "n.safetensors", *SHORT, *same)
+    code, _, err = run(*words)
     assert code == 3 and "asked for something else (training images" in err
-    code, _, err = train(toy, tmp_path / "n.safetensors")
+    code, _, err = train(toy, tmp_path / "n.safetensors", *same)
     assert code == 0 and "goes on after epoch 2" in err
+    assert (tmp_path / "n.safetensors").read_bytes() == net.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_network(net, toy, tmp_path):
     words = [
         "protopnet",
@@ -334,12 +337,10 @@ def test_two_processes_train_the_same_network(net, toy, tmp_path):
 
 
 def test_recipe_paper_keeps_the_original_habits(toy, tmp_path, monkeypatch):
-    from protonmf_cli.cli.protopnet import train as protopnet_train
-
-    recipe = protopnet_train.PROTOPNET_RECIPES["paper"]
+    recipe = PROTOPNET_RECIPES["paper"]
     assert recipe.augmentation.copies == 30 and recipe.head_epochs == 20
     fewer = replace(recipe, head_epochs=2, augmentation=replace(recipe.augmentation, copies=2))
-    monkeypatch.setitem(protopnet_train.PROTOPNET_RECIPES, "paper", fewer)
+    monkeypatch.setitem(PROTOPNET_RECIPES, "paper", fewer)
     code, out, err = run(
         "protopnet", "train", toy.name, "--data", toy.data, "-o", tmp_path / "n.safetensors", "--recipe", "paper",
         "--epochs", 2, "--warm-epochs", 1, "-p", 2, "--width", 16, "--json",

@@ -112,8 +112,9 @@ def _apart(
     """Squared distances of prototypes from their own patch, for those whose patch is in this image."""
     own = [(j, sources[j]) for rank, j in of if rank == 0]
     known = [(j, source["row"]) for j, source in own if source is not None and source["row"] is not None]
+    prototypes = net.prototypes.detach()
     return [
-        float((seen_by(rows[row], net.similarity) - seen_by(net.prototypes[j], net.similarity)).double().square().sum())
+        float((seen_by(rows[row], net.similarity) - seen_by(prototypes[j], net.similarity)).double().square().sum())
         for j, row in known
     ]
 

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cluster:
+class Processes:
     """This process among those that train together; one of one by default."""
 
     rank: int = 0
@@ -51,14 +51,15 @@ class Cluster:
             distributed.barrier()
 
 
-def join(device: torch.device) -> Cluster:
-    """Join the other processes that torchrun started: NCCL between GPUs, Gloo between CPUs."""
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Cluster(rank=distributed.get_rank(), world=distributed.get_world_size(), device=str(device))
+def join(device: torch.device) -> Processes:
+    """Join the other processes that torchrun started, once: NCCL between GPUs, Gloo between CPUs."""
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return Processes(rank=distributed.get_rank(), world=distributed.get_world_size(), device=str(device))
 
 
 PATIENCE = timedelta(hours=12)
 """How long processes wait for the leading one while it pushes."""
 
-ALONE = Cluster()
+ALONE = Processes()
 """One process."""

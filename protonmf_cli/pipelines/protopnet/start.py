@@ -1,4 +1,4 @@
-"""Where a ProtoPNet's new layers start: the add-on layers from a linear classifier, the prototypes from clusters."""
+"""Where a ProtoPNet's new layers start: the add-on layers from a linear classifier, the prototypes from a k-means."""
 
 import warnings
 from collections.abc import Callable, Iterable

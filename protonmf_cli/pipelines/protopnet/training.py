@@ -22,7 +22,7 @@ from protonmf_cli.models.training_state import TrainingState, restore_tensors, t
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.protopnet.activations import accuracy, read_activations
-from protonmf_cli.pipelines.protopnet.processes import ALONE, Cluster
+from protonmf_cli.pipelines.protopnet.processes import ALONE, Processes
 from protonmf_cli.pipelines.protopnet.push import push
 
 Stage = Literal["warm", "joint", "head", "push"]
@@ -122,7 +122,7 @@ class Trainer:
         options: ProtoPNetOptions,
         *,
         progress: Progress = SILENT,
-        cluster: Cluster = ALONE,
+        processes: Processes = ALONE,
         told: Callable[[dict[str, Any]], None] = lambda row: None,
     ) -> None:
         """Prepare a run.
@@ -132,10 +132,12 @@ class Trainer:
             backbone: the same network, to read images.
             source: images.
             options: losses and schedule.
+            progress: is told epochs and pushes.
+            processes: that train together.
             told: gets every row of the log.
         """
         self.net, self.backbone, self.source, self.options = net, backbone, source, options
-        self.progress, self.cluster, self.told = progress, cluster, told
+        self.progress, self.processes, self.told = progress, processes, told
         self.steps = plan(options)
         self.optimisers = _optimisers(net, options)
         self.other = other_class_mask(net.owner, len(net.head))
@@ -151,7 +153,7 @@ class Trainer:
         if state.done:
             self._restore(state)
         else:
-            self.cluster.share([*self.net.state_dict().values()])
+            self.processes.share([*self.net.state_dict().values()])
         for number in range(state.done, len(self.steps)):
             step = self.steps[number]
             began = time.monotonic()
@@ -180,21 +182,22 @@ class Trainer:
         sums = torch.zeros(len(TERMS) + 2, dtype=torch.float64)
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(hash((self.options.seed, number, self.cluster.rank)) % 2**31)  # of dropout layers
-            for count, batch in enumerate(self.source.epoch(number, self.cluster.rank, self.cluster.world)):
+            # of dropout layers; whole numbers hash alike in every process
+            torch.manual_seed(hash((self.options.seed, number, self.processes.rank)) % 2**31)
+            for count, batch in enumerate(self.source.epoch(number, self.processes.rank, self.processes.world)):
                 terms, right = self._costs(batch)
                 self._check_finite(terms, step, count)
                 loss = self._loss(terms, step) / batch.total
                 optimiser.zero_grad()
                 loss.backward()
-                self.cluster.add_gradients(parameters)
+                self.processes.add_gradients(parameters)
                 optimiser.step()
                 found = [*(float(terms[name].sum().detach()) for name in TERMS), right, len(batch.labels)]
                 sums += torch.tensor(found, dtype=torch.float64)
                 self.progress.advance(batch.total)
         self._set_mode(None)
         self._check_network(step, batch)
-        return self._row(step, self.cluster.add(sums))
+        return self._row(step, self.processes.add(sums))
 
     def _costs(self, batch: TrainingBatch) -> tuple[dict[str, Tensor], int]:
         """Terms image by image, and how many images are right."""
@@ -282,13 +285,13 @@ class Trainer:
 
     def _push(self, step: Step, state: TrainingState) -> dict[str, Any]:
         row: dict[str, Any] = {"stage": "push", "epoch": step.epoch, "cycle": step.cycle}
-        if self.cluster.leads:
+        if self.processes.leads:
             facts, state.sources = push(
                 self.net, self.backbone, self.source.push, self.source.counts()[0], self.options, self.progress
             )
             state.pushes.append(facts)
             row |= facts
-        self.cluster.share([self.net.prototypes.data, self.net.head.data])
+        self.processes.share([self.net.prototypes.data, self.net.head.data])
         row["held_out"] = self._held_out_accuracy()
         return row
 
