@@ -1,62 +1,30 @@
-"""The report as one HTML page: data in, bytes out. What it is made of lies beside: page.html, page.css, page.js."""
+"""The report as one HTML page: data in, bytes out. What it is made of lies beside: page.html, page.css, js."""
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import jinja2
-import matplotlib
-import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.models.page import Case, GalleryPrototype, PageWords, Report
-from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, member_names, words_for
-from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane, drawn
-from protonmf_cli.output.figures.overlay import DIVERGING, PALETTE, RAMP, Pixels, as_rgb, composite_floor
+from protonmf_cli.models.page import PageWords, Report
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.output.figures.overlay import as_rgb
+from protonmf_cli.output.page.data import page_data
+from protonmf_cli.output.page.pictures import DETAILS, FULL, Detail, Pictures, as_jpeg, opened
 
-SHADES = 32
-"""Steps of a colour map in the page."""
 NUMBER = 16 / 3
 """Bytes of a float32 in base64."""
 SAMPLED = 48
 """Pictures encoded to guess the size of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detail:
-    """How much of the pictures a page holds."""
-
-    patch: int
-    """Longest side of a training patch in pixels."""
-    crop: int
-    """Longest side of an explained image."""
-    patches: int
-    """Of each prototype, the strongest first."""
-    quality: int
-    """Of JPEG."""
-
-    def words(self) -> str:
-        """What was left out."""
-        return (
-            f"training patches are shown at {self.patch} pixels, at most {self.patches} of each prototype; explained "
-            f"images at {self.crop} pixels"
-        )
-
-
-FULL = Detail(patch=100_000, crop=100_000, patches=1000, quality=90)
-DETAILS = (
-    Detail(patch=168, crop=384, patches=1000, quality=78),
-    Detail(patch=128, crop=256, patches=4, quality=72),
-    Detail(patch=112, crop=224, patches=3, quality=68),
-    Detail(patch=96, crop=192, patches=2, quality=62),
-    Detail(patch=80, crop=160, patches=1, quality=55),
-    Detail(patch=56, crop=128, patches=1, quality=45),
-)
+SCRIPT = (
+    "data", "numbers", "evidence", "elements", "pictures", "state", "images", "explain", "cards", "contrast",
+    "intervene", "plane", "gallery", "main",
+)  # fmt: skip
+"""Parts of the page's script, in js, in their order: values are made of those before them, functions use any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +59,7 @@ def report_page(report: Report, words: PageWords, most_bytes: int) -> Page:
             if detail is not DETAILS[-1] and _guess(report, detail) > 1.1 * most_bytes:
                 continue
             left_out = () if detail is DETAILS[0] else (f"To stay below {_megabytes(most_bytes)}, {detail.words()}.",)
-            html = _render(report, words, _Pictures(detail=detail), left_out)
+            html = _render(report, words, Pictures(detail=detail), left_out)
             if len(html) <= most_bytes:
                 return Page(html=html, pictures={}, left_out=left_out)
     raise too_large(most_bytes)
@@ -117,69 +85,13 @@ def too_large(most_bytes: int) -> InputError:
 
 def report_folder(report: Report, words: PageWords) -> Page:
     """A page with its pictures beside it, in full size: training patches are those of the model file."""
-    pictures = _Pictures(detail=FULL, folder="pictures")
+    pictures = Pictures(detail=FULL, folder="pictures")
     html = _render(report, words, pictures, ())
     return Page(html=html, pictures=pictures.files, left_out=())
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:g} MB"
-
-
-@dataclass(kw_only=True)
-class _Pictures:
-    """Pictures on their way into the page; equal ones are kept once."""
-
-    detail: Detail
-    folder: str = ""
-    """Where files go; empty: into the page."""
-    listed: list[str] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    known: dict[bytes, int] = field(default_factory=dict)
-    sizes: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    """Width and height of the training images, before they were made smaller."""
-
-    def patch(self, jpeg: bytes) -> int:
-        """Number of a training image, given as a JPEG file."""
-        if jpeg not in self.known:
-            picture = _opened(jpeg)
-            self.sizes[jpeg] = picture.size
-            whole = self.detail is FULL
-            self.known[jpeg] = self._add(jpeg if whole else _jpeg(picture, self.detail.patch, self.detail.quality))
-        return self.known[jpeg]
-
-    def crop(self, pixels: Pixels) -> int:
-        """Number of an explained image (height, width, channels)."""
-        return self._add(_jpeg(Image.fromarray(as_rgb(pixels)), self.detail.crop, self.detail.quality))
-
-    def _add(self, jpeg: bytes) -> int:
-        number = len(self.listed)
-        if self.folder:
-            name = f"{self.folder}/{number}.jpg"
-            self.files[name] = jpeg
-            self.listed.append(name)
-        else:
-            self.listed.append(base64.b64encode(jpeg).decode())
-        return number
-
-
-def _opened(jpeg: bytes) -> Image.Image:
-    """A training image of a model file, which holds JPEG files alone."""
-    try:
-        return Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")
-    except OSError as failure:
-        raise InputError("a training patch in the model file is not a JPEG image: the file is damaged.") from failure
-
-
-def _jpeg(picture: Image.Image, most: int, quality: int) -> bytes:
-    """A picture as a JPEG file, made smaller where its longest side is above `most`."""
-    if max(picture.size) > most:
-        scale = most / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()
 
 
 def _guess(report: Report, detail: Detail) -> float:
@@ -192,296 +104,34 @@ def _guess(report: Report, detail: Detail) -> float:
         chosen = items[:: max(1, len(items) // SAMPLED)]
         return sum(len(encode(item)) for item in chosen) / len(chosen) if chosen else 0.0
 
-    of_patch = mean(patches, lambda jpeg: _jpeg(_opened(jpeg), detail.patch, detail.quality))
-    of_crop = mean(crops, lambda pixels: _jpeg(Image.fromarray(as_rgb(pixels)), detail.crop, detail.quality))
+    of_patch = mean(patches, lambda jpeg: as_jpeg(opened(jpeg), detail.patch, detail.quality))
+    of_crop = mean(crops, lambda pixels: as_jpeg(Image.fromarray(as_rgb(pixels)), detail.crop, detail.quality))
     return (of_patch * len(patches) + of_crop * len(crops)) * 4 / 3
 
 
 def _size_without_pictures(report: Report, words: PageWords) -> int:
-    bare = _Pictures(detail=Detail(patch=1, crop=1, patches=0, quality=1))
+    bare = Pictures(detail=Detail(patch=1, crop=1, patches=0, quality=1))
     return len(_render(report, words, bare, ()))
 
 
-def _render(report: Report, words: PageWords, pictures: _Pictures, left_out: tuple[str, ...]) -> bytes:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("protonmf_cli", "output/page"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    assert environment.loader is not None
-    style, script = (Markup(environment.loader.get_source(environment, name)[0]) for name in ("page.css", "page.js"))
-    data = _data(report, words, pictures)
-    text = environment.get_template("page.html").render(
+def _render(report: Report, words: PageWords, pictures: Pictures, left_out: tuple[str, ...]) -> bytes:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    data = page_data(report, words, pictures)
+    text = environment.from_string(_text("page.html")).render(
         title=words.title, subtitle=words.subtitle, badge=words.badge, lines=words.lines, tables=words.tables,
         skipped=words.skipped, provenance=words.provenance, glossary=words.glossary, version=words.version,
         cases=len(report.cases), classes=len(report.gallery.classes), left_out=left_out,
-        style=style, script=script, data=jinja2.utils.htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
+        style=Markup(_text("page.css")), script=Markup(script()),
+        data=jinja2.utils.htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
     )  # fmt: skip
     return text.encode()
 
 
-def _data(report: Report, words: PageWords, pictures: _Pictures) -> dict[str, Any]:
-    """What page.js works on; names as there."""
-    model, gallery, classes = report.model, report.gallery, report.model.card.classes
-    listed = _listed(report)
-    own: dict[int, list[int]] = {}
-    for prototype in gallery.prototypes:
-        own.setdefault(prototype.owner_index, []).append(prototype.prototype_id)
-    return {
-        "schema": "protonmf.page/1",
-        "file": report.file,
-        "option": f"--form {report.form}" if report.form != ("augmented" if model.is_augmented else "plain") else "",
-        "nameless": words.nameless,
-        "measured": gallery.measured_on,
-        "floor": composite_floor(model.card.pooling),
-        "pooling": model.card.pooling,
-        "evidence": words.evidence,
-        "palette": PALETTE,
-        "ramp": _shades(RAMP),
-        "diverging": _shades(DIVERGING),
-        "unstable": UNSTABLE,
-        "classes": [[c.label, c.shown] for c in classes],
-        "words": {c: w for c, (w, name) in enumerate(zip(words_for(classes), classes, strict=True)) if w != name.label},
-        "bias": _floats(report.bias),
-        "links": _links(model, report.form, listed),
-        "listed": listed,
-        "facts": [
-            {
-                "c": fact.class_index,
-                "images": fact.images,
-                "residual": fact.residual_share,
-                "accuracy": fact.accuracy,
-                "stability": fact.stability,
-            }
-            for fact in gallery.classes
-        ],
-        "own": own,
-        "prototypes": [_prototype(report, prototype, pictures) for prototype in gallery.prototypes],
-        "cases": [_case(model, case, listed, pictures) for case in report.cases],
-        "plane": None if report.plane is None else _plane(report.plane),
-        "pictures": pictures.listed,
-    }
+def script() -> str:
+    """The parts of the page's script in one closure: they share their names, and nothing else sees them."""
+    parts = (_text(f"js/{name}.js") for name in SCRIPT)
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();"])
 
 
-def _shades(name: str) -> list[list[int]]:
-    colours = matplotlib.colormaps[name](np.linspace(0, 1, SHADES + 1))[:, :3]
-    return (colours * 255).round().astype(int).tolist()
-
-
-def _floats(values: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()
-
-
-def _doubles(values: np.ndarray) -> str:
-    """Of what differences of nearly equal prototypes are made."""
-    return base64.b64encode(np.ascontiguousarray(values, dtype="<f8").tobytes()).decode()
-
-
-def _integers(values: Sequence[int]) -> str:
-    return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
-
-
-def _listed(report: Report) -> list[int]:
-    """Classes that the page has rows of: those with prototypes of their own, and those explained for some image."""
-    explained = {explanation.class_index for case in report.cases for explanation in case.explanations}
-    return sorted(explained.union(report.model.active_classes.tolist()))
-
-
-def _links(model: PrototypeModel, form: str, listed: Sequence[int]) -> dict[str, Any]:
-    """The connections of the listed classes, class by class, in the order of the ledger."""
-    entries = {c: model.entries(c) for c in listed}
-    counts = np.bincount(list(entries), [len(e) for e in entries.values()], minlength=len(model.bias))
-    order = [e for each in entries.values() for e in each]
-    return {
-        "start": _integers([0, *np.cumsum(counts).astype(int).tolist()]),
-        "prototype": _integers(model.weights.prototype[order].tolist()),
-        "weight": _floats(model.weights.value[order].numpy()),
-        "share": _floats(model.carried_share[order].numpy()) if form == "augmented" else None,
-        "cosines": _cosines(model, [each for each in entries.values() if each]),
-    }
-
-
-def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[str, Any] | None:
-    """Of models that read amounts: what the page makes amounts of projections with, see `maths.amounts.dual`.
-
-    Cosines only of prototypes that some class has connections to at once, since all pairs of thousands would not fit;
-    in the order in which the classes first need them.
-    """
-    if model.amounts is None:
-        return None
-    prototypes = model.exact.prototypes.numpy()
-    length = np.maximum(np.linalg.norm(prototypes, axis=1), np.finfo(np.float32).tiny)
-    unit = prototypes / length[:, None]
-    found: dict[tuple[int, int], float] = {}
-    for each in entries:
-        chosen = sorted(model.weights.prototype[each].tolist())
-        gram = unit[chosen] @ unit[chosen].T
-        for n, m in combinations(range(len(chosen)), 2):
-            found.setdefault((chosen[n], chosen[m]), gram[n, m])
-    return {
-        "value": _doubles(np.array(list(found.values()))),
-        "length": _doubles(length),
-        "ridge": model.amounts.added_ridge,
-    }
-
-
-def _prototype(report: Report, prototype: GalleryPrototype, pictures: _Pictures) -> dict[str, Any]:
-    model = report.model
-    network = 0 if model.member is None else int(model.member[prototype.prototype_id])
-    shown = prototype.prototype_id in report.shown
-    pooling = model.card.pooling
-    return {
-        "c": prototype.owner_index,
-        "n": prototype.number,
-        "m": network,
-        "network": member_names(model.card)[network] if model.card.members else "",
-        "stability": prototype.stability,
-        "usual": None if model.amounts is None else list(map(_short, model.amounts.range_of(prototype.prototype_id))),
-        "full": None if model.amounts is None else model.amounts.peak_of(prototype.prototype_id),
-        "near": [[near.prototype_id, round(near.cosine, 4)] for near in prototype.near],
-        "users": [[c, _short(weight)] for c, weight in prototype.users],
-        "signs": [[sign.kind, sign.words] for sign in prototype.signs],
-        "facts": list(prototype.facts),
-        "patches": [_patch(view, pooling, pictures) for view in prototype.examples[: pictures.detail.patches]]
-        if shown and (pictures.detail.patches or not prototype.examples)
-        else None,
-    }
-
-
-def _patch(view: ExampleView, pooling: str, pictures: _Pictures) -> list[Any]:
-    number = pictures.patch(view.jpeg)
-    return [
-        number,
-        _box(view.box, pictures.sizes[view.jpeg]),
-        None if view.map is None else _map(drawn(view.map, pooling)),
-        _short(view.score),
-        view.path,
-    ]
-
-
-def _short(value: float) -> float:
-    """Seven significant digits, as a float32 has."""
-    return float(f"{value:.7g}")
-
-
-def _box(box: tuple[int, int, int, int], size: tuple[int, int]) -> list[float]:
-    """As shares of width and height."""
-    width, height = size
-    return [round(value / full, 4) for value, full in zip(box, (width, height, width, height), strict=True)]
-
-
-def _map(grid: np.ndarray) -> dict[str, Any]:
-    """A map in one byte per place."""
-    low, high = min(0.0, float(grid.min())), max(0.0, float(grid.max()))
-    if low:  # zero must stay zero
-        low, high = -max(-low, high), max(-low, high)
-    steps = np.zeros(grid.shape) if high == low else (grid - low) / (high - low) * 255
-    return {
-        "h": grid.shape[0],
-        "w": grid.shape[1],
-        "lo": _short(low),
-        "hi": _short(high),
-        "q": base64.b64encode(steps.round().astype(np.uint8).tobytes()).decode(),
-    }
-
-
-_Sizes = Callable[[Contribution], tuple[int, int]]
-"""Width and height of what a prototype's network saw."""
-
-
-def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: _Pictures) -> dict[str, Any]:
-    def sizes(contribution: Contribution) -> tuple[int, int]:
-        seen = case.crops[0 if model.member is None else int(model.member[contribution.prototype_id])]
-        return seen.shape[1], seen.shape[0]
-
-    crops = [pictures.crop(crop) for crop in case.crops]
-    first = case.explanations[0]
-    return {
-        "image": case.image,
-        "pictures": crops,
-        "evidence": _doubles(case.evidence),
-        "beside": None if case.beside is None else _doubles(case.beside),
-        "logits": _floats(case.logits),
-        "unplaced": None if case.unplaced is None else _floats(case.unplaced[listed]),
-        "contrasts": [_contrast(contrast) for contrast in case.contrasts],
-        "besideReach": None if case.beside_reach is None else _floats(case.beside_reach),
-        "reach": _floats(case.reach) if case.reach.any() else None,
-        "target": case.target,
-        "top": case.top,
-        "probability": _short(case.probability),
-        "first": first.class_index if first.class_index != first.predictions[0].class_index else None,
-        "drawn": {e.class_index: _explanation(e, sizes) for e in case.explanations},
-        "similar": [
-            {
-                "j": c.prototype_id,
-                "evidence": _short(c.evidence),
-                "weight": _short(c.weight),
-                "box": _box(c.box, sizes(c)) if c.box else [0, 0, 1, 1],
-                "map": _map(drawn(c.maps["presence"], first.pooling)),
-            }
-            for c in case.similar
-        ],
-        "near": case.neighbours
-        and {
-            "place": [_short(value) for value in case.neighbours.place],
-            "nearest": [[path, name, _short(away)] for path, name, away in case.neighbours.nearest],
-            "typical": case.neighbours.typical,
-        },
-    }
-
-
-LISTED = 8
-"""Rows of a contrast; the others are added up."""
-
-
-def _contrast(contrast: Contrast) -> dict[str, Any]:
-    """Two logits on the same amounts."""
-
-    def pair(values: Iterable[float]) -> list[float]:
-        return [_short(value) for value in values]
-
-    rest = contrast.rows[LISTED:]
-    return {
-        "of": [contrast.first, contrast.second],
-        "rows": [[row.prototype_id, *pair((row.amount, *row.weights))] for row in contrast.rows[:LISTED]],
-        "rest": [len(rest), *pair(sum(row.amount * row.weights[side] for row in rest) for side in (0, 1))],
-        "residual": pair(contrast.residual),
-        "unplaced": pair(contrast.unplaced),
-        "bias": pair(contrast.bias),
-    }
-
-
-def _explanation(explanation: Explanation, sizes: _Sizes) -> dict[str, Any]:
-    return {
-        "share": explanation.residual_share,
-        "residual": None if explanation.residual_map is None else _map(explanation.residual_map),
-        "codes": None if explanation.residual_codes is None else _map(explanation.residual_codes.clip(0)),
-        "parts": {
-            c.prototype_id: _filled(
-                box=_box(c.box, sizes(c)) if c.box else None,
-                presence=_map(drawn(c.maps["presence"], explanation.pooling)) if c.maps else None,
-                # of amounts the page makes it: weight x amount, place by place
-                contribution=_map(c.maps["contribution"]) if c.maps and not explanation.reads_amounts else None,
-                unplaced=_short(c.unlocalised) or None,
-            )
-            for c in explanation.contributions
-        },
-    }
-
-
-def _filled(**values: Any) -> dict[str, Any]:
-    """Without what there is nothing of: a part is written thousands of times."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _plane(plane: Plane) -> dict[str, Any]:
-    def points(values: Iterable[Iterable[float]]) -> list[list[float]]:
-        return [[_short(x) for x in point] for point in values]
-
-    return {
-        "samples": points(plane.samples.tolist()),
-        "labels": plane.labels.tolist(),
-        "prototypes": points(plane.prototypes.tolist()),
-        "means": points(plane.means.tolist()),
-        "winners": list(plane.winners),
-        "shares": list(plane.shares),
-        "flagged": list(plane.flagged),
-    }
+def _text(name: str) -> str:
+    return resources.files("protonmf_cli.output.page").joinpath(name).read_text(encoding="utf-8")

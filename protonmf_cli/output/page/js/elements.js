@@ -24,15 +24,15 @@ function fill(node, attributes, children) {
     if (typeof value === "function") node.addEventListener(name.slice(2), value);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  node.append(...shown(children));
+  node.append(...flat(children));
   return node;
 }
 /**
  * @param {Children} children
  * @returns {(Node | string)[]}
  */
-const shown = (children) => children.flatMap((child) =>
-  (Array.isArray(child) ? shown(child) : child === null || child === undefined || child === false ? [] : [child]));
+const flat = (children) => children.flatMap((child) =>
+  (Array.isArray(child) ? flat(child) : child === null || child === undefined || child === false ? [] : [child]));
 /**
  * @template {keyof HTMLElementTagNameMap} T
  * @param {T} name

@@ -2,7 +2,7 @@
 
 /**
  * An explained image; its numbers are decoded when they are needed first.
- * @typedef {Omit<StoredCase, "evidence" | "beside" | "logits" | "unplaced" | "reach" | "besideReach"> & CaseNumbers} Case
+ * @typedef {Omit<StoredCase, keyof CaseNumbers> & CaseNumbers} Case
  *
  * @typedef {object} CaseNumbers
  * @property {Float64Array} evidence

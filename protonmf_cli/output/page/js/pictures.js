@@ -41,8 +41,8 @@ const strongestOf = (map) => Math.max(Math.abs(map.lo), Math.abs(map.hi)) || 1;
  * @param {number} j
  * @param {Part} part
  */
-function contributionMap(c, j, { contribution, presence }) {
-  if (contribution || !presence || !links.amounts) return contribution;
+function contributionMap(c, j, { contribution: stored, presence }) {
+  if (stored || !presence || !links.amounts) return stored;
   const weight = weightOf(c, j) ?? 0;
   return { ...presence, lo: presence.lo * weight, hi: presence.hi * weight };
 }
