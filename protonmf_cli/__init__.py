@@ -1,29 +1,109 @@
 """protonmf: a trained black-box image classifier as a prototype-based interpretable model, its accuracy untouched.
 
-The public names are imported when they are first used, so that `import protonmf_cli` costs nothing.
+Everything that the command line does is a function here, with the same options. The names are imported when they are
+first used, so that `import protonmf_cli` costs nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.errors import GateError, InputError, ModelFileError, NotExactError, ProtonmfError, UsageError
+
+if TYPE_CHECKING:
+    from protonmf_cli.jobs.conversion import Conversion, convert
+    from protonmf_cli.jobs.evaluation import Evaluation, evaluate
+    from protonmf_cli.jobs.explanation import explain
+    from protonmf_cli.jobs.export import export
+    from protonmf_cli.jobs.fewshot.fitting import fit_fewshot
+    from protonmf_cli.jobs.inspection import inspect
+    from protonmf_cli.jobs.intervention import Intervention, intervene
+    from protonmf_cli.jobs.loaded import Loaded, load
+    from protonmf_cli.jobs.page import report
+    from protonmf_cli.jobs.protopnet.training import train_protopnet
+    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.results import Contrast, Edit, Explanation
+    from protonmf_cli.options import (
+        ConversionOptions,
+        EditWords,
+        ExplainOptions,
+        FewShotOptions,
+        FineTuneOptions,
+        ImageWords,
+        Machine,
+        NetworkWords,
+        NmfOptions,
+        Output,
+        PageOptions,
+        ProtoPNetOptions,
+    )
 
 __version__ = "0.2.0"
 
 _PLACES = {
-    "load": "protonmf_cli.jobs.loaded",
-    "Loaded": "protonmf_cli.jobs.loaded",
-    "PrototypeModel": "protonmf_cli.models.prototype",
-    "Explanation": "protonmf_cli.models.results",
-    "Edit": "protonmf_cli.models.results",
-    "ProtonmfError": "protonmf_cli.errors",
-}
+    "jobs.conversion": ("Conversion", "convert"),
+    "jobs.evaluation": ("Evaluation", "evaluate"),
+    "jobs.explanation": ("explain",),
+    "jobs.export": ("export",),
+    "jobs.fewshot.fitting": ("fit_fewshot",),
+    "jobs.inspection": ("inspect",),
+    "jobs.intervention": ("Intervention", "intervene"),
+    "jobs.loaded": ("Loaded", "load"),
+    "jobs.page": ("report",),
+    "jobs.protopnet.training": ("train_protopnet",),
+    "models.prototype": ("PrototypeModel",),
+    "models.results": ("Contrast", "Edit", "Explanation"),
+    "options": (
+        "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions", "ImageWords",
+        "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions", "ProtoPNetOptions",
+    ),
+}  # fmt: skip
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
-__all__ = ["Edit", "Explanation", "Loaded", "ProtonmfError", "PrototypeModel", "__version__", "load"]
+__all__ = [
+    "Contrast",
+    "Conversion",
+    "ConversionOptions",
+    "Edit",
+    "EditWords",
+    "Evaluation",
+    "ExplainOptions",
+    "Explanation",
+    "FewShotOptions",
+    "FineTuneOptions",
+    "GateError",
+    "ImageWords",
+    "InputError",
+    "Intervention",
+    "Loaded",
+    "Machine",
+    "ModelFileError",
+    "NetworkWords",
+    "NmfOptions",
+    "NotExactError",
+    "Output",
+    "PageOptions",
+    "ProtoPNetOptions",
+    "ProtonmfError",
+    "PrototypeModel",
+    "UsageError",
+    "__version__",
+    "convert",
+    "evaluate",
+    "explain",
+    "export",
+    "fit_fewshot",
+    "inspect",
+    "intervene",
+    "load",
+    "report",
+    "train_protopnet",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _PLACE_OF:
         raise AttributeError(f"module 'protonmf_cli' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(f"protonmf_cli.{_PLACE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,22 @@
 """Every error a user can cause, each with the exit code of the command line.
 
-A message is one sentence or two: what failed, the value received, what is allowed, what to do next.
+A message is one sentence or two: what failed, the value received, what is allowed, what to do next. It names options as
+the command line has them; what Python shows names them as its arguments.
 """
+
+import re
+
+OPTION = re.compile(r"`[^`]*`|--([a-z]+(?:-[a-z]+)*)")
+"""A command in backticks, which stays, or an option."""
+
+
+def in_python(text: str) -> str:
+    """Options of the command line as arguments of a call.
+
+    >>> in_python("class A is larger than --memory: give --batch-size 8, or --no-stability.")
+    'class A is larger than memory: give batch_size 8, or no_stability.'
+    """
+    return OPTION.sub(lambda found: found[0] if found[1] is None else found[1].replace("-", "_"), text)
 
 
 class ProtonmfError(Exception):
@@ -9,9 +24,17 @@ class ProtonmfError(Exception):
 
     exit_code = 3
 
+    def __str__(self) -> str:
+        return in_python(self.words)
+
+    @property
+    def words(self) -> str:
+        """The message for the command line."""
+        return super().__str__()
+
 
 class UsageError(ProtonmfError):
-    """Words on the command line that do not fit together."""
+    """Words on the command line, or arguments, that do not fit together."""
 
     exit_code = 2
 
@@ -31,6 +54,12 @@ class NotExactError(ProtonmfError):
 
 
 class GateError(ProtonmfError):
-    """A threshold given on the command line that was not met."""
+    """A threshold that was not met."""
 
     exit_code = 5
+
+
+class PartialError(ProtonmfError):
+    """Some images could not be used; what was asked for was done with the others."""
+
+    exit_code = 6

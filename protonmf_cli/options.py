@@ -162,6 +162,53 @@ class ConversionOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """What is asked of an image."""
+
+    class_name: str | None = None
+    """Class by label, description, WordNet id or index; the predicted one if None."""
+    against: str | None = None
+    """Class that it is compared with, on the same amounts."""
+    map_kind: MapKind = "presence"
+    """Map that is drawn and that boxes stand around: where a prototype is, or what each place adds to the logit."""
+    form: Form | None = None
+    """Whether prototypes carry the residual; as the file is stored if None."""
+    top: int = 5
+    """Prototypes that pictures show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditWords:
+    """One prototype that is removed or scaled."""
+
+    number: int
+    """Of the prototype within its owner, from 1."""
+    factor: float = 0.0
+    """0 removes it."""
+    owner: str | None = None
+    """Class that the prototype belongs to; the one that is edited if None."""
+    class_name: str | None = None
+    """Class whose logit is edited; the one that the whole intervention is about if None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """What a report shows, and how large it may be."""
+
+    form: Form | None = None
+    """Whether prototypes carry the residual; as the file is stored if None."""
+    per_class: int = 10
+    """Images of each class of labelled data, drawn with the seed."""
+    evaluation: Path | None = None
+    """What `protonmf evaluate --json` said of the model."""
+    max_size: float = 20.0
+    """Most megabytes of a single file; pictures get smaller and fewer to fit."""
+    folder: bool = False
+    """Write a folder with the pictures beside the page, in full size."""
+    seed: int = 0
+
+
 RIDGES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Tried in this order, on the training images."""
 LEAST_SHARE = 0.9
@@ -365,4 +412,33 @@ class FineTuneOptions:
     """Images of a class in an episode; half of them give its prototype."""
     batch_size: int = 32
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What an evaluation must reach; None: anything."""
+
+    min_accuracy: float | None = None
+    """Of the prototype model."""
+    min_agreement: float | None = None
+    """Of the prototype model with the black box."""
+    max_residual_share: float | None = None
+    """Of the true class's logit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What the further tables of an evaluation are made of."""
+
+    counts: tuple[int, ...] = (1, 3, 5, 10)
+    """Numbers of prototypes per class of the table parts."""
+    limit: int = 96
+    """Images of tables that run the network many times for each, as many of each class."""
+    protopnet: tuple[Path, ...] = ()
+    """ProtoPNet files to compare with."""
+    parts: Path | None = None
+    """Part annotations: folder or zip of CUB-200-2011's text files."""
+    cache: Path | None = None
+    """Folder for what the network gave for the training images."""
     seed: int = 0

@@ -68,7 +68,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except ProtonmfError as failure:
-            print(f"error: {failure}", file=sys.stderr)
+            print(f"error: {failure.words}", file=sys.stderr)
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
             resumable = "; the same command goes on where it stopped" if command in RESUMABLE else ""

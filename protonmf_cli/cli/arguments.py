@@ -1,6 +1,8 @@
 """Options that several commands share, declared once: single ones, and groups of them (see `groups.py`)."""
 
 import ast
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -108,6 +110,9 @@ def _words_if_given(
     max_skipped: float = 0.01,
 ) -> ImageWords | None:
     if data is None:
+        lost = {"--boxes": boxes, "--class-map": class_map, "--class-order": class_order}
+        if found := [option for option, value in lost.items() if value]:
+            raise UsageError(f"{found[0]} is about the images of --data: give it too.")
         return None
     return ImageWords(
         data=data, split=split, class_map=class_map, class_order=class_order, boxes=boxes, max_skipped=max_skipped
@@ -158,6 +163,19 @@ def network_words(
     )  # fmt: skip
 
 
+def paths_of(words: Sequence[str]) -> list[str]:
+    """Images as they were given, "-" replaced by the lines of standard input.
+
+    Raises:
+        UsageError: none.
+    """
+    given = (line.rstrip("\r\n") for line in sys.stdin) if "-" in words else ()
+    paths = [line for word in words for line in (given if word == "-" else [word]) if line.strip()]
+    if not paths:
+        raise UsageError("no image was given on standard input.")
+    return paths
+
+
 def model_arguments(pairs: list[str]) -> dict[str, Any]:
     """key=value words as Python values: numbers, true/false, else text."""
     found: dict[str, Any] = {}
@@ -172,12 +190,3 @@ def model_arguments(pairs: list[str]) -> dict[str, Any]:
             with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a word
                 found[key] = ast.literal_eval(text)
     return found
-
-
-def check_kept(weights: Path | None, embed: bool) -> None:
-    """Refuse to leave weights out of a model file that could not be found again."""
-    if weights is not None and not embed:
-        raise UsageError(
-            "--no-embed-backbone keeps the name of the network alone, under which the file of --weights is not found "
-            "again. Leave one of the two out, or give the network as a local-dir: folder."
-        )

@@ -60,6 +60,10 @@ class Shown:
         """Something that may be wrong; also shown when quiet."""
         self.err.print(f"warning: {text}", style="yellow", markup=False)
 
+    def error(self, text: str) -> None:
+        """Something that failed while other things went on."""
+        self.err.print(f"error: {text}", markup=False)
+
     def json(self, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
         """One JSON object on stdout."""
         print(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
@@ -101,14 +105,14 @@ class Bars:
         self._total: int | None = None
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._bars.stop()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """A new stage begins."""
+        """A new stage begins; nothing is drawn before the first one."""
+        self._bars.start()
         if self._task is not None:
             self._bars.remove_task(self._task)
         self._task = self._bars.add_task(name, total=total)

@@ -9,9 +9,41 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from protonmf_cli.jobs import conversion, demo, loaded, machine
+    from protonmf_cli.jobs import (
+        conversion,
+        demo,
+        doctor,
+        evaluation,
+        explanation,
+        export,
+        fewshot,
+        gates,
+        inspection,
+        intervention,
+        loaded,
+        machine,
+        network_inspection,
+        page,
+        protopnet,
+    )
 
-__all__ = ["conversion", "demo", "loaded", "machine"]
+__all__ = [
+    "conversion",
+    "demo",
+    "doctor",
+    "evaluation",
+    "explanation",
+    "export",
+    "fewshot",
+    "gates",
+    "inspection",
+    "intervention",
+    "loaded",
+    "machine",
+    "network_inspection",
+    "page",
+    "protopnet",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

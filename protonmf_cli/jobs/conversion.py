@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from protonmf_cli.errors import UsageError
 from protonmf_cli.files.atomic import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.images.reader import encode_jpeg
@@ -19,7 +18,7 @@ from protonmf_cli.files.work.folder import digest_of_facts
 from protonmf_cli.jobs.images import check_skipped, labelled_images
 from protonmf_cli.jobs.loaded import Loaded, image_reader
 from protonmf_cli.jobs.machine import device_of, dtype_of, threads_of, workers_of
-from protonmf_cli.jobs.networks import request_of
+from protonmf_cli.jobs.networks import check_kept, request_of
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.options import ConversionOptions, ImageWords, Machine, NetworkWords, Output
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
@@ -136,11 +135,7 @@ def prepare_conversion(
     """
     started = time.monotonic()
     network, words, target = NetworkWords.of(model), ImageWords.of(data, split="train"), Output.of(output)
-    if network.weights is not None and not embed:
-        raise UsageError(
-            "--no-embed-backbone keeps the name of the network alone, under which the file of --weights is not found "
-            "again. Leave one of the two out, or give the network as a local-dir: folder."
-        )
+    check_kept(network, embed)
     if writes:
         check_writable(target.path, target.force)
     progress.stage("loading the model")

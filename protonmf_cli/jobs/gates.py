@@ -1,11 +1,15 @@
-"""Thresholds for batch jobs: exit 5 when one is not met, and a JUnit report of all of them."""
+"""Thresholds for batch jobs: what was measured against them, and a JUnit report of all."""
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from protonmf_cli.errors import GateError
+from protonmf_cli.errors import GateError, UsageError
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.models.results import Scores
+from protonmf_cli.options import GateOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,31 @@ class Gate:
         return f"{what} {value} {side} --{self.name} {self.limit:g}"
 
 
-def check(gates: Sequence[Gate]) -> None:
+def check_limits(options: GateOptions, max_skipped: float) -> None:
+    """Refuse a threshold that nothing can be compared with.
+
+    Raises:
+        UsageError: it is not a number.
+    """
+    if any(limit is not None and math.isnan(limit) for limit in (*asdict(options).values(), max_skipped)):
+        raise UsageError("a gate's value is not a number.")
+
+
+def gates_of(options: GateOptions, scores: Scores, *, skipped: int, max_skipped: float) -> tuple[Gate, ...]:
+    """The thresholds that were given, with what was measured; the one of skipped images always counts."""
+    measured = {
+        "min-accuracy": (options.min_accuracy, scores.accuracy["prototype_model"]),
+        "min-agreement": (options.min_agreement, scores.agreement.get("prototype_model")),
+        "max-residual-share": (
+            options.max_residual_share,
+            None if scores.logit_share is None else 1 - scores.logit_share,
+        ),
+        "max-skipped": (max_skipped, skipped / (scores.images + skipped)),
+    }
+    return tuple(Gate(name=n, limit=limit, value=value) for n, (limit, value) in measured.items() if limit is not None)
+
+
+def check_gates(gates: Sequence[Gate]) -> None:
     """Pass or stop.
 
     Raises:
@@ -52,8 +80,6 @@ def write_junit(path: Path, gates: Sequence[Gate], seconds: float) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from protonmf_cli.files.atomic import write_atomically
-
     failures = sum(not gate.met for gate in gates)
     suite = ET.Element(
         "testsuite", name="protonmf evaluate", tests=str(len(gates)), failures=str(failures), errors="0",

@@ -150,6 +150,11 @@ def load(path: str | PathLike[str], *, machine: Machine | None = None, progress:
     return Loaded(path=path, model=model, backbone=backbone, reader=reader, embedded=weights is not None)
 
 
+def loaded_from(model: Loaded | str | PathLike[str], machine: Machine | None, progress: Progress) -> Loaded:
+    """A model that is loaded, or the one of a file, see `load`."""
+    return model if isinstance(model, Loaded) else load(model, machine=machine, progress=progress)
+
+
 def check_there(path: Path) -> None:
     """Refuse a model file that does not exist.
 

@@ -8,7 +8,7 @@ import torch
 
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import Machine
-from protonmf_cli.pipelines.protopnet.processes import ALONE, Cluster, join
+from protonmf_cli.pipelines.protopnet.processes import ALONE, Processes, join
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -68,7 +68,12 @@ def threads_of(machine: Machine) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def processes_of(machine: Machine) -> tuple[Cluster, torch.device]:
+def leads() -> bool:
+    """Whether this process writes and reports: the first one of those that torchrun started, or the only one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def processes_of(machine: Machine) -> tuple[Processes, torch.device]:
     """This process among those that torchrun started, and its device; one of one outside torchrun.
 
     Raises:

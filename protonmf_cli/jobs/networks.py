@@ -1,5 +1,6 @@
 """From words about a network to a request that the loader understands."""
 
+from protonmf_cli.errors import UsageError
 from protonmf_cli.files.networks.loading import BackboneRequest
 from protonmf_cli.options import NetworkWords, RowsOption
 
@@ -14,3 +15,16 @@ def request_of(
         img_size=words.img_size, exif_transpose=words.exif_transpose, offline=offline, pretrained=words.pretrained,
         seed=seed,
     )  # fmt: skip
+
+
+def check_kept(network: NetworkWords, embed: bool) -> None:
+    """Refuse to leave weights out of a model file that could not be found again.
+
+    Raises:
+        UsageError: with what to do instead.
+    """
+    if network.weights is not None and not embed:
+        raise UsageError(
+            "--no-embed-backbone keeps the name of the network alone, under which the file of --weights is not found "
+            "again. Leave one of the two out, or give the network as a local-dir: folder."
+        )

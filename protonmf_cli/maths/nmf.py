@@ -224,7 +224,7 @@ def _row_scale(A: Tensor, balance: float) -> Tensor:
     """(N, 1) norm^-balance; rows far below the mean norm are treated as if they had a twentieth of it."""
     norm = A.norm(dim=1, keepdim=True)
     floor = 0.05 * norm.mean().clamp_min(torch.finfo(A.dtype).tiny)
-    return norm.clamp_min(floor).pow(-balance)
+    return torch.pow(norm.clamp_min(floor), -balance)
 
 
 def _finish(A: Tensor, scale: Tensor, run: _Run, g: int, options: NmfOptions) -> Factors:

@@ -119,11 +119,13 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        found: torch.device = next(self.network.parameters()).device
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
+        found: torch.dtype = next(self.network.parameters()).dtype
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """Everything that a model file needs to read images again, by prefixed name."""

@@ -308,7 +308,8 @@ class PrototypeModel:
     @cached_property
     def active_classes(self) -> Tensor:
         """Classes that have prototypes of their own, rising."""
-        return self.owner[self.owner >= 0].unique()
+        found: Tensor = self.owner[self.owner >= 0].unique()
+        return found
 
     @cached_property
     def dense_weights(self) -> Tensor:
@@ -392,11 +393,6 @@ def augmented_basis(basis: Tensor, weights: Tensor, shares: Tensor, residual: Te
     return basis + ratio[:, None] * residual
 
 
-def is_unstable(stability: float | None) -> bool:
-    """Whether a measured stability is below `UNSTABLE`."""
-    return stability is not None and stability < UNSTABLE
-
-
 def find_class(classes: tuple[ClassName, ...], words: str) -> int:
     """Index of the class called `words`: exact label, then label, description or synonym, then index.
 
@@ -430,9 +426,6 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
 
 ROUNDING = 1e-5
 """Shares of a residual add up to 1 in float32."""
-
-UNSTABLE = 0.7
-"""Cosine between two halves of the images below which a prototype is flagged: other images would give another one."""
 
 WORDNET_ID = re.compile(r"n\d{8}")
 

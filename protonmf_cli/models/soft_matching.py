@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.normalisation import KINDS, Normaliser
+from protonmf_cli.maths.principal_axes import Spread, spread_of
 from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.models.image_batches import ImageSource
 
@@ -60,6 +61,11 @@ class SoftMatching:
     def apart(self) -> Tensor:
         """(N,) distance of each training image to the nearest other one."""
         return torch.cdist(self.known, self.known).fill_diagonal_(torch.inf).amin(dim=1)
+
+    @cached_property
+    def spread(self) -> Spread:
+        """How the training images lie around their mean."""
+        return spread_of(self.known)
 
     def of_features(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """(N, P) matches of features (N, D) that are not normalised yet; rows add up to 1."""

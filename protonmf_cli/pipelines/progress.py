@@ -3,6 +3,8 @@
 import logging
 from typing import Protocol
 
+from protonmf_cli.errors import in_python
+
 
 class Progress(Protocol):
     """Listener to a job of several stages."""
@@ -53,19 +55,19 @@ class Logged(Silent):
 
     def note(self, text: str) -> None:
         """At level INFO."""
-        self._logger.info(text)
+        self._logger.info(in_python(text))
 
     def warn(self, text: str) -> None:
         """At level WARNING."""
-        self._logger.warning(text)
+        self._logger.warning(in_python(text))
 
     def log(self, text: str) -> None:
         """At level INFO."""
-        self._logger.info(text)
+        self._logger.info(in_python(text))
 
     def detail(self, text: str) -> None:
         """At level DEBUG."""
-        self._logger.debug(text)
+        self._logger.debug(in_python(text))
 
 
 SILENT = Silent()

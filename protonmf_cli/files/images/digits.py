@@ -64,7 +64,8 @@ def untrained_network(seed: int) -> nn.Module:
     timm = import_timm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return timm.create_model(ARCHITECTURE, pretrained=False, num_classes=len(NAMES), **MODEL_ARGS)
+        found: nn.Module = timm.create_model(ARCHITECTURE, pretrained=False, num_classes=len(NAMES), **MODEL_ARGS)
+        return found
 
 
 def save_network(folder: Path, network: nn.Module) -> None:

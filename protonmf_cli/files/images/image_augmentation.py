@@ -44,5 +44,5 @@ def augmented(picture: Image.Image, options: AugmentationOptions, seed: tuple[in
         corners = np.array([[0, 0], [width, 0], [width, height], [0, height]]) + margin
         moved = corners + draw.uniform(-options.skew / 2, options.skew / 2, (4, 2)) * [width, height]
         large = functional.perspective(large, corners.tolist(), moved.round().astype(int).tolist(), smooth)
-    result: Any = functional.center_crop(large, [height, width])
+    result: Image.Image = functional.center_crop(large, [height, width])
     return functional.hflip(result) if draw.random() < options.flip else result

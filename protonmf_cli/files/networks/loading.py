@@ -6,18 +6,24 @@ import os
 import re
 import socket
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
+from huggingface_hub import constants, errors
 from torch import nn
 
 from protonmf_cli.errors import InputError, NotExactError, UsageError
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.readouts.readout import Network
 
+UNREACHABLE = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, URLError)
+"""What timm and the hub raise where weights are not here and cannot be fetched."""
+NOT_THERE = (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.GatedRepoError)
 REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
 OF_THE_LOADER = {
@@ -112,16 +118,16 @@ def create_network(name: str, request: BackboneRequest) -> Network:
     config: dict[str, Any] = {}
     if name.startswith(LOCAL):
         config = _config_of(Path(name.removeprefix(LOCAL)))
-    elif request.weights is None and request.pretrained:
-        _prepare_download(request.offline)
+    from_hub = not config and request.weights is None and request.pretrained
     if request.weights is not None and not request.weights.is_file():
         lacking = "is a folder, not a file" if request.weights.is_dir() else "does not exist"
         raise InputError(f"the checkpoint {request.weights} {lacking}.")
     arguments = dict(request.model_args)
     try:
-        if request.img_size and _wants_img_size(timm, name, config):
-            arguments["img_size"] = request.img_size
-        with torch.random.fork_rng(devices=[]):
+        asked = from_hub and not request.offline and _reachable()
+        with _hub(asked=asked), torch.random.fork_rng(devices=[]):
+            if request.img_size and _wants_img_size(timm, name, config):
+                arguments["img_size"] = request.img_size
             torch.manual_seed(request.seed)
             network = timm.create_model(name, pretrained=request.pretrained and not request.weights, **arguments)
         if request.weights is not None:
@@ -140,7 +146,6 @@ def create_network(name: str, request: BackboneRequest) -> Network:
 def _load_error(name: str, request: BackboneRequest, failure: Exception) -> InputError:
     what = str(request.weights) if request.weights else name
     text = str(failure)
-    kind = type(failure).__name__
     if "Error(s) in loading state_dict" in text or "size mismatch" in text:
         lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
         return InputError(
@@ -148,14 +153,12 @@ def _load_error(name: str, request: BackboneRequest, failure: Exception) -> Inpu
             f"{f' (and {len(lines) - 1} more)' if len(lines) > 1 else ''}. "
             "Check the model's name, --num-classes and --model-arg."
         )
-    if kind in {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError", "URLError"} or (
-        "offline" in text.lower() or "Cannot find the requested files" in text or "couldn't connect" in text.lower()
-    ):
+    if isinstance(failure, UNREACHABLE):
         return InputError(
             f"the weights of {name} are not on this machine and cannot be downloaded (offline or no network). "
             "Give --weights FILE, local-dir:FOLDER, or connect and try again."
         )
-    if kind in {"RepositoryNotFoundError", "EntryNotFoundError", "GatedRepoError"}:
+    if isinstance(failure, NOT_THERE):
         return InputError(f"the hub has no such model, or no access to it: {name} ({_first_line(failure)}).")
     if "weights_only" in text:
         return InputError(
@@ -163,7 +166,7 @@ def _load_error(name: str, request: BackboneRequest, failure: Exception) -> Inpu
         )
     if "No pretrained weights exist" in text:
         return InputError(f"timm has no pretrained weights for {name}. Give --weights FILE.")
-    return InputError(f"the weights {what} cannot be read ({kind}: {_first_line(failure)}).")
+    return InputError(f"the weights {what} cannot be read ({type(failure).__name__}: {_first_line(failure)}).")
 
 
 def _first_line(failure: Exception) -> str:
@@ -203,21 +206,28 @@ def _config_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _prepare_download(offline: bool) -> None:
-    """Make the hub fail at once instead of after retries when it cannot be reached."""
-    from huggingface_hub import constants
+@contextmanager
+def _hub(*, asked: bool) -> Iterator[None]:
+    """Within it the hub gives only what is on this machine unless it is asked; afterwards all is as before."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not asked
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
-    if offline or constants.HF_HUB_OFFLINE:
-        constants.HF_HUB_OFFLINE = True
-        return
+
+def _reachable() -> bool:
+    """Whether the hub answers: it would try for a minute before it takes what is on this machine."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
+        return True
     address = urllib.parse.urlsplit(constants.ENDPOINT)
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((address.hostname or "", port), timeout=3).close()
     except OSError:
-        constants.HF_HUB_OFFLINE = True
+        return False
+    return True
 
 
 def encoder(name: str) -> NotExactError:

@@ -90,7 +90,7 @@ def crop_of(preprocessing: Preprocessing) -> Crop:
     """timm's evaluation transform up to the normalisation: PIL image -> uint8 (channels, height, width)."""
     timm = import_timm()
     try:
-        return timm.data.create_transform(
+        transform: Crop = timm.data.create_transform(
             input_size=preprocessing.input_size,
             interpolation=preprocessing.interpolation,
             crop_pct=preprocessing.crop_pct,
@@ -99,6 +99,7 @@ def crop_of(preprocessing: Preprocessing) -> Crop:
             std=preprocessing.std,
             normalize=False,
         )
+        return transform
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as failure:
         raise InputError(f"the checkpoint's preprocessing cannot be used: {preprocessing} ({failure!r}).") from failure
 

@@ -45,7 +45,9 @@ class _Catch(TorchFunctionMode):
         self.note = note
         self.is_wanted = is_wanted
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if self.is_wanted():
             if func is torch.nn.functional.scaled_dot_product_attention:

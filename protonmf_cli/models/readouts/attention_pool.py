@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ class _Seen:
 def _watched(module: nn.Module) -> Iterator[_Seen]:
     seen = _Seen()
 
-    def note(_: nn.Module, args: tuple, output: Tensor) -> None:
+    def note(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         seen.tokens, seen.pooled = args[0].clone(), output.clone().flatten(1)
 
     with hooked([module.register_forward_hook(note)]):

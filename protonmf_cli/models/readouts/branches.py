@@ -59,6 +59,7 @@ def _head_of(network: Network, parts: Sequence[Tensor], number: int) -> Callable
 
     def head(part: Tensor) -> Tensor:
         others = [torch.zeros_like(each[:1]).expand(len(part), *each.shape[1:]) for each in parts]
-        return network.forward_head([part if n == number else other for n, other in enumerate(others)])
+        found: Tensor = network.forward_head([part if n == number else other for n, other in enumerate(others)])
+        return found
 
     return head

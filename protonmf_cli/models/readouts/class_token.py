@@ -190,11 +190,13 @@ def _record(network: Network, stream: Stream, queries: int) -> Iterator[_Seen]:
     """Watch a stream during one forward pass."""
     named, seen, first = network.get_submodule, _Seen(queries), stream.layers[0]
 
-    def before(module: str, note: Callable[[tuple], None]) -> RemovableHandle:
-        return named(module).register_forward_pre_hook(lambda _, args: note(args))
+    def before(module: str, note: Callable[[tuple[Any, ...]], None]) -> RemovableHandle:
+        found: RemovableHandle = named(module).register_forward_pre_hook(lambda _, args: note(args))
+        return found
 
     def after(module: str, note: Callable[[Tensor], None]) -> RemovableHandle:
-        return named(module).register_forward_hook(lambda _, __, output: note(output))
+        found: RemovableHandle = named(module).register_forward_hook(lambda _, __, output: note(output))
+        return found
 
     def watch_layer(layer: Layer) -> Iterator[RemovableHandle]:
         attention, linear, norm = named(layer.attention), named(layer.output), layer.stream_norm

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,14 +170,14 @@ def _find_links(network: Network, features: Tensor, classifier: str) -> dict[str
     seen: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
     waiting: dict[nn.Module, Tensor] = {}
 
-    def before(module: nn.Module, args: tuple) -> tuple | None:
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if args and isinstance(args[0], Tensor):
             waiting[module] = args[0]
             return (args[0].clone(), *args[1:])  # some activations write to their input
         return None
 
-    def after(name: str) -> Callable:
-        def hook(module: nn.Module, _: tuple, output: object) -> None:
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: tuple[Any, ...], output: object) -> None:
             if module in waiting and isinstance(output, Tensor):
                 seen[name] = (module, waiting.pop(module), output.clone())
 
@@ -240,15 +241,15 @@ def _frozen(network: Network, links: dict[str, Link], classifier: str) -> Iterat
     """First pass: the head as it is, its constants noted. Once `replaying` is set: the frozen head."""
     run, waiting = _Run(), {}
 
-    def before(name: str) -> Callable:
-        def hook(_: nn.Module, args: tuple) -> tuple:
+    def before(name: str) -> Callable[..., tuple[Any, ...]]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             waiting[name] = args[0]
             return (args[0].clone(), *args[1:])
 
         return hook
 
-    def after(name: str, link: Link) -> Callable:
-        def hook(_: nn.Module, __: tuple, output: Tensor) -> Tensor | None:
+    def after(name: str, link: Link) -> Callable[..., Tensor | None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if run.replaying:
                 return link.replay(run.constants[name].pop(0), waiting[name])
             run.constants[name].append(link.constant(waiting[name], output))
@@ -256,7 +257,7 @@ def _frozen(network: Network, links: dict[str, Link], classifier: str) -> Iterat
 
         return hook
 
-    def catch(_: nn.Module, args: tuple) -> None:
+    def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
         run.caught = args[0].clone()
 
     def watch() -> Iterator[RemovableHandle]:

@@ -106,7 +106,8 @@ class Readout(ABC):
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Self:
         """The same readout with every tensor moved."""
-        return moved(self, dtype, device)
+        found: Self = moved(self, dtype, device)
+        return found
 
 
 def moved(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
@@ -167,7 +168,7 @@ def record_head(network: Network, features: object) -> tuple[Tensor, list[HeadCa
     calls: list[HeadCall] = []
     waiting: dict[nn.Module, Tensor] = {}
 
-    def before(module: nn.Module, args: tuple) -> None:
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
             waiting[module] = args[0].detach().clone()
 

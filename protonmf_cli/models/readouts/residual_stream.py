@@ -103,7 +103,7 @@ def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> b
     count = min(3, stream.tokens)
     chosen = {module: torch.randperm(stream.tokens, generator=generator)[:count] for module in modules}
 
-    def change(module: nn.Module, args: tuple) -> tuple:
+    def change(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         tokens = args[0][:1].repeat(1 + count, 1, 1)
         for image, token in enumerate(chosen[module].tolist(), start=1):
             tokens[image, token] += torch.randn(tokens.shape[2], generator=generator, dtype=torch.float64).to(tokens)
@@ -135,7 +135,7 @@ class _Trace:
         self.steps: dict[str, _Step] = {}
         waiting: dict[str, tuple[Tensor, ...]] = {}
 
-        def before(name: str, args: tuple) -> None:
+        def before(name: str, args: tuple[Any, ...]) -> None:
             waiting[name] = first_tokens(args, queries)
 
         def after(name: str, output: object) -> None:

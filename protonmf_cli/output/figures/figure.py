@@ -12,13 +12,13 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from protonmf_cli.models.prototype import is_unstable
 from protonmf_cli.models.results import (
     Contribution,
     ExampleView,
     Explanation,
     drawn,
 )
+from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded, shortened, shortened_path
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, composite_floor, heat
 

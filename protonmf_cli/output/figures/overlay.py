@@ -1,6 +1,7 @@
 """Maps on pictures: heat, boxes and one colour per prototype. Arrays in, arrays out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,7 +33,7 @@ def as_rgb(pixels: Pixels) -> Pixels:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def enlarge(grid: NDArray, shape: tuple[int, int]) -> NDArray[np.float64]:
+def enlarge(grid: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float64]:
     """A map (h, w) up-sampled to (height, width), bicubic.
 
     >>> enlarge(np.ones((2, 2)), (4, 6)).shape
@@ -43,7 +44,7 @@ def enlarge(grid: NDArray, shape: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def heat(
-    pixels: Pixels, grid: NDArray, *, signed: bool = False, strength: float = 0.62, full: float | None = None
+    pixels: Pixels, grid: NDArray[Any], *, signed: bool = False, strength: float = 0.62, full: float | None = None
 ) -> Pixels:
     """A map over a picture: the stronger, the more colour covers the picture.
 
@@ -66,7 +67,13 @@ def heat(
         opacity = strength * np.clip(relative**1.5 * 1.6, 0, 1)
     grey = pixels / 255 * 0.9
     mixed = grey * (1 - opacity[..., None]) + shade * opacity[..., None]
-    return (mixed * 255).round().clip(0, 255).astype(np.uint8)
+    return as_bytes(mixed)
+
+
+def as_bytes(colours: NDArray[Any]) -> Pixels:
+    """Numbers from 0 to 1 as bytes."""
+    found: Pixels = (colours * 255).round().clip(0, 255).astype(np.uint8)
+    return found
 
 
 def composite_floor(pooling: str) -> float:
@@ -76,7 +83,7 @@ def composite_floor(pooling: str) -> float:
 
 def composite(
     pixels: Pixels,
-    grids: Sequence[NDArray],
+    grids: Sequence[NDArray[Any]],
     colours: Sequence[str],
     floor: float = 0.25,
     full: Sequence[float | None] | None = None,
@@ -95,4 +102,4 @@ def composite(
     shades = np.array([matplotlib.colors.to_rgb(name) for name in colours])
     grey = np.repeat((pixels / 255).mean(axis=2, keepdims=True), 3, axis=2)
     mixed = grey * (1 - opacity) + shades[winner] * opacity
-    return (mixed * 255).round().clip(0, 255).astype(np.uint8)
+    return as_bytes(mixed)

@@ -1,15 +1,59 @@
-"""What a few-shot model says of itself, in words and as JSON."""
+"""What a few-shot model says of itself, of images and of its rivals, in words."""
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protonmf_cli.cli.console import Shown
+from protonmf_cli.models.wording import shortened, shortened_path
+from protonmf_cli.output.text.blocks import Line, Piece
 
 if TYPE_CHECKING:
+    from protonmf_cli.jobs.fewshot.fitting import FewShotFit
     from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, PrototypeFacts
 
 LISTED = 8
 """Names in a line before "and N more"."""
+MOST_NAME = 20
+"""Characters of a class's name in a table."""
+MOST_SOURCE = 36
+"""Last characters of a training image's path in a table."""
+
+METHODS = {
+    "prototypes-l2": "prototypes, L2 weights",
+    "prototypes-l1": "prototypes, L1 weights",
+    "single-prototype": "one prototype per class (mean)",
+    "softmax-l2": "linear softmax, L2",
+    "knn": "nearest neighbours",
+}
+"""Of the benchmark, as tables name them."""
+
+
+# -- a fit ---------------------------------------------------------------------------------------------------------
+
+
+def fit_lines(fit: "FewShotFit", record: Mapping[str, Any]) -> dict[str, str]:
+    """The summary of a fit; `record` of `fit_json`."""
+    accuracy = {name: value for name, value in record["accuracy"].items() if value is not None}
+    return {
+        record["output"]: f"{fit.bytes / 2**20:.1f} MiB, from {record['model']}",
+        "classes": f"{record['classes']}, {record['images']} training images",
+        "prototypes": f"{record['prototypes']}, {record['norm'].upper()} weights, {record['zero_weights']:.0%} of them zero",
+        "chosen": chosen_words(record["chosen"], record["held_out"], record["folds"]),
+        "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in accuracy.items()),
+        **interpretation_lines(fit.interpretation),
+        "time": f"{record['seconds']:.1f} s",
+    }
+
+
+def chosen_words(chosen: Mapping[str, float | None], held: Mapping[str, float] | None, folds: int) -> str:
+    """Hyper-parameters and what the cross-validation said of them."""
+    said = f"scale {chosen['scale']:g}, alpha {chosen['alpha']:g}, anchor {chosen['anchor']:g}"
+    if chosen.get("refit") is not None:
+        said += f", weights fitted again with L2 norm {chosen['refit']:g}"
+    return said + (f"; {folds} folds: accuracy {held['accuracy']:.1%}, loss {held['loss']:.3f}" if held else "")
+
+
+# -- an interpretation ---------------------------------------------------------------------------------------------
 
 
 def title_of(model: "PrototypeModel", prototype: int) -> str:
@@ -18,102 +62,163 @@ def title_of(model: "PrototypeModel", prototype: int) -> str:
     return f"prototype {model.number(prototype)} of {owner}"
 
 
-def interpretation_json(model: "PrototypeModel") -> dict[str, Any]:
-    """Prototypes, scattered classes, singletons and the images where classes meet."""
-    from protonmf_cli.pipelines.fewshot.interpretation import interpret, matching_of
-
-    found, classes, sources = interpret(model), model.card.classes, matching_of(model).samples.sources
-    return {
-        "prototypes": [
-            {
-                "prototype": model.number(f.prototype),
-                "prototype_id": f.prototype,
-                "owner_index": int(model.owner[f.prototype]),
-                "owner_label": classes[int(model.owner[f.prototype])].label,
-                "kind": f.kind,
-                "classes": [classes[c].label for c in f.classes()],
-                "probabilities": list(f.probabilities),
-                "entropy": f.entropy,
-                "singleton": f.is_singleton,
-                "members": [
-                    {"source": sources[n].path, "match": match} for n, match in zip(f.members, f.matches, strict=True)
-                ],
-                "variance": f.spread.total,
-                "directions": [
-                    {"share": d.share, "low": sources[d.low].path, "high": sources[d.high].path} for d in f.directions
-                ],
-            }
-            for f in found.prototypes
-        ],
-        "ambiguous": found.of_kind("ambiguous"),
-        "unused": found.of_kind("unused"),
-        "singletons": found.singletons,
-        "scattered": {classes[c].label: list(own) for c, own in found.scattered.items()},
-        "meetings": [
-            {
-                "source": sources[m.sample].path,
-                "label": classes[m.label].label,
-                "classes": [classes[c].label for c in m.classes],
-                "probabilities": list(m.probabilities),
-                "margin": m.margin,
-            }
-            for m in found.meetings
-        ],
-    }
-
-
-def show_fit(report: dict[str, Any], model: "PrototypeModel", output: Path, shown: Shown) -> None:
-    """The summary of a fit."""
-    accuracy = {name: value for name, value in report["accuracy"].items() if value is not None}
-    lines = {
-        str(output): f"{output.stat().st_size / 2**20:.1f} MiB, from {report['model']}",
-        "classes": f"{report['classes']}, {report['images']} training images",
-        "prototypes": f"{report['prototypes']}, {report['norm'].upper()} weights, {report['zero_weights']:.0%} of them zero",
-        "chosen": chosen_words(report["chosen"], report["held_out"], report["folds"]),
-        "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in accuracy.items()),
-        **interpretation_lines(model),
-        "time": f"{report['seconds']:.1f} s",
-    }
-    shown.lines(lines)
-
-
-def chosen_words(chosen: dict[str, float | None], held: dict[str, float] | None, folds: int) -> str:
-    """Hyper-parameters and what the cross-validation said of them."""
-    said = f"scale {chosen['scale']:g}, alpha {chosen['alpha']:g}, anchor {chosen['anchor']:g}"
-    if chosen.get("refit") is not None:
-        said += f", weights fitted again with L2 norm {chosen['refit']:g}"
-    return said + (f"; {folds} folds: accuracy {held['accuracy']:.1%}, loss {held['loss']:.3f}" if held else "")
-
-
-def interpretation_lines(model: "PrototypeModel") -> dict[str, str]:
+def interpretation_lines(found: "Interpretation") -> dict[str, str]:
     """Scattered classes, ambiguous and unused prototypes, singletons, the image where classes meet most."""
-    from protonmf_cli.pipelines.fewshot.interpretation import interpret, matching_of
-
-    found, classes = interpret(model), model.card.classes
-    of = {f.prototype: f for f in found.prototypes}
-    lines = {}
-    if found.scattered:
-        said = [f"{classes[c].shown} ({len(own)} prototypes)" for c, own in found.scattered.items()]
-        lines["scattered"] = _listed(said)
-    for kind in ("ambiguous", "unused"):
-        chosen = found.of_kind(kind)
-        said = [
-            title_of(model, j)
-            + (f" ({' or '.join(classes[c].shown for c in of[j].classes())})" if kind == "ambiguous" else "")
-            for j in chosen
-        ]
-        if said:
-            lines[kind] = _listed(said)
-    if found.singletons:
-        lines["singletons"] = _listed([title_of(model, j) for j in found.singletons])
+    model, classes = found.model, found.model.card.classes
+    of = {facts.prototype: facts for facts in found.prototypes}
+    lines = {
+        "scattered": [f"{classes[c].shown} ({len(own)} prototypes)" for c, own in found.scattered.items()],
+        "ambiguous": [
+            f"{title_of(model, j)} ({' or '.join(classes[c].shown for c in of[j].classes())})"
+            for j in found.of_kind("ambiguous")
+        ],
+        "unused": [title_of(model, j) for j in found.of_kind("unused")],
+        "singletons": [title_of(model, j) for j in found.singletons],
+    }
     meeting = found.meetings[0]
-    source = matching_of(model).samples.sources[meeting.sample].path
     first, second = (classes[c].shown for c in meeting.classes)
-    lines["classes meet"] = (
-        f"most at {source}: {first} {meeting.probabilities[0]:.0%}, {second} {meeting.probabilities[1]:.0%}"
-    )
-    return lines
+    return {name: _listed(said) for name, said in lines.items() if said} | {
+        "classes meet": f"most at {found.sources[meeting.sample].path}: {first} {meeting.probabilities[0]:.0%}, "
+        f"{second} {meeting.probabilities[1]:.0%}"
+    }
 
 
-def _listed(said: list[str]) -> str:
+def _listed(said: Sequence[str]) -> str:
     return ", ".join(said[:LISTED]) + (f" and {len(said) - LISTED} more" if len(said) > LISTED else "")
+
+
+PROTOTYPE_HEADINGS = {
+    "prototype": "left",
+    "kind": "left",
+    "speaks for": "left",
+    "images": "right",
+    "variance": "right",
+    "entropy": "right",
+    "matched most by": "left",
+}
+"""Of the table of prototypes: name -> side on which its cells stand."""
+
+
+def prototype_rows(found: "Interpretation") -> list[tuple[str, ...]]:
+    """The table of prototypes, one row for each."""
+    return [_prototype_row(facts, found) for facts in found.prototypes]
+
+
+def _prototype_row(facts: "PrototypeFacts", found: "Interpretation") -> tuple[str, ...]:
+    model, classes = found.model, found.model.card.classes
+    owner = classes[int(model.owner[facts.prototype])].shown
+    return (
+        f"{shortened(owner, MOST_NAME)} {model.number(facts.prototype)}",
+        facts.kind,
+        shortened(" or ".join(classes[c].shown for c in facts.classes()[:3]), MOST_NAME) or "-",
+        str(len(facts.members)),
+        f"{facts.spread.total:.3f}",
+        f"{facts.entropy:.2f}",
+        shortened_path(found.sources[facts.members[0]].path, MOST_SOURCE) if facts.members else "-",
+    )
+
+
+def virtual_note(record: Mapping[str, Any]) -> str | None:
+    """What to do where virtual examples did not get far; `record` of `interpretation_json`."""
+    every = record.get("virtual", [])
+    behind = [row for row in every if row["agreement"] < row["best_training_image"]]
+    if not behind:
+        return None
+    return (
+        f"{len(behind)} of {len(every)} virtual examples lie less in the direction of their prototype than "
+        "a training image does: more --steps may help"
+    )
+
+
+def attack_lines(record: Mapping[str, Any]) -> dict[str, str]:
+    """How small a change of the pixels changes the class, where that was asked for; `record` as for `virtual_note`."""
+    found = record.get("adversarial")
+    if not found:
+        return {}
+    said = ", ".join(f"{share:.0%} by {change}/255" for change, share in found["flipped"].items())
+    rank = "" if found["correlation"] is None else f"; rank correlation with the margin {found['correlation']:.2f}"
+    return {"fast gradient": f"changes the class of {said}, of {len(found['images'])} pictures{rank}"}
+
+
+# -- a prediction --------------------------------------------------------------------------------------------------
+
+
+def prediction_lines(record: Mapping[str, Any], top: int) -> Iterator[Line]:
+    """One image in three lines; `record` of `fewshot_prediction_json`."""
+    best = record["predictions"][0]
+    others = ", ".join(f"{p['description']} {p['probability']:.1%}" for p in record["predictions"][1:top])
+    flags = [
+        *(["ambiguous"] if record["ambiguous"] else []),
+        *(["unlike any training image"] if not record["typical"] else []),
+    ]
+    yield (
+        (best["description"], "bold"), f" {best['probability']:.1%}", (f"   then {others}", "dim"),
+        f"   {record['image']}", (f"   {', '.join(flags)}" if flags else "", "yellow"),
+    )  # fmt: skip
+    matches = (f"{m['owner_description']} {m['prototype']} ({m['match']:.1%})" for m in record["matches"][:top])
+    yield ((f"  matches prototypes {', '.join(matches)}", "dim"),)
+    near = (f"{n['source']} ({n['distance']:.2f})" for n in record["neighbours"][:top])
+    yield ((f"  nearest training images {', '.join(near)}", "dim"),)
+
+
+# -- a benchmark ---------------------------------------------------------------------------------------------------
+
+
+def benchmark_headings(record: Mapping[str, Any]) -> dict[str, str]:
+    """Of a table like the paper's Table 1: name -> side on which its cells stand; `record` of `benchmark_json`."""
+    first = record["rows"][0]
+    corner = f"{first['shots']} shots, {first['subsets']} subsets"
+    return {corner: "left"} | {f"{n}-way": "right" for n in _ways(record)}
+
+
+def benchmark_rows(record: Mapping[str, Any]) -> list[tuple[Piece, ...]]:
+    """Mean and deviation of every method; the best of each column in bold."""
+    rows, ways = _rows(record), _ways(record)
+    best = {n: max(rows[method, n]["mean"] for method in METHODS) for n in ways}
+    return [
+        (
+            name,
+            *(
+                (f"{row['mean']:.3f} ({row['std']:.3f})", "bold" if row["mean"] == best[n] else "")
+                for n, row in ((n, rows[method, n]) for n in ways)
+            ),
+        )
+        for method, name in METHODS.items()
+    ]
+
+
+def benchmark_lines(record: Mapping[str, Any]) -> Iterator[Line]:
+    """How probable the differences are by chance, how sparse the weights are, and how long it took."""
+    rows, ways = _rows(record), _ways(record)
+    for method in ("prototypes-l2", "prototypes-l1"):
+        for other in rows[method, ways[0]]["p_ttest"]:
+            of_ways = {n: rows[method, n] for n in ways}
+            yield ((f"{METHODS[method]} against {METHODS[other]}: {_tests(of_ways, other)}", "dim"),)
+    zeros = ", ".join(f"{rows['prototypes-l1', n]['zero_weights']:.0%} of {n}-way" for n in ways)
+    yield ((f"L1 weights that are zero: {zeros}", "dim"),)
+    seconds = record["seconds"]
+    took = f"features {seconds['features']:.0f} s, fitting {seconds['fitting']:.0f} s"
+    yield ((f"{record['images']} images, {took}", "dim"),)
+
+
+def _rows(record: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    return {(row["method"], row["ways"]): row for row in record["rows"]}
+
+
+def _ways(record: Mapping[str, Any]) -> list[int]:
+    return sorted({row["ways"] for row in record["rows"]})
+
+
+def _tests(of_ways: Mapping[int, Mapping[str, Any]], other: str) -> str:
+    """p of both tests for every number of classes, and why one is left out."""
+    pairs = [f"{_p(row['p_ttest'][other])} / {_p(row['p_wilcoxon'][other])}" for row in of_ways.values()]
+    missing: dict[str, list[str]] = {}
+    for n, row in of_ways.items():
+        if reason := row["no_ttest"].get(other):
+            missing.setdefault(reason, []).append(f"{n}-way")
+    why = [f"; no t-test of {', '.join(without)}: {reason}" for reason, without in missing.items()]
+    return f"p = {', '.join(pairs)} (t-test / Wilcoxon){''.join(why)}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"

@@ -306,7 +306,8 @@ def _conditions(prototypes: Tensor) -> Tensor:
     """(n,) condition numbers of B B^T for B of unit rows, of prototypes (n, s, D)."""
     unit = torch.nn.functional.normalize(prototypes, dim=2)
     values = torch.linalg.eigvalsh(unit @ unit.mT)
-    return values[:, -1] / values[:, 0].maximum(torch.finfo(values.dtype).eps * values[:, -1])
+    least = torch.maximum(values[:, 0], torch.finfo(values.dtype).eps * values[:, -1])
+    return torch.div(values[:, -1], least)
 
 
 def _connected(classes: Sequence[int], supports: Sequence[Sequence[int]], values: Sequence[Tensor]) -> SparseWeights:

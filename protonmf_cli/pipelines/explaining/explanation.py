@@ -238,7 +238,7 @@ class _Maps:
         self.backbone, self.model, self.readers = backbone, model, readers
         self.rows = rows[: model.placed]
         self.grid = backbone.readout.grid
-        self.presence: list = []
+        self.presence: list[np.ndarray] = []
         self.residual = self.residual_codes = None
         if self.grid is None:
             return

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from protonmf_cli.maths.normalisation import normaliser_of
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot.fitting import canonical_order, fold_numbers, span_of
+from protonmf_cli.pipelines.fewshot.fitting import canonical_order
+from protonmf_cli.pipelines.fewshot.folds import fold_numbers
+from protonmf_cli.pipelines.fewshot.starts import span_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 """Values of C of the linear softmax that cross-validation chooses among."""
@@ -29,7 +31,7 @@ def single_prototype(
     Args:
         rows, labels: training features (N, D) and classes 0..L-1 (N,).
         others: (M, D) features.
-        options, blocks: normalisation, see `fit_fewshot`.
+        options, blocks: normalisation, see `fit_prototypes`.
     """
     rows, others = _normalised(rows, others, options, blocks)
     means = torch.stack([rows[labels == c].mean(dim=0) for c in range(int(labels.max()) + 1)])
@@ -42,9 +44,11 @@ def softmax_l2(
     """(M,) class by a linear softmax with an L2 penalty, chosen among `STRENGTHS` over the few-shot model's folds."""
 
     def answer(train: np.ndarray, truth: np.ndarray, seen: np.ndarray, strength: float) -> np.ndarray:
-        return LogisticRegression(C=strength, max_iter=2000).fit(train, truth).predict_proba(seen)
+        found: np.ndarray = LogisticRegression(C=strength, max_iter=2000).fit(train, truth).predict_proba(seen)
+        return found
 
-    return _chosen(answer, STRENGTHS, rows, labels, others, options, blocks)
+    with threadpool_limits(limits=1):
+        return _chosen(answer, STRENGTHS, rows, labels, others, options, blocks)
 
 
 def nearest_neighbours(
@@ -53,13 +57,14 @@ def nearest_neighbours(
     """(M,) class by k nearest neighbours, k among `NEIGHBOURS` over the few-shot model's folds."""
 
     def answer(train: np.ndarray, truth: np.ndarray, seen: np.ndarray, count: float) -> np.ndarray:
-        found = KNeighborsClassifier(min(int(count), len(train)), weights="distance").fit(train, truth)
-        return found.predict_proba(seen)
+        nearest = KNeighborsClassifier(min(int(count), len(train)), weights="distance").fit(train, truth)
+        found: np.ndarray = nearest.predict_proba(seen)
+        return found
 
-    return _chosen(answer, NEIGHBOURS, rows, labels, others, options, blocks)
+    with threadpool_limits(limits=1):
+        return _chosen(answer, NEIGHBOURS, rows, labels, others, options, blocks)
 
 
-@threadpool_limits.wrap(limits=1)
 def _chosen(
     answer: Probabilities,
     values: Sequence[float],

@@ -8,6 +8,7 @@ fitted or chosen, while the other one is the test. A subset's accuracy is the me
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 from protonmf_cli.options import FewShotOptions, WeightNorm
 from protonmf_cli.pipelines.fewshot.baselines import BASELINES
-from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
+from protonmf_cli.pipelines.fewshot.fitting import fit_prototypes
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 MODELS: dict[str, WeightNorm] = {"prototypes-l2": "l2", "prototypes-l1": "l1"}
@@ -145,7 +146,7 @@ def run_task(
     """Accuracy of every method on one task."""
     accuracy, prototypes, zeros = {}, {}, {}
     for method, norm in MODELS.items():
-        fit = fit_fewshot(rows, labels, task.ways, replace(options, norm=norm), blocks=blocks)
+        fit = fit_prototypes(rows, labels, task.ways, replace(options, norm=norm), blocks=blocks)
         accuracy[method] = _accuracy(fit.logits(others).argmax(dim=1), truth)
         prototypes[method] = len(fit.model.prototypes)
         zeros[method] = float((fit.model.weights == 0).double().mean())
@@ -158,7 +159,7 @@ def _accuracy(answers: Tensor, truth: Tensor) -> float:
     return float((answers == truth).double().mean())
 
 
-def summary(scores: Sequence[Score], shots: int) -> list[dict]:
+def summary(scores: Sequence[Score], shots: int) -> list[dict[str, Any]]:
     """Rows of `protonmf.fewshot_benchmark/1`: mean and deviation over the subsets, and tests of the model's gain.
 
     The paired tests are two-sided. That of Wilcoxon is exact and always there. The t-test is None where it is not
@@ -202,7 +203,7 @@ def _of_model(scores: Sequence[Score], ways: int, method: str) -> dict[str, floa
     }
 
 
-def _tests(of_subset: Mapping[str, np.ndarray], method: str) -> dict[str, dict]:
+def _tests(of_subset: Mapping[str, np.ndarray], method: str) -> dict[str, dict[str, Any]]:
     """baseline -> p of the paired t-test and of Wilcoxon's, and why a t-test is left out."""
     against = BASELINES if method in MODELS else {}
     gains = {other: (of_subset[method] - of_subset[other]).round(DIGITS) for other in against}

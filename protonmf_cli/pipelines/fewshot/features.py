@@ -7,8 +7,15 @@ from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
+from protonmf_cli.models.readouts.pooled_features import PooledFeatures
 from protonmf_cli.models.soft_matching import Samples
 from protonmf_cli.pipelines.progress import SILENT, Progress
+
+
+def readout_of(backbone: Backbone) -> PooledFeatures:
+    """How the network of a few-shot model is read."""
+    assert isinstance(backbone.readout, PooledFeatures)
+    return backbone.readout
 
 
 def read_samples(

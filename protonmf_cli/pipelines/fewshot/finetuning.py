@@ -26,7 +26,7 @@ from protonmf_cli.models.image_batches import TrainingBatch
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.models.training_state import TrainingState, restore_tensors, tensors_of
 from protonmf_cli.options import FewShotOptions, FineTuned, FineTuneOptions
-from protonmf_cli.pipelines.fewshot.fitting import FewShotFit
+from protonmf_cli.pipelines.fewshot.fitting import PrototypeFit
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 FAR = math.sqrt(2)
@@ -53,7 +53,7 @@ class FineTuner:
     def __init__(
         self,
         backbone: Backbone,
-        fit: FewShotFit,
+        fit: PrototypeFit,
         source: TuningSource,
         options: FewShotOptions,
         tuning: FineTuneOptions,

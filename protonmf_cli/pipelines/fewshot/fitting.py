@@ -4,7 +4,7 @@ A class begins with one prototype at its mean, or, where its samples lie in remo
 each part (Ward's method): held-out samples say whether they do. Of two parts of different classes that lie no further
 apart than the noise of their means, one goes: a cluster that two classes share has one prototype for both.
 
-L1 chooses which class weights stay; how large they are is then fitted again, see `fewshot_refitting`.
+L1 chooses which class weights stay; how large they are is then fitted again, see `refitting.py`.
 
 Reference: "Using prototypes to improve convolutional networks interpretability" (2017).
 """
@@ -16,7 +16,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from sklearn.cluster import AgglomerativeClustering
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
@@ -31,7 +30,16 @@ from protonmf_cli.maths.soft_prototypes import (
     refine,
 )
 from protonmf_cli.options import FewShotOptions
+from protonmf_cli.pipelines.fewshot.folds import fold_numbers
 from protonmf_cli.pipelines.fewshot.refitting import refitted
+from protonmf_cli.pipelines.fewshot.starts import (
+    number_of_parts,
+    part_means,
+    scatter_of,
+    span_of,
+    split_in_parts,
+    without_shared,
+)
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 MANY = 100
@@ -50,7 +58,7 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotFit:
+class PrototypeFit:
     """A fitted model and how it was chosen."""
 
     model: SoftPrototypes
@@ -72,8 +80,7 @@ class FewShotFit:
         return self.model.logits(self.normaliser(rows.double()))
 
 
-@threadpool_limits.wrap(limits=1)  # the problems are small: two threads made them twenty times slower
-def fit_fewshot(
+def fit_prototypes(
     rows: Tensor,
     labels: Tensor,
     classes: int,
@@ -81,7 +88,7 @@ def fit_fewshot(
     *,
     blocks: tuple[int, ...] | None = None,
     progress: Progress = SILENT,
-) -> FewShotFit:
+) -> PrototypeFit:
     """Choose hyper-parameters and numbers of prototypes inside the given samples, then fit to all of them.
 
     Args:
@@ -97,6 +104,18 @@ def fit_fewshot(
             finite or do not differ.
     """
     _check(rows, labels, classes, options)
+    with threadpool_limits(limits=1):  # the problems are small: two threads made them twenty times slower
+        return _fitted(rows, labels, classes, options, blocks, progress)
+
+
+def _fitted(
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    options: FewShotOptions,
+    blocks: tuple[int, ...] | None,
+    progress: Progress,
+) -> PrototypeFit:
     order = canonical_order(rows, labels)
     rows, labels = rows.double()[order], labels[order]
     search = _Search.of(rows, labels, classes, options, blocks, progress)
@@ -113,7 +132,7 @@ def fit_fewshot(
         choice, again = search.choose_refit(counts, choice)
         held_out |= again
     model, owner = task.fit(counts, choice, options)
-    return FewShotFit(
+    return PrototypeFit(
         model=task.whole(model),
         owner=owner,
         normaliser=normaliser,
@@ -175,7 +194,7 @@ class _Task:
         if not shared or len(owner) == self.classes:
             return means, owner
         sizes = torch.tensor([len(part) for own in parts for part in own], dtype=means.dtype)
-        return _without_shared(means, owner, sizes, _scatter(parts))
+        return without_shared(means, owner, sizes, scatter_of(parts))
 
     def fit(self, counts: Sequence[int], choice: Choice, options: FewShotOptions) -> tuple[SoftPrototypes, Tensor]:
         """The model with a number of parts for each class, and the classes of its prototypes."""
@@ -201,43 +220,6 @@ class _Task:
         return int((model.logits(self.rows).argmax(dim=1) == self.labels).sum())
 
 
-def _scatter(parts: Sequence[Sequence[Tensor]]) -> float:
-    """Pooled variance of the samples around the means of their parts, summed over the dimensions."""
-    every = [part for own in parts for part in own]
-    freedom = sum(len(part) - 1 for part in every)
-    return sum(float((part - part.mean(dim=0)).square().sum()) for part in every) / max(1, freedom)
-
-
-def _without_shared(means: Tensor, owner: Tensor, sizes: Tensor, scatter: float) -> tuple[Tensor, Tensor]:
-    """One start for every two that the noise of their means cannot tell apart, while their class has another one.
-
-    Two means of n and m samples of one cluster lie scatter (1 / n + 1 / m) apart (squared), give or take its deviation
-    in d dimensions, a share sqrt(2 / d).
-    """
-    limit = 1 + 3 * math.sqrt(2 / means.shape[1])
-    while True:
-        noise = scatter * (1 / sizes[:, None] + 1 / sizes)
-        ratio = torch.cdist(means, means).square() / noise.clamp_min(torch.finfo(means.dtype).tiny)
-        counts = owner.bincount()
-        free = counts[owner] > 1
-        allowed = (owner[:, None] != owner) & free[None, :]  # the second of a pair goes
-        ratio = torch.where(allowed, ratio, torch.inf)
-        kept, gone = divmod(int(ratio.argmin()), len(means))
-        if not float(ratio[kept, gone]) <= limit:
-            return means, owner
-        total = sizes[kept] + sizes[gone]
-        means[kept] = (sizes[kept] * means[kept] + sizes[gone] * means[gone]) / total
-        sizes[kept] = total
-        rest = torch.arange(len(means)) != gone
-        means, owner, sizes = means[rest], owner[rest], sizes[rest]
-
-
-def span_of(rows: Tensor) -> Tensor:
-    """(r, D) orthonormal axes of what rows (N, D) span."""
-    _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
-    return axes[sizes > 1e-10 * sizes[0]]
-
-
 def _penalty(choice: Choice, options: FewShotOptions) -> Penalty:
     return Penalty(norm=options.norm, alpha=choice.alpha, anchor=choice.anchor)
 
@@ -249,21 +231,6 @@ def _last_penalty(choice: Choice, options: FewShotOptions) -> Penalty:
     return Penalty(norm="l2", alpha=choice.refit, anchor=choice.anchor)
 
 
-def split_in_parts(rows: Tensor, count: int) -> list[Tensor]:
-    """The parts of samples (n, D) by Ward's method, min(count, n) of them in the order of their means."""
-    count = min(count, len(rows))
-    if count == 1:
-        return [rows]
-    labels = torch.from_numpy(AgglomerativeClustering(count).fit(rows.numpy()).labels_)
-    parts = [rows[labels == k] for k in range(count)]
-    return sorted(parts, key=lambda part: part.mean(dim=0).tolist())
-
-
-def part_means(rows: Tensor, count: int) -> Tensor:
-    """(k, D) means of the parts of samples (n, D), see `split_in_parts`."""
-    return torch.stack([part.mean(dim=0) for part in split_in_parts(rows, count)])
-
-
 # -- cross-validation ------------------------------------------------------------------------------------------
 
 
@@ -273,21 +240,6 @@ class _Fold:
     rows: Tensor
     """Held out, in the task's coordinates."""
     labels: Tensor
-
-
-def fold_numbers(labels: Tensor, folds: int, seed: int) -> Tensor:
-    """(N,) the fold in which a sample is held out, by class; -1: never, because its class has no other sample.
-
-    >>> fold_numbers(torch.tensor([0, 0, 0, 1, 1, 2]), 5, 0).tolist()[-1]
-    -1
-    """
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.full((len(labels),), -1)
-    for c in labels.unique():
-        own = (labels == c).nonzero()[:, 0]
-        if len(own) > 1:
-            numbers[own[torch.randperm(len(own), generator=generator)]] = torch.arange(len(own)) % folds
-    return numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,30 +386,6 @@ class _Search:
         ]
         means = [float(one.mean()) for one in distances]
         return number_of_parts(means, held[0][0].shape[1], self.options.remote)
-
-
-def number_of_parts(distances: Sequence[float], dimensions: int, remote: float) -> int:
-    """How many prototypes the samples of one class ask for.
-
-    Parts of one cluster also come closer to their means, by (n / m)^(-2 / d) for m and n parts in d dimensions (the
-    rate of quantisation); n parts instead of m must save the share `remote` beyond that.
-
-    Args:
-        distances: mean squared distance of held-out samples to the nearest mean of 1, 2, ... parts.
-        dimensions: d, that the samples span.
-        remote: in [0, 1].
-
-    >>> number_of_parts([9.0, 1.0, 0.9, 0.8], dimensions=10, remote=0.5)
-    2
-    >>> number_of_parts([9.0, 5.0, 3.5, 2.6], dimensions=2, remote=0.5)
-    1
-    """
-    chosen = 1
-    for n in range(2, len(distances) + 1):
-        expected = (n / chosen) ** (-2 / dimensions) * distances[chosen - 1]
-        if distances[n - 1] < (1 - remote) * expected:
-            chosen = n
-    return chosen
 
 
 # -- samples ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ Reference: "Using prototypes to improve convolutional networks interpretability"
 several classes, scattered classes, singletons, mean and covariance of a prototype's samples.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,15 +85,21 @@ class Meeting:
         return self.probabilities[0] - self.probabilities[1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Interpretation:
     """A few-shot model in words and numbers."""
 
+    model: PrototypeModel
     prototypes: tuple[PrototypeFacts, ...]
     scattered: dict[int, tuple[int, ...]]
     """class -> its pure prototypes, where there are several."""
     meetings: tuple[Meeting, ...]
     """All training images, the smallest margin first."""
+
+    @property
+    def sources(self) -> tuple[ImageSource, ...]:
+        """The training images."""
+        return matching_of(self.model).samples.sources
 
     def of_kind(self, kind: Kind) -> list[int]:
         """Prototypes of one kind."""
@@ -136,7 +141,7 @@ class Position:
     def is_ambiguous(self) -> bool:
         """Whether a second class is at least half as probable as the first."""
         first, second = self.logits.softmax(dim=0).topk(2).values.tolist()
-        return second >= CLOSE * first
+        return bool(second >= CLOSE * first)
 
 
 def matching_of(model: PrototypeModel) -> SoftMatching:
@@ -153,7 +158,6 @@ def matching_of(model: PrototypeModel) -> SoftMatching:
     return model.matching
 
 
-@functools.lru_cache(maxsize=1)  # words, JSON and pictures of a command all ask for it
 def interpret(model: PrototypeModel) -> Interpretation:
     """Look at every prototype, class and training image of a few-shot model.
 
@@ -171,7 +175,7 @@ def interpret(model: PrototypeModel) -> Interpretation:
         if len(own) > 1:
             scattered[c] = own
     meetings = _meetings(matched @ head.mT, matching.samples.labels)
-    return Interpretation(prototypes=facts, scattered=scattered, meetings=tuple(meetings))
+    return Interpretation(model=model, prototypes=facts, scattered=scattered, meetings=tuple(meetings))
 
 
 def _prototype_facts(prototype: int, weights: Tensor, rows: Tensor, matched: Tensor) -> PrototypeFacts:

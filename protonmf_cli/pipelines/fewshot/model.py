@@ -12,11 +12,11 @@ from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
-from protonmf_cli.models.readouts.pooled_features import PooledFeatures
 from protonmf_cli.models.soft_matching import Samples, SoftMatching
 from protonmf_cli.options import FewShotOptions
 from protonmf_cli.pipelines.explaining.by_similarity import presence
-from protonmf_cli.pipelines.fewshot.fitting import FewShotFit
+from protonmf_cli.pipelines.fewshot.features import readout_of
+from protonmf_cli.pipelines.fewshot.fitting import PrototypeFit
 from protonmf_cli.pipelines.model_cards import bare_card, data_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_examples, wanted_of
@@ -25,15 +25,14 @@ METHOD = "fewshot"
 
 
 def fewshot_model(
-    fit: FewShotFit, backbone: Backbone, samples: Samples, options: FewShotOptions, data: Mapping[str, Any]
+    fit: PrototypeFit, backbone: Backbone, samples: Samples, options: FewShotOptions, data: Mapping[str, Any]
 ) -> PrototypeModel:
     """The fitted model as the noun that every command takes, still without pictures.
 
     Prototypes are sorted by the class they speak for most (where they started, if they speak for none), then as they
     were fitted. Weights that are zero are no connections.
     """
-    readout = backbone.readout
-    assert isinstance(readout, PooledFeatures)
+    readout = readout_of(backbone)
     most = fit.model.weights.max(dim=0)
     winner = torch.where(most.values > 0, most.indices, fit.owner)
     order = winner.argsort(stable=True)

@@ -1,24 +1,26 @@
 """The picture of a few-shot model: its training images and prototypes on their two principal axes."""
 
-import functools
-
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.principal_axes import Spread, spread_of
+from protonmf_cli.maths.principal_axes import Spread
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Plane
-from protonmf_cli.pipelines.fewshot.interpretation import interpret, matching_of
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, interpret, matching_of
 
 
-def plane_of(model: PrototypeModel) -> Plane:
+def plane_of(model: PrototypeModel, found: Interpretation | None = None) -> Plane:
     """Principal component analysis of the normalised training features; prototypes are projected onto the same axes.
+
+    Args:
+        model: a few-shot model.
+        found: its interpretation, where it is known already.
 
     Raises:
         InputError: it is a model of another method.
     """
-    matching, spread = matching_of(model), _axes(model)
-    facts = interpret(model).prototypes
+    matching = matching_of(model)
+    facts, spread = (found or interpret(model)).prototypes, matching.spread
     shares = [float(v) / spread.total for v in spread.variances[:2]] + [0.0] * 2
     return Plane(
         samples=_places(spread, matching.known).numpy(),
@@ -42,14 +44,10 @@ def place_of(model: PrototypeModel, rows: Tensor) -> tuple[float, float]:
     Raises:
         InputError: it is a model of another method.
     """
-    feature = matching_of(model).normaliser(rows.double().mean(dim=0, keepdim=True))
-    x, y = _places(_axes(model), feature)[0].tolist()
+    matching = matching_of(model)
+    feature = matching.normaliser(rows.double().mean(dim=0, keepdim=True))
+    x, y = _places(matching.spread, feature)[0].tolist()
     return x, y
-
-
-@functools.lru_cache(maxsize=1)
-def _axes(model: PrototypeModel) -> Spread:
-    return spread_of(matching_of(model).known)
 
 
 def _places(spread: Spread, values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Cell, Strip
 from protonmf_cli.pipelines.explaining.explanation import example_views
-from protonmf_cli.pipelines.fewshot.interpretation import PrototypeFacts, interpret
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, PrototypeFacts
 from protonmf_cli.pipelines.fewshot.virtual_examples import VirtualExample
 
 CARD_HEADINGS = ("training images that match it most",)
@@ -15,19 +15,14 @@ LEAST = 0.05
 """Match of a training image that stands for a prototype; the others of its best five are not shown."""
 
 
-def card_strips(model: PrototypeModel) -> list[Strip]:
-    """One strip per prototype: what it stands for, and the training images that match it most.
-
-    Raises:
-        InputError: it is a model of another method.
-    """
-    return [_strip(model, facts, ()) for facts in interpret(model).prototypes]
+def card_strips(found: Interpretation) -> list[Strip]:
+    """One strip per prototype: what it stands for, and the training images that match it most."""
+    return [_strip(found.model, facts, ()) for facts in found.prototypes]
 
 
-def virtual_strips(model: PrototypeModel, found: Sequence[VirtualExample]) -> list[Strip]:
+def virtual_strips(found: Interpretation, examples: Sequence[VirtualExample]) -> list[Strip]:
     """The same, beginning with the picture that the prototype would like best."""
-    facts = interpret(model).prototypes
-    return [_strip(model, facts[one.prototype], (Cell(crop=one.picture),)) for one in found]
+    return [_strip(found.model, found.prototypes[one.prototype], (Cell(crop=one.picture),)) for one in examples]
 
 
 def _strip(model: PrototypeModel, facts: PrototypeFacts, before: tuple[Cell, ...]) -> Strip:

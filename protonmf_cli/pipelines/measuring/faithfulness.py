@@ -90,7 +90,7 @@ def feature_layer(backbone: Backbone) -> nn.Module | None:
     """The module that puts out the last feature map (B, D, h, w), which Grad-CAM looks at; None where there is none."""
     found: list[tuple[nn.Module, Tensor]] = []
 
-    def note(module: nn.Module, _: tuple, output: object) -> None:
+    def note(module: nn.Module, _: tuple[Any, ...], output: object) -> None:
         if isinstance(output, Tensor):
             found.append((module, output))
 
@@ -112,7 +112,8 @@ def _grad_cam(backbone: Backbone, layer: nn.Module, crop: Tensor, chosen: int) -
         ) from failure
     pixels = backbone.normalise(crop[None]).requires_grad_()
     method = LayerGradCam(backbone.network, layer)
-    return method.attribute(pixels, target=chosen, relu_attributions=True)[0, 0].detach()
+    found: Tensor = method.attribute(pixels, target=chosen, relu_attributions=True)[0, 0].detach()
+    return found
 
 
 def _add_curves(curves: _Curves, backbone: Backbone, crop: Tensor, chosen: int, maps: dict[str, Tensor]) -> None:

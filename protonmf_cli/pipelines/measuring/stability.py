@@ -12,8 +12,9 @@ from protonmf_cli.maths.matching import match_prototypes
 from protonmf_cli.maths.metrics import mean_with_interval, median_interval
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
-from protonmf_cli.models.prototype import UNSTABLE, PrototypeModel, is_unstable, logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, logit_parts
 from protonmf_cli.models.results import Chart, Column, KeptImages, Table
+from protonmf_cli.models.stability import UNSTABLE, is_unstable
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
 from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, half_split, halves_of

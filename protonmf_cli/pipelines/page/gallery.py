@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.models.page import Gallery, GalleryClass, GalleryPrototype, Near, Sign
-from protonmf_cli.models.prototype import PrototypeModel, is_unstable
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import ExampleView
+from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded
 from protonmf_cli.pipelines.explaining.explanation import example_views
 from protonmf_cli.pipelines.fewshot.interpretation import PrototypeFacts, interpret

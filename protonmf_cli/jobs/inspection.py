@@ -1,0 +1,99 @@
+"""What is in a model file."""
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.store import load_model
+from protonmf_cli.jobs.stored_options import note_unknown, unknown_options
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.options import Output
+from protonmf_cli.output.figures.strips import gallery_png
+from protonmf_cli.output.figures.table import curves_png
+from protonmf_cli.pipelines.progress import LOGGED, Progress
+from protonmf_cli.pipelines.protopnet.analyses import global_strips
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inspection:
+    """A model file that was looked into; its network is not loaded."""
+
+    path: Path
+    model: PrototypeModel
+    embedded: bool
+    """Whether the file holds the network's weights."""
+    class_index: int | None
+    """The class that was named."""
+
+
+def inspect(
+    path: str | PathLike[str],
+    class_name: str | None = None,
+    *,
+    png: str | PathLike[str] | Output | None = None,
+    progress: Progress = LOGGED,
+) -> Inspection:
+    """Look into a prototype model file.
+
+    Args:
+        path: of the .safetensors file.
+        class_name: label, description, WordNet id or index of a class that is looked at alone.
+        png: picture to write: of the class's prototypes, or without a class of the curves of `-p auto`.
+        progress: is told of stored options that this version does not know.
+
+    Raises:
+        ModelFileError: the file is missing, damaged or foreign.
+        InputError: there is no such class, nothing to draw, or the picture cannot be written.
+    """
+    model, network = load_model(Path(path))
+    found = Inspection(
+        path=Path(path),
+        model=model,
+        embedded=network is not None,
+        class_index=None if class_name is None else model.find_class(class_name),
+    )
+    note_unknown(unknown_options(model.card), progress)
+    if png is not None:
+        _draw(found, Output.of(png), progress)
+    return found
+
+
+def _draw(found: Inspection, png: Output, progress: Progress) -> None:
+    if found.class_index is None:
+        _check_curves(found)
+    elif not found.model.own(found.class_index):
+        name = found.model.card.classes[found.class_index].shown
+        raise InputError(f"class {name} has no prototypes in this model, so there is nothing to draw.")
+    check_writable(png.path, png.force)
+    picture = _curves(found.model) if found.class_index is None else _prototypes(found.model, found.class_index)
+    write_atomically(png.path, picture)
+    progress.note(f"wrote {png.path}")
+
+
+def _check_curves(found: Inspection) -> None:
+    """Refuse to draw curves that a file does not hold.
+
+    Raises:
+        InputError: with what to do instead.
+    """
+    if found.model.matching is not None:
+        raise InputError(
+            f"{found.path} has no curves. Give --class, or draw all prototypes: `protonmf fewshot interpret --figures DIR`."
+        )
+    if not found.model.card.measured.get("curves"):
+        raise InputError(
+            f"{found.path} has no curves: its numbers of prototypes were given. Convert with -p auto, or give --class."
+        )
+
+
+def _prototypes(model: PrototypeModel, class_index: int) -> bytes:
+    strips, headings = global_strips(model, class_index)
+    return gallery_png(f"the prototypes of {model.card.classes[class_index].shown}", strips, headings)
+
+
+def _curves(model: PrototypeModel) -> bytes:
+    curves = model.card.measured["curves"]
+    names = {c: model.card.classes[int(c)].shown for c in curves}
+    return curves_png(curves, names, {c: len(model.own(int(c))) for c in curves})

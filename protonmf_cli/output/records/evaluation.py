@@ -1,0 +1,62 @@
+"""Evaluations as JSON."""
+
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.output.records.tables import table_json
+
+if TYPE_CHECKING:
+    from protonmf_cli.jobs.evaluation import Evaluation
+    from protonmf_cli.models.prototype import PrototypeModel
+
+NAMES = {
+    "black_box": "black box",
+    "prototype_model": "prototype model",
+    "prototypes_only": "prototypes only",
+    "residual_only": "residual only",
+    "augmented": "augmented prototypes",
+}
+"""Ways to answer, in the order in which they are listed."""
+
+
+def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
+    """`protonmf.evaluation/1`: accuracy, agreement and exactness, and the further tables."""
+    model, scores = evaluation.loaded.model, evaluation.scores
+    measured = model.card.measured
+    unknown = {name: None for name in NAMES if name not in scores.accuracy}
+    without = {name: None for name in NAMES if name not in scores.agreement and name != "black_box"}
+    return {
+        "schema": "protonmf.evaluation/1",
+        "model_digest": decision_digest(model),
+        "images": scores.images,
+        "classes": scores.classes,
+        "accuracy": scores.accuracy | unknown,
+        "agreement": scores.agreement | without,
+        "logit_share": {"prototypes_only": scores.logit_share},
+        "restricted": {
+            "accuracy": scores.restricted["accuracy"] | unknown,
+            "agreement": scores.restricted["agreement"] | without,
+        },
+        "exactness": {
+            "max_abs_logit_difference": scores.max_abs_logit_difference,
+            "relative_difference": scores.relative_difference,
+        },
+        "feature_relative_error": measured.get("feature_relative_error"),
+        "head_relative_error": measured.get("head_relative_error"),
+        "intervals": scores.intervals,
+        "per_class": [
+            {"class_index": c, "label": model.card.classes[c].label, **row} for c, row in scores.per_class.items()
+        ],
+        "tables": {name: table_json(table) for name, table in evaluation.tables.items()},
+    }
+
+
+def decision_digest(model: "PrototypeModel") -> str:
+    """sha256 of what a model decides by: a report knows by it whether an evaluation is of the model it shows."""
+    from protonmf_cli.files.atomic import digest_of_tensors  # with torch, which the command line starts without
+
+    weights = model.weights
+    tensors = {
+        "prototypes": model.prototypes, "class": weights.class_index, "prototype": weights.prototype,
+        "value": weights.value, "residual": model.residual, "bias": model.bias,
+    }  # fmt: skip
+    return digest_of_tensors(tensors, model.card.source.digest)

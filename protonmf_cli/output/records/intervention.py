@@ -1,0 +1,61 @@
+"""Interventions as JSON."""
+
+from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.output.records.explanation import outcome_json
+
+if TYPE_CHECKING:
+    from protonmf_cli.jobs.intervention import Intervention
+    from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.models.results import Edit, InterventionOnData
+
+
+def intervention_json(found: "Intervention") -> dict[str, Any]:
+    """`protonmf.intervention/1`: the edits, before and after, and where the edited model was saved."""
+    model = found.loaded.model
+    record: dict[str, Any] = {
+        "schema": "protonmf.intervention/1",
+        "edits": [_edit_json(model, edit) for edit in found.edits],
+    }
+    if found.outcomes is not None:
+        before, after = map(outcome_json, found.outcomes)
+        record |= {"image": found.image, "before": before, "after": after}
+    if found.on_data is not None:
+        record |= _data_json(model, found.on_data)
+    return record | {"output": None if found.path is None else str(found.path)}
+
+
+def _edit_json(model: "PrototypeModel", edit: "Edit") -> dict[str, Any]:
+    owner = int(model.owner[edit.prototype_id])
+    return {
+        "class_index": None if edit.everywhere else edit.class_index,
+        "label": None if edit.everywhere else model.card.classes[edit.class_index].label,
+        "everywhere": edit.everywhere,
+        "owner_index": owner,
+        "owner_label": model.card.classes[owner].label,
+        "prototype": model.number(edit.prototype_id),
+        "prototype_id": edit.prototype_id,
+        "factor": edit.factor,
+    }
+
+
+def _data_json(model: "PrototypeModel", result: "InterventionOnData") -> dict[str, Any]:
+    classes = model.card.classes
+    return {
+        "images": result.images,
+        "before": {"accuracy": result.accuracy_before},
+        "after": {"accuracy": result.accuracy_after},
+        "flips": [
+            {
+                "image": flip.path,
+                "label": classes[flip.target].label,
+                "before": classes[flip.before].label,
+                "after": classes[flip.after].label,
+            }
+            for flip in result.flips
+        ],
+        "per_class": [
+            {"class_index": c, "label": classes[c].label, "images": n, "before": b / n, "after": a / n}
+            for c, (n, b, a) in result.per_class.items()
+        ],
+    }

@@ -1,0 +1,57 @@
+"""An evaluation in words."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from protonmf_cli.output.records.evaluation import NAMES
+from protonmf_cli.output.text.tables import WrittenTable
+
+if TYPE_CHECKING:
+    from protonmf_cli.jobs.evaluation import Evaluation
+
+
+def scores_table(evaluation: "Evaluation") -> WrittenTable:
+    """Accuracy and agreement of each way to answer; also among the classes present where some are not."""
+    scores = evaluation.scores
+    headings = [f"{scores.images} images", "accuracy", "(95 %)", "agreement"]
+    if evaluation.is_partial:
+        headings += [f"accuracy of {scores.classes}", f"agreement of {scores.classes}"]
+    rows = []
+    for key in (key for key in NAMES if key in scores.accuracy):
+        low, high = scores.intervals["accuracy"][key]
+        row = [NAMES[key], _percent(scores.accuracy[key]), f"{low:.1%}-{high:.1%}", _percent(scores.agreement.get(key))]
+        if evaluation.is_partial:
+            among = scores.restricted
+            row += [_percent(among["accuracy"][key]), _percent(among["agreement"].get(key))]
+        rows.append(tuple(row))
+    return WrittenTable(headings=tuple(headings), rows=tuple(rows), left=frozenset({0}), wraps=False)
+
+
+def scores_lines(evaluation: "Evaluation") -> Iterator[str]:
+    """What stands below the table: logit share, exactness, and among which classes was counted."""
+    scores = evaluation.scores
+    if scores.logit_share is not None:
+        yield f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
+    if scores.max_abs_logit_difference is not None:
+        yield f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}"
+    if evaluation.is_partial:
+        yield (
+            f'accuracy is among all {evaluation.classes} classes; "of {scores.classes}" only among the classes present'
+        )
+
+
+def bare_classes_note(evaluation: "Evaluation") -> str | None:
+    """How to read the figures of a part of the model where classes have no prototypes; None where all have some."""
+    model = evaluation.loaded.model
+    bare = evaluation.classes - len(model.active_classes)
+    if not bare or not model.is_additive:
+        return None
+    return (
+        f"{bare} classes have no prototypes: with the prototypes alone they answer with their bias, and with the "
+        f"residual alone they have their whole logit. Compare those two rows among the {evaluation.scores.classes} "
+        "classes."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
