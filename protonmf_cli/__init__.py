@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from protonmf_cli.jobs.explanation import explain
     from protonmf_cli.jobs.export import export
     from protonmf_cli.jobs.fewshot.fitting import fit_fewshot
+    from protonmf_cli.jobs.gates import check_gates
     from protonmf_cli.jobs.inspection import inspect
     from protonmf_cli.jobs.intervention import Intervention, intervene
     from protonmf_cli.jobs.loaded import Loaded, load
+    from protonmf_cli.jobs.network_inspection import inspect_network
     from protonmf_cli.jobs.page import report
     from protonmf_cli.jobs.protopnet.training import train_protopnet
     from protonmf_cli.models.prototype import PrototypeModel
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         ExplainOptions,
         FewShotOptions,
         FineTuneOptions,
+        GateOptions,
         ImageWords,
         Machine,
         NetworkWords,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         Output,
         PageOptions,
         ProtoPNetOptions,
+        TableOptions,
     )
 
 __version__ = "0.2.0"
@@ -45,16 +49,19 @@ _PLACES = {
     "jobs.explanation": ("explain",),
     "jobs.export": ("export",),
     "jobs.fewshot.fitting": ("fit_fewshot",),
+    "jobs.gates": ("check_gates",),
     "jobs.inspection": ("inspect",),
     "jobs.intervention": ("Intervention", "intervene"),
     "jobs.loaded": ("Loaded", "load"),
+    "jobs.network_inspection": ("inspect_network",),
     "jobs.page": ("report",),
     "jobs.protopnet.training": ("train_protopnet",),
     "models.prototype": ("PrototypeModel",),
     "models.results": ("Contrast", "Edit", "Explanation"),
     "options": (
-        "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions", "ImageWords",
-        "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions", "ProtoPNetOptions",
+        "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions", "GateOptions",
+        "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions", "ProtoPNetOptions",
+        "TableOptions",
     ),
 }  # fmt: skip
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
@@ -71,6 +78,7 @@ __all__ = [
     "FewShotOptions",
     "FineTuneOptions",
     "GateError",
+    "GateOptions",
     "ImageWords",
     "InputError",
     "Intervention",
@@ -85,14 +93,17 @@ __all__ = [
     "ProtoPNetOptions",
     "ProtonmfError",
     "PrototypeModel",
+    "TableOptions",
     "UsageError",
     "__version__",
+    "check_gates",
     "convert",
     "evaluate",
     "explain",
     "export",
     "fit_fewshot",
     "inspect",
+    "inspect_network",
     "intervene",
     "load",
     "report",

@@ -12,7 +12,6 @@ from protonmf_cli.cli.groups import Group
 from protonmf_cli.cli.table_shown import show_table
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import GateOptions, ImageWords, Machine, Output, TableOptions
-from protonmf_cli.output.records.evaluation import NAMES as NAMES  # noqa: PLC0414 - until callers name its own place
 from protonmf_cli.output.records.evaluation import evaluation_json
 from protonmf_cli.output.text.evaluation import bare_classes_note, scores_lines, scores_table
 from protonmf_cli.output.text.tables import written_table

@@ -17,9 +17,6 @@ from protonmf_cli.options import RECIPES, Machine, NetworkWords, Output, RowsOpt
 from protonmf_cli.output.records.inspection import inspection_json, network_json
 from protonmf_cli.output.text.inspection import inspection_lines, network_lines, prototype_lines
 
-lines_of = inspection_lines
-"""Until callers name its own place."""
-
 ROWS = RECIPES["default"].rows
 PRETRAINED = Annotated[
     bool,
@@ -79,7 +76,7 @@ def _inspect_file(path: Path, class_name: str | None, png: Output | None, shown:
     if shown.as_json:
         shown.json(record)
         return
-    shown.lines(inspection_lines(record, found.model))
+    shown.lines(inspection_lines(record, found.model, found.interpretation))
     if len(record["per_class"]) == 1:
         for line in prototype_lines(record["per_class"][0]):
             shown.out.print(line, markup=False)

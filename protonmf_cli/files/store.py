@@ -15,8 +15,9 @@ from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
 from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import ADDON, BACKBONE
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.image_batches import ImageSource
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.soft_matching import Samples, SoftMatching
 
 FORMAT = 2
@@ -300,3 +301,13 @@ def _check_ranges(model: PrototypeModel) -> None:
 
 def _canonical(value: Mapping[str, Any]) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def decision_digest(model: PrototypeModel) -> str:
+    """sha256 of what a model decides by: a page knows by it whether an evaluation is of the model it shows."""
+    weights = model.weights
+    tensors = {
+        "prototypes": model.prototypes, "class": weights.class_index, "prototype": weights.prototype,
+        "value": weights.value, "residual": model.residual, "bias": model.bias,
+    }  # fmt: skip
+    return digest_of_tensors(tensors, model.card.source.digest)

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.datasets import LabelledImages
+from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.folders import make_folder
 from protonmf_cli.jobs.gates import Gate, check_limits, gates_of, write_junit
 from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
-from protonmf_cli.jobs.tables import TABLES, TableResult, TableJob, check_fit, check_names
+from protonmf_cli.jobs.tables import TABLES, TableJob, TableResult, check_fit, check_names
 from protonmf_cli.models.image_batches import Skipped
-from protonmf_cli.models.results import KeptImages, Scores, Table
+from protonmf_cli.models.results import KeptImages, Scores
+from protonmf_cli.models.sheets import Table
 from protonmf_cli.options import GateOptions, ImageWords, Machine, Output, TableOptions
 from protonmf_cli.output.figures.sheets import panels_png
 from protonmf_cli.output.figures.table import table_png
@@ -35,6 +37,11 @@ class Evaluation:
     """Thresholds that were given, with what was measured; `check_gates` stops at those that are not met."""
     tables: Mapping[str, Table]
     """Further tables by their own names; some names on the command line give several."""
+
+    @property
+    def model_digest(self) -> str:
+        """Of what the model decides by."""
+        return decision_digest(self.loaded.model)
 
     @property
     def classes(self) -> int:

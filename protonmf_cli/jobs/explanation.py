@@ -14,11 +14,9 @@ from protonmf_cli.files.images.reader import crop_of_jpeg
 from protonmf_cli.files.last_explanation import LastExplanation, remember
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
-from protonmf_cli.jobs.page import check_page, drawn_page, write_page
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
 from protonmf_cli.models.results import Contrast, Explanation
 from protonmf_cli.options import ExplainOptions, Machine, Output, PageOptions
-from protonmf_cli.output.figures.figure import explanation_png
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import answers_of, chosen_form, explain_answer
 from protonmf_cli.pipelines.page.content import report_of
@@ -85,7 +83,7 @@ class Targets:
         if html is not None:
             if html.path.resolve() in {picture.resolve() for picture in pictures if picture is not None}:
                 raise UsageError(f"--png and --html both name {html.path}; give two names.")
-            check_page(html, folder=False)
+            check_writable(html.path, html.force)
         return cls(images=tuple(images), pictures=tuple(pictures), page=None if html is None else html.path)
 
 
@@ -123,13 +121,19 @@ def explained_each(
         )  # fmt: skip
         contrast = None if other is None else contrast_of(loaded.model, answer, explanation.class_index, other)
         if target is not None:
-            write_atomically(target, explanation_png(explanation, options.top))
-            progress.note(f"wrote {target}")
+            _draw(explanation, options.top, target, progress)
         if remembers:
             remember(loaded.path, LastExplanation(image=str(Path(path).resolve()), class_index=explanation.class_index))
         yield Explained(explanation=explanation, contrast=contrast)
     if targets.page is not None and seen:
         _write_page(loaded, seen, unread, chosen, options, targets.page, progress)
+
+
+def _draw(explanation: Explanation, top: int, target: Path, progress: Progress) -> None:
+    from protonmf_cli.output.figures.figure import explanation_png  # a second for matplotlib
+
+    write_atomically(target, explanation_png(explanation, top))
+    progress.note(f"wrote {target}")
 
 
 def _write_page(
@@ -142,6 +146,8 @@ def _write_page(
     progress: Progress,
 ) -> None:
     """The report of the images that were explained."""
+    from protonmf_cli.jobs.page import drawn_page, write_page  # matplotlib
+
     nothing = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
     batches = [
         *(

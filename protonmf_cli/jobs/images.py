@@ -8,8 +8,8 @@ from protonmf_cli.errors import GateError, InputError
 from protonmf_cli.files.images.bounding_boxes import find_boxed_images, images_for
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
-from protonmf_cli.models.prototype import Card
 from protonmf_cli.options import ImageWords
 from protonmf_cli.pipelines.progress import Progress
 

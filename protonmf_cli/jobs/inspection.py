@@ -10,8 +10,7 @@ from protonmf_cli.files.store import load_model
 from protonmf_cli.jobs.stored_options import note_unknown, unknown_options
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import Output
-from protonmf_cli.output.figures.strips import gallery_png
-from protonmf_cli.output.figures.table import curves_png
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, interpretation_of
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 from protonmf_cli.pipelines.protopnet.analyses import global_strips
 
@@ -26,6 +25,8 @@ class Inspection:
     """Whether the file holds the network's weights."""
     class_index: int | None
     """The class that was named."""
+    interpretation: Interpretation | None
+    """Of a few-shot model."""
 
 
 def inspect(
@@ -53,6 +54,7 @@ def inspect(
         model=model,
         embedded=network is not None,
         class_index=None if class_name is None else model.find_class(class_name),
+        interpretation=interpretation_of(model),
     )
     note_unknown(unknown_options(model.card), progress)
     if png is not None:
@@ -89,6 +91,8 @@ def _check_curves(found: Inspection) -> None:
 
 
 def _prototypes(model: PrototypeModel, class_index: int) -> bytes:
+    from protonmf_cli.output.figures.strips import gallery_png  # a second for matplotlib
+
     strips, headings = global_strips(model, class_index)
     return gallery_png(f"the prototypes of {model.card.classes[class_index].shown}", strips, headings)
 
@@ -96,4 +100,6 @@ def _prototypes(model: PrototypeModel, class_index: int) -> bytes:
 def _curves(model: PrototypeModel) -> bytes:
     curves = model.card.measured["curves"]
     names = {c: model.card.classes[int(c)].shown for c in curves}
+    from protonmf_cli.output.figures.table import curves_png  # a second for matplotlib
+
     return curves_png(curves, names, {c: len(model.own(int(c))) for c in curves})

@@ -13,6 +13,7 @@ from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.datasets import images_below
 from protonmf_cli.files.images.reader import ImageFile, crop_of_jpeg
 from protonmf_cli.files.page_folder import INDEX, check_folder, write_folder
+from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.images import images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
@@ -20,10 +21,11 @@ from protonmf_cli.models.page import Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ImageWords, Machine, Output, PageOptions
 from protonmf_cli.output.page.page import Page, check_size, report_folder, report_page
-from protonmf_cli.output.records.evaluation import decision_digest
+from protonmf_cli.output.page.words import evaluation_tables, page_words
 from protonmf_cli.output.records.inspection import inspection_facts
-from protonmf_cli.output.text.page import evaluation_tables, page_words
+from protonmf_cli.output.text.inspection import inspection_lines
 from protonmf_cli.pipelines.explaining.explanation import chosen_form
+from protonmf_cli.pipelines.fewshot.interpretation import interpretation_of
 from protonmf_cli.pipelines.page.content import report_of
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
@@ -134,7 +136,8 @@ def drawn_page(loaded: Loaded, content: Report, options: PageOptions, *, nameles
         nameless: no command can name what was explained.
     """
     facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
-    words = page_words(content, facts, nameless=nameless)
+    lines = inspection_lines(facts, loaded.model, interpretation_of(loaded.model))
+    words = page_words(content, facts, lines, nameless=nameless)
     if options.folder:
         return report_folder(content, words)
     return report_page(content, words, round(options.max_size * MEGABYTE))

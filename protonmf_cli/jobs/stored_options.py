@@ -5,7 +5,8 @@ from dataclasses import dataclass, is_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from protonmf_cli.models.prototype import Card, PrototypeModel
+from protonmf_cli.models.card import Card
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ConversionOptions, FewShotOptions, ProtoPNetOptions
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 

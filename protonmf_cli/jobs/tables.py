@@ -19,9 +19,9 @@ from protonmf_cli.jobs.stored_options import options_of
 from protonmf_cli.models.class_part import ClassPart, ClassReading
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import KeptImages, Panel, Table
+from protonmf_cli.models.results import KeptImages
+from protonmf_cli.models.sheets import Panel, Table
 from protonmf_cli.options import RECIPES, ConversionOptions, ImageWords, Machine, NmfOptions, TableOptions
-from protonmf_cli.output.text.tables import written_cell as written_cell  # noqa: PLC0414 - until its caller names its own place
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, read_classes
 from protonmf_cli.pipelines.conversion.residual_shares import augmentation_table
 from protonmf_cli.pipelines.measuring.faithfulness import faithfulness_tables

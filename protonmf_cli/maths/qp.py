@@ -1,4 +1,4 @@
-"""The two quadratic programs of ProtoNMF, solved with cvxpy: head reconstruction and residual codes."""
+"""The quadratic program of ProtoNMF, solved with cvxpy: head reconstruction."""
 
 import warnings
 from collections.abc import Sequence
@@ -60,9 +60,7 @@ def solve(problems: Sequence[Problem]) -> Fit:
     [3.0]
     """
     design = scipy.sparse.block_diag([problem.triangle for problem in problems], format="csc")
-    solution, accurate = _least_squares(
-        design, np.concatenate([problem.target for problem in problems]), "head reconstruction"
-    )
+    solution, accurate = _least_squares(design, np.concatenate([problem.target for problem in problems]))
     ends = np.cumsum([len(problem.target) for problem in problems])[:-1]
     return Fit(
         coefficients=tuple(np.split(solution, ends)),
@@ -93,34 +91,7 @@ def fit_heads(vectors: Array, bases: Sequence[Array]) -> Fit:
     return solve([reduce(np.asarray(basis).T, vector) for basis, vector in zip(bases, vectors, strict=True)])
 
 
-def fit_residual_codes(leftover: Array, residual: Array) -> Array:
-    """Where the residual shows: min_h ||F - h R||^2 with one coefficient per row.
-
-    The problem separates over the rows; it is posed with a unit Hessian,
-    min_u ||u - F R^T / ||R|| ||^2 with u = h ||R||, which has the same minimiser.
-
-    Args:
-        leftover: (N, D) F = A - E B, the part of the rows that the prototypes leave.
-        residual: (D,) one class's R.
-
-    Returns:
-        (N,) residual codes h; zeros where R is zero.
-
-    Reference: ProtoNMF, eq. 6.
-
-    >>> fit_residual_codes(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([2.0, 0.0])).round(9).tolist()
-    [1.0, 0.0]
-    """
-    residual = np.asarray(residual, dtype=np.float64)
-    length = float(np.linalg.norm(residual))
-    if length == 0 or not len(leftover):
-        return np.zeros(len(leftover))
-    target = np.asarray(leftover, dtype=np.float64) @ residual / length
-    solution, _ = _least_squares(scipy.sparse.identity(len(target), format="csc"), target, "residual codes")
-    return solution / length
-
-
-def _least_squares(design: scipy.sparse.spmatrix, target: Array, what: str) -> tuple[Array, bool]:
+def _least_squares(design: scipy.sparse.spmatrix, target: Array) -> tuple[Array, bool]:
     """min_x ||design x - target||^2 and whether the solver vouches for full accuracy."""
     scale = float(np.abs(target).max(initial=0.0)) or 1.0
     unknown = cvxpy.Variable(design.shape[1])
@@ -130,7 +101,7 @@ def _least_squares(design: scipy.sparse.spmatrix, target: Array, what: str) -> t
             warnings.simplefilter("ignore", UserWarning)  # cvxpy's "inaccurate" note: returned instead
             problem.solve(solver=cvxpy.CLARABEL)
     except cvxpy.SolverError as failure:
-        raise NotExactError(f"the solver failed at the {what}: {failure}") from failure
+        raise NotExactError(f"the solver failed at the head reconstruction: {failure}") from failure
     if unknown.value is None:
-        raise NotExactError(f"the solver found no solution of the {what} (status {problem.status})")
+        raise NotExactError(f"the solver found no solution of the head reconstruction (status {problem.status})")
     return np.asarray(unknown.value) * scale, problem.status == cvxpy.OPTIMAL

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, Preprocessing, Source
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, SparseWeights
+from protonmf_cli.models.card import Card
+from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.readout import Network, Reading, Readout
 
 COMBINED = "combined"

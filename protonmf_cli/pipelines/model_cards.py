@@ -7,8 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.image_batches import ImageSource, digest_of_images
-from protonmf_cli.models.prototype import Card
 from protonmf_cli.options import ConversionOptions, FewShotOptions, ProtoPNetOptions
 from protonmf_cli.versions import installed_versions
 

@@ -10,7 +10,7 @@ from protonmf_cli.files.images.cub_text import numbered_lines
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages, find_images
 from protonmf_cli.files.images.reader import Box
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.prototype import Card
+from protonmf_cli.models.card import Card
 
 NEEDED = "images.txt and bounding_boxes.txt"
 

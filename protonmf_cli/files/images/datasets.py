@@ -15,7 +15,7 @@ from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.images.archives import ZipMember, is_archive, members
 from protonmf_cli.files.images.reader import SUFFIXES, ImageFile
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.prototype import find_class, nearest_names
+from protonmf_cli.models.class_names import find_class, nearest_names
 
 SPLITS = ("train", "val")
 _Grouped = dict[str, list[tuple[Path | ZipMember, str]]]

@@ -31,9 +31,10 @@ from protonmf_cli.models.backbone import (
     probe_readout,
     unreadable,
 )
+from protonmf_cli.models.card import Card, check_backbone
 from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
 from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
-from protonmf_cli.models.prototype import Card, PrototypeModel, check_backbone
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.readouts.readout import Network
 
@@ -115,7 +116,7 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         network = rebuilt_network(card.source.architecture, card.source.model_args)
         _load_into(network, _part(weights, BACKBONE), card)
         backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows, kind)
-    check_backbone(model, backbone)
+    check_backbone(model.card, backbone)
     return backbone
 
 
@@ -138,7 +139,7 @@ def _restore_features(model: PrototypeModel, weights: Mapping[str, Tensor] | Non
     else:
         network, source = _features_of(card, weights), card.source
     backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout["layers"])
-    check_backbone(model, backbone)
+    check_backbone(model.card, backbone)
     return backbone
 
 

@@ -11,7 +11,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.reader import MOST_PIXELS, Crop
 from protonmf_cli.files.networks.loading import BackboneRequest, import_timm
 from protonmf_cli.models.backbone import Preprocessing
-from protonmf_cli.models.prototype import Card
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.readouts.readout import Network
 
 _WHERE = "It stands in the pretrained_cfg of its config.json."

@@ -13,8 +13,8 @@ from protonmf_cli.files.images.training_images import read_all, split_held_out
 from protonmf_cli.jobs.images import SkipWatch, check_overlap, labelled_images
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.models.backbone import ClassName, Preprocessing
+from protonmf_cli.models.class_names import find_class
 from protonmf_cli.models.image_batches import Skipped
-from protonmf_cli.models.prototype import find_class
 from protonmf_cli.options import ImageWords, ProtoPNetOptions
 from protonmf_cli.pipelines.progress import Progress
 

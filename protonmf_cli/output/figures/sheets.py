@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from protonmf_cli.models.results import Panel
+from protonmf_cli.models.sheets import Panel
 from protonmf_cli.output.figures.figure import DOTS_PER_INCH, as_png
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, heat
 

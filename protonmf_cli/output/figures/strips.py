@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from protonmf_cli.models.results import Cell, Strip
+from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, heat

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from protonmf_cli.models.results import Chart, Table
+from protonmf_cli.models.sheets import Chart, Table
 from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.output.figures.overlay import PALETTE
 

@@ -8,8 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from protonmf_cli.models.card import member_names
+from protonmf_cli.models.class_names import words_for
 from protonmf_cli.models.page import Case, GalleryPrototype, PageWords, Report
-from protonmf_cli.models.prototype import PrototypeModel, member_names, words_for
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane, drawn
 from protonmf_cli.models.stability import UNSTABLE
 from protonmf_cli.output.figures.overlay import DIVERGING, PALETTE, RAMP, composite_floor

@@ -6,7 +6,6 @@ from protonmf_cli.output.records.tables import table_json
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.evaluation import Evaluation
-    from protonmf_cli.models.prototype import PrototypeModel
 
 NAMES = {
     "black_box": "black box",
@@ -26,7 +25,7 @@ def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
     without = {name: None for name in NAMES if name not in scores.agreement and name != "black_box"}
     return {
         "schema": "protonmf.evaluation/1",
-        "model_digest": decision_digest(model),
+        "model_digest": evaluation.model_digest,
         "images": scores.images,
         "classes": scores.classes,
         "accuracy": scores.accuracy | unknown,
@@ -48,15 +47,3 @@ def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
         ],
         "tables": {name: table_json(table) for name, table in evaluation.tables.items()},
     }
-
-
-def decision_digest(model: "PrototypeModel") -> str:
-    """sha256 of what a model decides by: a report knows by it whether an evaluation is of the model it shows."""
-    from protonmf_cli.files.atomic import digest_of_tensors  # with torch, which the command line starts without
-
-    weights = model.weights
-    tensors = {
-        "prototypes": model.prototypes, "class": weights.class_index, "prototype": weights.prototype,
-        "value": weights.value, "residual": model.residual, "bias": model.bias,
-    }  # fmt: skip
-    return digest_of_tensors(tensors, model.card.source.digest)

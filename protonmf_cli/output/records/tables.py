@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from protonmf_cli.models.results import Table
+    from protonmf_cli.models.sheets import Table
 
 
 def table_json(table: "Table") -> dict[str, Any]:

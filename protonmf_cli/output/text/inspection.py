@@ -11,10 +11,19 @@ from protonmf_cli.output.text.fewshot import chosen_words, interpretation_lines
 if TYPE_CHECKING:
     from protonmf_cli.jobs.network_inspection import NetworkInspection
     from protonmf_cli.models.prototype import PrototypeModel
+    from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
 
 
-def inspection_lines(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[str, str]:
-    """What a model file holds, by topic; `facts` of `inspection_facts`."""
+def inspection_lines(
+    facts: Mapping[str, Any], model: "PrototypeModel", interpretation: "Interpretation | None"
+) -> dict[str, str]:
+    """What a model file holds, by topic.
+
+    Args:
+        facts: of `inspection_facts`.
+        model: of the file.
+        interpretation: of a few-shot model.
+    """
     card = facts["card"]
     readout, data = card["readout"], card["data"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
@@ -28,7 +37,7 @@ def inspection_lines(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[
         f"of width {readout['width']}",
         "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
         "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
-        **_lines_of_method(facts, model),
+        **_lines_of_method(facts, interpretation),
         "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
     }
     if card["edits"]:
@@ -147,10 +156,8 @@ def _protopnet_lines(facts: Mapping[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _fewshot_lines(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[str, str]:
+def _fewshot_lines(facts: Mapping[str, Any], interpretation: "Interpretation") -> dict[str, str]:
     """How a few-shot model was chosen, and what is remarkable about its prototypes."""
-    from protonmf_cli.pipelines.fewshot.interpretation import interpret  # with torch, which commands start without
-
     measured, readout = facts["card"]["measured"], facts["card"]["readout"]
     known = {name: value for name, value in measured["accuracy"].items() if value is not None}
     layers = ", ".join(map(str, readout["layers"]))
@@ -158,7 +165,7 @@ def _fewshot_lines(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[st
         "features": f"mean over the places of layers {layers}, normalisation {readout['normalisation']}",
         "chosen": chosen_words(measured["chosen"], measured["held_out"], measured["folds"]),
         "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in known.items()),
-        **interpretation_lines(interpret(model)),
+        **interpretation_lines(interpretation),
     }
     if tuned := measured.get("finetuning"):
         lines["fine-tuned"] = (
@@ -167,7 +174,7 @@ def _fewshot_lines(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[st
     return lines
 
 
-def _lines_of_method(facts: Mapping[str, Any], model: "PrototypeModel") -> dict[str, str]:
-    if model.matching is not None:
-        return _fewshot_lines(facts, model)
+def _lines_of_method(facts: Mapping[str, Any], interpretation: "Interpretation | None") -> dict[str, str]:
+    if interpretation is not None:
+        return _fewshot_lines(facts, interpretation)
     return _conversion_lines(facts) if facts["card"]["method"] == "protonmf" else _protopnet_lines(facts)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from protonmf_cli.models.results import Column, Table
+    from protonmf_cli.models.sheets import Column, Table
 
 MOST_INTERVALS = 4
 """Columns with intervals that fit on a terminal; of a wider table the JSON and the figure have them."""

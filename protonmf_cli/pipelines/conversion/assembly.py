@@ -15,8 +15,9 @@ from protonmf_cli.maths.metrics import logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.image_batches import ImageSource, digest_of_images
-from protonmf_cli.models.prototype import Examples, PrototypeModel, logit_parts
+from protonmf_cli.models.prototype import Examples, PrototypeModel
 from protonmf_cli.models.readouts.readout import FORMULA_NOISE, spread
+from protonmf_cli.models.response import logit_parts
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.reconstruction import (
     ALIKE,

@@ -12,7 +12,7 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.residual_shares import AUGMENTATIONS, residual_shares
 from protonmf_cli.models.class_part import ClassPart
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
-from protonmf_cli.models.results import Chart, Column, Table
+from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.options import Augment
 from protonmf_cli.pipelines.progress import SILENT, Progress
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from protonmf_cli.maths.scoring import peak_box, percentile_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, Response
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import Response
 from protonmf_cli.models.results import Contribution, ExampleView
 
 

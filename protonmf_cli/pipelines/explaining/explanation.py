@@ -10,10 +10,11 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import logit_share
 from protonmf_cli.maths.nnls import nonnegative_codes
-from protonmf_cli.maths.qp import fit_residual_codes
+from protonmf_cli.maths.residual_codes import residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, Response, parts_of_read, pooled_rows, respond
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import LogitParts, Response, parts_of_read, pooled_rows, respond
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
@@ -113,37 +114,11 @@ def explain_answer(
         most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
     """
     exact, form = model.exact, chosen_form(model, form)
-    rows, parts, response, logits = answer.rows, answer.parts, answer.response, answer.logits
-    best = predictions(exact, logits, BEST)
+    best = predictions(exact, answer.logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
-    entries = exact.entries(chosen)
-    augmented = form == "augmented" and bool(entries)
-    left = float(exact.uncarried[chosen]) if augmented else 1.0
-    residual_maps: tuple[np.ndarray | None, np.ndarray | None] = None, None
-    if response is None:
-        readers = exact.augmented(chosen) if augmented else exact.readers(chosen)
-        maps = _Maps(backbone, exact, rows, readers, left * exact.residual[chosen] if left else None)
-        contributions = tuple(maps.contributions(entries, map_kind))
-        if augmented:  # the usual amounts are of prototypes alone
-            contributions = tuple(replace(c, usual=None) for c in contributions)
-        carried = sum(c.contribution for c in contributions)
-        residual_maps = maps.residual, maps.residual_codes
-    else:
-        weights = connections(exact, chosen)
-        evidence = response.evidence[0]
-        carried = sum(weight * float(evidence[j]) for j, weight in weights.items())
-        ranked = sorted(weights, key=lambda j: -abs(weights[j] * float(evidence[j])))[:most]
-        weights = {j: weights[j] for j in ranked}
-        views = {j: tuple(example_views(exact, j)) for j in weights}
-        contributions = similarity_contributions(backbone, exact, response, answer.crop, weights, views)
-    residual = float(parts.residual[0, chosen])
-    if augmented:
-        residual = left * (residual + float(exact.intercept[chosen]))
-    bias = float(parts.bias[chosen] - (exact.intercept[chosen] if augmented else 0.0))
-    unplaced = float(parts.unplaced[0, chosen]) if exact.placed is not None and exact.placed < len(rows) else None
-    total = carried + residual + (unplaced or 0.0) + bias
+    entries, logit = exact.entries(chosen), float(answer.logits[chosen])
+    found = _ledger(backbone, exact, answer, chosen, map_kind, most, augmented=form == "augmented" and bool(entries))
     own = exact.own(chosen)
-    share = logit_share(parts.carried, parts.logits, torch.tensor([chosen]), exact.active_classes)
     return Explanation(
         image=image,
         model=model_name,
@@ -152,29 +127,103 @@ def explain_answer(
         class_index=chosen,
         label=exact.card.classes[chosen].label,
         name=exact.card.classes[chosen].shown,
-        logit=float(logits[chosen]),
-        bias=bias,
-        contributions=tuple(sorted(contributions, key=lambda c: -abs(c.contribution))[:most]),
-        residual=residual,
-        residual_map=residual_maps[0],
-        unplaced=unplaced,
-        intercept=0.0 if augmented else float(exact.intercept[chosen]),
-        residual_codes=residual_maps[1],
-        residual_share=0.0
-        if augmented and not left
-        else _residual_share(share)
-        if entries
-        else 1.0
-        if exact.is_additive
-        else None,
-        ledger_error=abs(total - float(logits[chosen])),
+        logit=logit,
+        bias=found.bias,
+        contributions=tuple(sorted(found.contributions, key=lambda c: -abs(c.contribution))[:most]),
+        residual=found.residual,
+        residual_map=found.residual_map,
+        unplaced=found.unplaced,
+        intercept=found.intercept,
+        residual_codes=found.residual_codes,
+        residual_share=_residual_share(exact, answer.parts, chosen, found),
+        ledger_error=abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit),
         map_kind=map_kind,
         form=form,
         pooling=exact.card.pooling,
         without_prototypes=not own,
-        best_with_prototypes=None if own else _best_with_prototypes(exact, logits),
+        best_with_prototypes=None if own else _best_with_prototypes(exact, answer.logits),
         reads_amounts=exact.amounts is not None,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ledger:
+    """One class's logit in parts."""
+
+    contributions: tuple[Contribution, ...]
+    carried: float
+    """Sum of all contributions, also of those that are not listed."""
+    residual: float
+    unplaced: float | None
+    bias: float
+    intercept: float
+    left: float
+    """Share of the residual that is outside the prototypes."""
+    residual_map: np.ndarray | None = None
+    residual_codes: np.ndarray | None = None
+
+
+def _ledger(
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    class_index: int,
+    map_kind: MapKind,
+    most: int | None,
+    *,
+    augmented: bool,
+) -> _Ledger:
+    parts, rows = answer.parts, answer.rows
+    intercept = float(model.intercept[class_index])
+    bias, residual = float(parts.bias[class_index]), float(parts.residual[0, class_index])
+    if answer.response is not None:
+        listed, carried = _by_similarity(backbone, model, answer, answer.response, class_index, most)
+        return _Ledger(
+            contributions=listed, carried=carried, residual=residual, unplaced=None, bias=bias, intercept=intercept,
+            left=1.0,
+        )  # fmt: skip
+    left = float(model.uncarried[class_index]) if augmented else 1.0
+    readers = model.augmented(class_index) if augmented else model.readers(class_index)
+    maps = _Maps(backbone, model, rows, readers, left * model.residual[class_index] if left else None)
+    contributions = maps.contributions(model.entries(class_index), map_kind)
+    if augmented:  # the usual amounts are of prototypes alone; the intercept goes with the residual
+        contributions = [replace(c, usual=None) for c in contributions]
+        residual, bias, intercept = left * (residual + intercept), bias - intercept, 0.0
+    return _Ledger(
+        contributions=tuple(contributions),
+        carried=sum(c.contribution for c in contributions),
+        residual=residual,
+        unplaced=float(parts.unplaced[0, class_index])
+        if model.placed is not None and model.placed < len(rows)
+        else None,
+        bias=bias,
+        intercept=intercept,
+        left=left,
+        residual_map=maps.residual,
+        residual_codes=maps.residual_codes,
+    )
+
+
+def _by_similarity(
+    backbone: Backbone, model: PrototypeModel, answer: Answer, response: Response, class_index: int, most: int | None
+) -> tuple[tuple[Contribution, ...], float]:
+    """Contributions of the largest `most` prototypes by similarity, and the sum of all."""
+    weights, evidence = connections(model, class_index), response.evidence[0]
+    sizes = {j: weight * float(evidence[j]) for j, weight in weights.items()}
+    ranked = {j: weights[j] for j in sorted(sizes, key=lambda j: -abs(sizes[j]))[:most]}
+    views = {j: tuple(example_views(model, j)) for j in ranked}
+    listed = similarity_contributions(backbone, model, response, answer.crop, ranked, views)
+    return tuple(listed), sum(sizes.values())
+
+
+def _residual_share(model: PrototypeModel, parts: LogitParts, class_index: int, found: _Ledger) -> float | None:
+    """What the prototypes do not carry of the logit; None where that is not defined."""
+    if not found.left:
+        return 0.0
+    if not model.entries(class_index):
+        return 1.0 if model.is_additive else None
+    share = logit_share(parts.carried, parts.logits, torch.tensor([class_index]), model.active_classes)
+    return 1 - float(share) if share.isfinite().all() else None
 
 
 def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
@@ -196,10 +245,6 @@ def connections(model: PrototypeModel, class_index: int) -> dict[int, float]:
     entries = model.entries(class_index)
     chosen, weights = model.weights.prototype[entries].tolist(), model.weights.value[entries].tolist()
     return dict(zip(chosen, weights, strict=True))
-
-
-def _residual_share(share: Tensor) -> float | None:
-    return 1 - float(share) if share.isfinite().all() else None
 
 
 def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
@@ -252,7 +297,7 @@ class _Maps:
             codes = nonnegative_codes(clipped, readers)
             if residual is not None:
                 leftover = clipped - codes @ readers
-                self.residual_codes = fit_residual_codes(leftover.numpy(), residual.numpy()).reshape(self.grid)
+                self.residual_codes = residual_codes(leftover, residual).reshape(self.grid).numpy()
         self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
 
     def contributions(self, entries: Sequence[int], map_kind: MapKind) -> list[Contribution]:

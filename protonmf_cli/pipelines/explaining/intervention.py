@@ -9,7 +9,8 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.explanation import BEST, predictions

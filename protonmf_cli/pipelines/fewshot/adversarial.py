@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel, parts_of_rows
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 CHANGES = (0.5, 1.0, 2.0, 4.0, 8.0)

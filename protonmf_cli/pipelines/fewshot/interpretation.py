@@ -158,6 +158,11 @@ def matching_of(model: PrototypeModel) -> SoftMatching:
     return model.matching
 
 
+def interpretation_of(model: PrototypeModel) -> Interpretation | None:
+    """As `interpret`; None for a model of another method."""
+    return None if model.matching is None else interpret(model)
+
+
 def interpret(model: PrototypeModel) -> Interpretation:
     """Look at every prototype, class and training image of a few-shot model.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Cell, Strip
+from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.pipelines.explaining.explanation import example_views
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, PrototypeFacts
 from protonmf_cli.pipelines.fewshot.virtual_examples import VirtualExample

@@ -10,15 +10,9 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.prototype import (
-    LogitParts,
-    PrototypeModel,
-    evidence_of,
-    logit_parts,
-    parts_of_evidence,
-    pooled_rows,
-)
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.readout import relative_difference
+from protonmf_cli.models.response import LogitParts, evidence_of, logit_parts, parts_of_evidence, pooled_rows
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.pipelines.progress import SILENT, Progress
 

@@ -19,7 +19,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.hooks import hooked
-from protonmf_cli.models.results import Chart, Column, Table
+from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 STEPS = 14

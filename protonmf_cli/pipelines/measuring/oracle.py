@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.metrics import mean_with_interval
-from protonmf_cli.models.prototype import PrototypeModel, parts_of_read
-from protonmf_cli.models.results import Chart, Column, KeptImages, Table
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import parts_of_read
+from protonmf_cli.models.results import KeptImages
+from protonmf_cli.models.sheets import Chart, Column, Table
 
 RULES = ("coefficient", "contribution")
 

@@ -18,8 +18,9 @@ from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.prototype import PrototypeModel, similarity_maps
-from protonmf_cli.models.results import Chart, Column, Table
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import similarity_maps
+from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 HALF_BOX = 36

@@ -13,8 +13,10 @@ from protonmf_cli.maths.amounts import cancellation
 from protonmf_cli.maths.metrics import logit_share, mean_with_interval, median_interval, median_share
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart, ClassReading
-from protonmf_cli.models.prototype import LogitParts, PrototypeModel, logit_parts
-from protonmf_cli.models.results import Chart, Column, KeptImages, Table
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import LogitParts, logit_parts
+from protonmf_cli.models.results import KeptImages
+from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
 from protonmf_cli.pipelines.conversion.classes import factorise_classes
@@ -130,25 +132,12 @@ def parts_table(
     pooled, target = torch.cat(kept.read), torch.cat(kept.target)
     named = [(str(count), count, model) for count, model in models.items()]
     named += [(CONTROLS[kind], int((model.owner == model.owner[0]).sum()), model) for kind, model in controls.items()]
-    rows = []
-    for name, count, model in named:
-        parts = logit_parts(model, pooled)
-        answers = _answers(model, parts, pooled)
-        shares = logit_share(answers["prototypes_only"], parts.logits, target, model.active_classes)
-        row: dict[str, Any] = {"prototypes": count, "named": name}
-        present = target.unique()
-        for part, logits in answers.items():
-            everywhere = (logits.argmax(dim=1) == target).double().numpy()
-            among = present[logits[:, present].argmax(dim=1)]
-            same = among == present[answers["black_box"][:, present].argmax(dim=1)]
-            for key, right in ((part, everywhere), (f"restricted_{part}", (among == target).double().numpy())):
-                row |= mean_with_interval(key, right, seed=seed)
-            if part == "prototypes_only":
-                row |= mean_with_interval("restricted_agreement", same.double().numpy(), seed=seed)
-        row |= {"logit_share": median_share(shares), "logit_share_interval": median_interval(shares, seed=seed)}
-        row |= {key: model.card.measured[key] for key in ("feature_relative_error", "head_relative_error")}
-        row |= dict.fromkeys(("feature_relative_error",)) if name in CONTROLS.values() else {}
-        rows.append(row)
+    rows = [
+        {"prototypes": count, "named": name, **_part_scores(model, pooled, target, seed)}
+        for name, count, model in named
+    ]
+    for row in rows[len(models) :]:
+        row["feature_relative_error"] = None  # controls describe no features
     headings = {"prototypes_only": "prototypes only", "residual_only": "residual only", "augmented": "augmented"}
     return Table(
         name="parts",
@@ -183,6 +172,25 @@ def parts_table(
     )  # fmt: skip
 
 
+def _part_scores(model: PrototypeModel, pooled: Tensor, target: Tensor, seed: int) -> dict[str, Any]:
+    """Accuracy and agreement of each part of one model, with intervals."""
+    parts = logit_parts(model, pooled)
+    answers = _answers(model, parts, pooled)
+    shares = logit_share(answers["prototypes_only"], parts.logits, target, model.active_classes)
+    row: dict[str, Any] = {}
+    present = target.unique()
+    for part, logits in answers.items():
+        everywhere = (logits.argmax(dim=1) == target).double().numpy()
+        among = present[logits[:, present].argmax(dim=1)]
+        same = among == present[answers["black_box"][:, present].argmax(dim=1)]
+        for key, right in ((part, everywhere), (f"restricted_{part}", (among == target).double().numpy())):
+            row |= mean_with_interval(key, right, seed=seed)
+        if part == "prototypes_only":
+            row |= mean_with_interval("restricted_agreement", same.double().numpy(), seed=seed)
+    row |= {"logit_share": median_share(shares), "logit_share_interval": median_interval(shares, seed=seed)}
+    return row | {key: model.card.measured[key] for key in ("feature_relative_error", "head_relative_error")}
+
+
 def _answers(model: PrototypeModel, parts: LogitParts, pooled: Tensor) -> dict[str, Tensor]:
     augmented = model.augmented_vectors() if model.is_augmented else model.head_vectors().float()
     return {
@@ -199,24 +207,10 @@ def cancellation_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Ta
     Each image is explained for its predicted class.
     """
     pooled, target = torch.cat(kept.read).double(), torch.cat(kept.target)
-    exact = model.exact
-    top = logit_parts(exact, pooled).logits.argmax(dim=1)
+    top = logit_parts(model.exact, pooled).logits.argmax(dim=1)
     kinds: dict[str, Tensor] = {"all images": torch.ones(len(top), dtype=torch.bool), "right": top == target}
     kinds["wrong"] = ~kinds["right"]
-    sizes, own, negative, five = (torch.full((len(top),), torch.nan, dtype=torch.float64) for _ in range(4))
-    for c in top.unique().tolist():
-        entries, hit = exact.entries(c), top == c
-        if not entries:
-            continue
-        found = exact.weights.value[entries] * (pooled[hit, 0] @ exact.stored_readers(c).mT)
-        order = found.abs().argsort(dim=1, descending=True)
-        whole = found.sum(dim=1)
-        sizes[hit] = cancellation(found)
-        mine = exact.owner[exact.weights.prototype[entries]] == c
-        own[hit] = mine[order[:, 0]].double()
-        largest = found.gather(1, order[:, :5])
-        negative[hit] = (largest < 0).double().mean(dim=1)
-        five[hit] = largest.sum(dim=1) / whole
+    sizes, own, negative, five = _row_figures(model.exact, pooled, top)
     rows = []
     for name, among in kinds.items():
         chosen = among & sizes.isfinite()
@@ -247,3 +241,31 @@ def cancellation_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Ta
         charts=(Chart(x="images_are", lines=("median", "high"), y="sum of sizes / size of sum", bars=True),),
         notes=("1: all rows have one sign",),
     )
+
+
+def _row_figures(exact: PrototypeModel, pooled: Tensor, top: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each image's rows for its predicted class; NaN where that has none.
+
+    Args:
+        exact: the model in float64.
+        pooled: (N, S, D)
+        top: (N,) predicted classes.
+
+    Returns:
+        (N,) sum of sizes over size of the sum; whether the largest row is the class's own; share of the five largest
+        that speak against the class; what the five largest hold.
+    """
+    sizes, own, negative, five = (torch.full((len(top),), torch.nan, dtype=torch.float64) for _ in range(4))
+    for c in top.unique().tolist():
+        entries, hit = exact.entries(c), top == c
+        if not entries:
+            continue
+        found = exact.weights.value[entries] * (pooled[hit, 0] @ exact.stored_readers(c).mT)
+        order = found.abs().argsort(dim=1, descending=True)
+        sizes[hit] = cancellation(found)
+        mine = exact.owner[exact.weights.prototype[entries]] == c
+        own[hit] = mine[order[:, 0]].double()
+        largest = found.gather(1, order[:, :5])
+        negative[hit] = (largest < 0).double().mean(dim=1)
+        five[hit] = largest.sum(dim=1) / found.sum(dim=1)
+    return sizes, own, negative, five

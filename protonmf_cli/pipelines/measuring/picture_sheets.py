@@ -10,7 +10,8 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
-from protonmf_cli.models.results import Column, Panel, Table, drawn
+from protonmf_cli.models.results import drawn
+from protonmf_cli.models.sheets import Column, Panel, Table
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.pipelines.conversion.residual_shares import FALLBACK, class_shares
 from protonmf_cli.pipelines.explaining.explanation import explain_image

@@ -15,8 +15,9 @@ from protonmf_cli.maths.nmf import factorise
 from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.prototype import PrototypeModel, similarity_maps
-from protonmf_cli.models.results import Chart, Column, Panel, Table
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import similarity_maps
+from protonmf_cli.models.sheets import Chart, Column, Panel, Table
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.options import NmfOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,10 @@ from protonmf_cli.maths.matching import match_prototypes
 from protonmf_cli.maths.metrics import mean_with_interval, median_interval
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
-from protonmf_cli.models.prototype import PrototypeModel, logit_parts
-from protonmf_cli.models.results import Chart, Column, KeptImages, Table
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import logit_parts
+from protonmf_cli.models.results import KeptImages
+from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.models.stability import UNSTABLE, is_unstable
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
@@ -148,6 +151,19 @@ def _overlaps(one: PrototypeModel, two: PrototypeModel, partner: Tensor, parts: 
     return torch.cat(found)
 
 
+def _cosine_row(name: str, found: Sequence[Tensor], seed: int) -> dict[str, Any]:
+    values = torch.cat(list(found)) if found else torch.empty(0, dtype=torch.float64)
+    numbers = values.numpy()
+    return {
+        "between": name,
+        "prototypes": len(numbers),
+        "median": float(np.median(numbers)) if len(numbers) else None,
+        "median_interval": median_interval(values, seed=seed),
+        "low": float(np.quantile(numbers, 0.1)) if len(numbers) else None,
+        "unstable": int((numbers < UNSTABLE).sum()),
+    }
+
+
 def _stability_table(
     model: PrototypeModel,
     readings: Iterable[ClassReading],
@@ -173,20 +189,6 @@ def _stability_table(
             sample = reading.rows[:SAMPLED].float().cpu()
             for half, images, basis in zip(halves, drawn, both, strict=True):
                 half[reading.class_index] = _half_part(reading, images, basis, sample)
-    rows = []
-    for name, found in cosines.items():
-        values = torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
-        numbers = values.numpy()
-        rows.append(
-            {
-                "between": name,
-                "prototypes": len(numbers),
-                "median": float(np.median(numbers)) if len(numbers) else None,
-                "median_interval": median_interval(values, seed=options.seed),
-                "low": float(np.quantile(numbers, 0.1)) if len(numbers) else None,
-                "unstable": int((numbers < UNSTABLE).sum()),
-            }
-        )
     flagged = [
         {"label": model.card.classes[int(model.owner[j])].label, "prototype": model.number(j), "stability": value}
         for j, value in enumerate(model.card.measured.get("stability", []))
@@ -202,7 +204,7 @@ def _stability_table(
             Column(key="low", heading="10 % quantile"),
             Column(key="unstable", heading=f"below {UNSTABLE}", kind="count"),
         ),
-        rows=tuple(rows),
+        rows=tuple(_cosine_row(name, found, options.seed) for name, found in cosines.items()),
         charts=(Chart(x="between", lines=("median", "low"), y="cosine", bars=True),),
         notes=("a start that does not depend on the seed (nndsvda) gives the same prototypes for every seed",),
         facts={"unstable": flagged},

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Cell, Contribution, ExampleView, Prediction, Strip, drawn
+from protonmf_cli.models.results import Contribution, ExampleView, Prediction, drawn
+from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened_path
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
 from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, connections, example_views, predictions

@@ -10,9 +10,10 @@ from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.scoring import percentile_box
 from protonmf_cli.maths.similarity import seen_by
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, model_of_head
+from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.model_cards import bare_card
 from protonmf_cli.pipelines.progress import SILENT, Progress

@@ -1,13 +1,15 @@
 """The texts of a report: badge, tables, where the model comes from, and a glossary."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from protonmf_cli import __version__
-
-if TYPE_CHECKING:
-    from protonmf_cli.models.backbone import Preprocessing
-    from protonmf_cli.models.page import Badge, PageWords, Report, WordTable
+from protonmf_cli.models.backbone import Preprocessing
+from protonmf_cli.models.image_batches import Skipped
+from protonmf_cli.models.page import Badge, PageWords, Report, WordTable
+from protonmf_cli.models.sheets import Column
+from protonmf_cli.output.records.evaluation import NAMES
+from protonmf_cli.output.text.tables import written_cell
 
 METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "fewshot": "few-shot prototypes"}
 EVIDENCE = {
@@ -58,22 +60,19 @@ BEFORE_EDITS = ("exactness", "accuracy", "residual share", "cancellation")
 """Lines of `inspect` that were measured at the conversion."""
 
 
-def page_words(report: "Report", facts: dict[str, Any], *, nameless: bool) -> "PageWords":
+def page_words(report: Report, facts: dict[str, Any], lines: dict[str, str], *, nameless: bool) -> PageWords:
     """All texts of a page.
 
     Args:
         report: what is shown.
         facts: `protonmf.inspection/1` of the model, without its classes.
+        lines: the same in words, by topic.
         nameless: no command can name what was explained.
     """
-    from protonmf_cli.cli.inspect import lines_of
-    from protonmf_cli.models.image_batches import Skipped
-    from protonmf_cli.models.page import PageWords
-
     model, card = report.model, report.model.card
     pooling = card.pooling
     skipped = [Skipped(path=str(s["path"]), reason=str(s["reason"])) for s in card.data.get("skipped", ())]
-    lines = lines_of(facts, model)
+    lines = dict(lines)
     for topic in BEFORE_EDITS if card.edits else ():
         if topic in lines:
             lines[topic] = f"before the edits: {lines[topic]}"
@@ -99,9 +98,7 @@ def page_words(report: "Report", facts: dict[str, Any], *, nameless: bool) -> "P
     )
 
 
-def _badge(report: "Report") -> "Badge":
-    from protonmf_cli.models.page import Badge
-
+def _badge(report: Report) -> Badge:
     card = report.model.card
     if card.edits:
         words = (
@@ -125,15 +122,12 @@ def _badge(report: "Report") -> "Badge":
     return Badge(kind="exact", title="Same decisions", words=words)
 
 
-def evaluation_tables(evaluation: Mapping[str, Any]) -> "list[WordTable]":
+def evaluation_tables(evaluation: Mapping[str, Any]) -> list[WordTable]:
     """The tables of `evaluate --json`."""
     return [_accuracy(evaluation)] + [_table(table) for table in evaluation["tables"].values()]
 
 
-def _accuracy(evaluation: Mapping[str, Any]) -> "WordTable":
-    from protonmf_cli.cli.evaluate import NAMES
-    from protonmf_cli.models.page import WordTable
-
+def _accuracy(evaluation: Mapping[str, Any]) -> WordTable:
     def percent(value: float | None) -> str:
         return "" if value is None else f"{value:.1%}"
 
@@ -163,11 +157,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> "WordTable":
     )
 
 
-def _table(table: Mapping[str, Any]) -> "WordTable":
-    from protonmf_cli.jobs.tables import written_cell
-    from protonmf_cli.models.page import WordTable
-    from protonmf_cli.models.results import Column
-
+def _table(table: Mapping[str, Any]) -> WordTable:
     columns = [Column(**column) for column in table["columns"]]
     rows = tuple(tuple(written_cell(column, row, True) for column in columns) for row in table["rows"])
     title, notes = table["title"], table["notes"]
@@ -181,7 +171,7 @@ def _table(table: Mapping[str, Any]) -> "WordTable":
     )
 
 
-def _provenance(report: "Report") -> dict[str, str]:
+def _provenance(report: Report) -> dict[str, str]:
     card = report.model.card
     data = card.data
     return {
@@ -206,6 +196,6 @@ def _written(options: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}={value}"
 
 
-def _preprocessing(used: "Preprocessing") -> str:
+def _preprocessing(used: Preprocessing) -> str:
     size = " × ".join(map(str, used.input_size[1:]))
     return f"{size} pixels, {used.interpolation}, {used.crop_mode} crop of {used.crop_pct:g}"

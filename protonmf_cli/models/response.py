@@ -1,0 +1,138 @@
+"""What a prototype model answers to the rows of images: evidence, and logits in parts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from protonmf_cli.maths.similarity import SIMILARITIES, distances
+from protonmf_cli.models.prototype import PrototypeModel, RowSpace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What a model that is not additive answers to rows (B, T, D)."""
+
+    maps: Tensor
+    """(B, T, P) similarities (zero where row and prototype belong to different networks), or what places add to the
+    logarithm of the match."""
+    evidence: Tensor
+    """(B, P) s_j, the maximum of the maps, or the match."""
+    logits: Tensor
+    """(B, C)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitParts:
+    """Logits of B images, split; the four add up to the logits."""
+
+    prototypes: Tensor
+    """(B, C) sum_j w_cj s_j"""
+    residual: Tensor
+    """(B, C) rho"""
+    unplaced: Tensor
+    """(B, C) o, "no place": zeros where the prototypes read all rows."""
+    bias: Tensor
+    """(C,)"""
+
+    @property
+    def logits(self) -> Tensor:
+        return self.prototypes + self.residual + self.unplaced + self.bias
+
+    @property
+    def carried(self) -> Tensor:
+        """(B, C) what the prototypes carry alone, with the bias."""
+        return self.prototypes + self.bias
+
+    @property
+    def left(self) -> Tensor:
+        """(B, C) what the prototypes leave, with the bias."""
+        return self.residual + self.unplaced + self.bias
+
+
+def pooled_rows(rows: Tensor, placed: int | None) -> Tensor:
+    """(B, S, D) sums of the rows (B, T, D) that prototypes read and, where there are any, of those without a place.
+
+    Args:
+        rows: of one or more images, placed ones first.
+        placed: how many have a place; None: the prototypes read all of them.
+    """
+    if placed is None or placed == rows.shape[1]:
+        return rows.sum(dim=1, keepdim=True)
+    return torch.stack([rows[:, :placed].sum(dim=1), rows[:, placed:].sum(dim=1)], dim=1)
+
+
+def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
+    """Split the logits of pooled rows (B, S, D), see `pooled_rows`."""
+    read, rest = pooled[:, 0], pooled[:, 1:].sum(dim=1)
+    prototypes, residual = read @ model.prototype_vectors.mT, read @ model.residual.mT - model.intercept
+    if pooled.shape[1] == 1 or model.amounts is None:
+        return LogitParts(
+            prototypes=prototypes, residual=residual, unplaced=torch.zeros_like(residual),
+            bias=model.bias + model.intercept,
+        )  # fmt: skip
+    vectors = model.prototype_vectors + model.residual
+    mean = model.amounts.unplaced_mean
+    return LogitParts(
+        prototypes=prototypes, residual=residual, unplaced=(rest - mean) @ vectors.mT, bias=model.bias + vectors @ mean
+    )
+
+
+def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
+    """Split the logits of rows (B, T, D) of any kind of model."""
+    if model.is_additive:
+        return logit_parts(model, pooled_rows(rows, model.placed))
+    return parts_of_evidence(model, evidence_of(model, rows))
+
+
+def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
+    """Split the logits of evidence (B, P) of a model whose prototypes leave no residual."""
+    logits = evidence @ model.dense_weights
+    nothing = torch.zeros_like(logits)
+    return LogitParts(prototypes=logits, residual=nothing, unplaced=nothing, bias=model.bias + model.intercept)
+
+
+def parts_of_read(model: PrototypeModel, read: Tensor) -> LogitParts:
+    """Split the logits of what the decision reads: pooled rows (B, S, D) of an additive model, else evidence (B, P)."""
+    return logit_parts(model, read) if model.is_additive else parts_of_evidence(model, read)
+
+
+def respond(model: PrototypeModel, rows: Tensor) -> Response:
+    """Maps, evidence and logits of a model that is not additive for rows (B, T, D)."""
+    if model.matching is not None:
+        evidence, maps = model.matching.of_rows(rows, model.prototypes)
+        return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
+    maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
+    evidence = rows.new_zeros(len(rows), len(model.prototypes))
+    for space, chosen, found in _similarities(model, rows):
+        maps[:, space.start : space.stop, chosen] = found
+        evidence[:, chosen] = found.amax(dim=1)
+    return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
+
+
+def evidence_of(model: PrototypeModel, rows: Tensor) -> Tensor:
+    """(B, P) similarity of the most similar row, or match, without the maps, for models that are not additive."""
+    if model.matching is not None:
+        return model.matching.of_features(rows.mean(dim=1), model.prototypes)
+    evidence = rows.new_zeros(len(rows), len(model.prototypes))
+    for _, chosen, found in _similarities(model, rows):
+        evidence[:, chosen] = found.amax(dim=1)
+    return evidence
+
+
+def similarity_maps(model: PrototypeModel, rows: Tensor, prototypes: list[int]) -> Tensor:
+    """(B, T, p) similarity of every row to some prototypes, or what it adds to their match; for one network."""
+    if model.matching is not None:
+        return model.matching.of_rows(rows, model.prototypes)[1][:, :, prototypes]
+    (space,) = model.spaces
+    return SIMILARITIES[space.similarity](distances(rows, model.prototypes[prototypes], space.similarity))
+
+
+def _similarities(model: PrototypeModel, rows: Tensor) -> Iterator[tuple[RowSpace, Tensor, Tensor]]:
+    """For each network its rows' place, its prototypes, and their similarities (B, T_m, P_m)."""
+    for number, space in enumerate(model.spaces):
+        chosen = model.of_member(number).to(rows.device)
+        own = rows[:, space.start : space.stop, : space.width]
+        found = distances(own, model.prototypes[chosen, : space.width], space.similarity)
+        yield space, chosen, SIMILARITIES[space.similarity](found)
