@@ -1,13 +1,25 @@
 """Fixtures: a toy classifier with its data, and the trained networks and real images where they are at hand."""
 
 import os
+import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-import toys
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")  # before torch is imported: small networks are quicker so, and workers share cores
+
+import toys  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def missing(what: str) -> NoReturn:
+    """Skip for want of something; in CI, where everything must be there, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 @pytest.fixture(autouse=True)
@@ -18,22 +30,21 @@ def _own_state_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _own_threads():
-    """A command's --threads does not outlive its test."""
+def _own_process():
+    """A command's --threads and what it does with SIGTERM do not outlive its test."""
     import torch
 
-    threads = torch.get_num_threads()
+    threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     yield
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of trained networks and real images."""
     if not (SHARED / "models").is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"{SHARED} must be beside the checkout in CI")
-        pytest.skip(f"no trained networks and real images at {SHARED}")
+        missing(f"no trained networks and real images at {SHARED}")
     return SHARED
 
 
@@ -64,16 +75,20 @@ def vit(toy) -> Path:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Headless Chromium."""
-    sync_api = pytest.importorskip("playwright.sync_api")
+    """Headless Chromium: one of the system, or else Playwright's own."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("the report's tests need playwright: pip install 'protonmf[test]'")
     from pages import browser_path
 
-    path = browser_path()
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("a Chromium must be installed in CI")
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as play:
+    with sync_playwright() as play:
+        path = browser_path() or play.chromium.executable_path
+        if not Path(path).is_file():
+            missing(
+                "the report's tests need a Chromium: apt-get install chromium (Debian), "
+                "or python -m playwright install chromium (elsewhere)"
+            )
         chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()

@@ -95,12 +95,15 @@ def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_example_script(toy, converted, monkeypatch, capsys):
+def test_example_script(toy, monkeypatch, capsys, tmp_path):
     script = ROOT / "examples" / "explain_and_edit.py"
-    assert len(script.read_text().splitlines()) <= 40
-    monkeypatch.setattr(sys, "argv", [str(script), str(converted), str(toy.image(0))])
+    assert len(script.read_text().splitlines()) <= 60
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), toy.name, str(toy.data), str(toy.image(0))])
     runpy.run_path(str(script), run_name="__main__")
-    assert "without prototype" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without prototype" in said and "gives its logits" in said
+    assert (tmp_path / "edited" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 import contextlib
 import io
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import timm
@@ -25,6 +28,8 @@ PREPROCESSING = Preprocessing(
     mean=(0.4, 0.5, 0.6),
     std=(0.2, 0.25, 0.3),
 )
+COMMAND = "import runpy; runpy.run_module('protonmf_cli', run_name='__main__')"
+HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,22 @@ def make_vit(toy: Toy) -> Toy:
 
 def run(*words: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    code, err = run_into(out, *words)
+    return code, out.getvalue(), err
+
+
+def run_into(out: TextIO, *words: object) -> tuple[int, str]:
+    """Exit code and stderr of a command in this process that writes its stdout to a file."""
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
-    return code, out.getvalue(), err.getvalue()
+    return code, err.getvalue()
+
+
+def start(*words: object, program: str = COMMAND, **options) -> subprocess.Popen:
+    """A command (or a program for Python) in a process of its own, which heeds SIGINT even where this one ignores it."""
+    return subprocess.Popen([sys.executable, "-c", HEED_INTERRUPTS + program, *map(str, words)], text=True, **options)
 
 
 def convert(toy: Toy, output: Path, *words: object) -> Path:

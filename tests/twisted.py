@@ -9,7 +9,7 @@ from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, PooledFeatures
 from protonmf_cli.models.soft_matching import Samples
 from protonmf_cli.options import FewShotOptions
-from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
+from protonmf_cli.pipelines.fewshot.fitting import fit_prototypes
 from protonmf_cli.pipelines.fewshot.model import fewshot_model
 
 CENTRES = ((-3, -3), (3, 3), (-3, 3), (3, -3), (0, 8))
@@ -31,7 +31,7 @@ def twisted(seed, count=8):
 def model_of(rows, labels, options=PLAIN, names=("left", "right")):
     """A few-shot model of features, without a network or pictures."""
     classes = len(names)
-    fit = fit_fewshot(rows, labels, classes, options)
+    fit = fit_prototypes(rows, labels, classes, options)
     sources = tuple(ImageSource(path=f"{names[c]}/{n:03d}.png", sha256="0" * 64) for n, c in enumerate(labels.tolist()))
     width = rows.shape[1]
     readout = PooledFeatures(

@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from protonmf_cli.jobs.gates import Gate
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.options import RECIPES
 from toys import convert, run
@@ -193,6 +194,22 @@ def test_gates_and_their_junit_report(toy, converted, tmp_path):
     cases = {case.get("name"): case for case in ET.parse(report).getroot().iter("testcase")}
     assert cases["max-residual-share"].find("failure") is not None
     assert cases["min-agreement"].find("failure") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "met"),
+    [
+        ("min-accuracy", 0.6, True),
+        ("min-accuracy", 0.5, True),
+        ("min-accuracy", 0.4, False),
+        ("max-skipped", 0.4, True),
+        ("max-skipped", 0.5, True),
+        ("max-skipped", 0.6, False),
+        ("max-skipped", None, False),
+    ],
+)
+def test_on_which_side_of_a_threshold_a_value_must_be(name, value, met):
+    assert Gate(name=name, limit=0.5, value=value).met == met
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Each command end to end: output, exit code, and nothing but data on stdout."""
 
+import io
 import json
 import os
 import shutil
@@ -14,13 +15,7 @@ import pytest
 from PIL import Image
 
 import toys
-from toys import run
-
-
-def command(*words: object, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "protonmf_cli", *map(str, words)], capture_output=True, text=True, timeout=300, **options
-    )
+from toys import run, run_into, start
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
@@ -180,18 +175,10 @@ def test_explain_several_partly_and_from_stdin(toy, converted, tmp_path, monkeyp
     assert [Path(e["image"]) for e in json.loads(out)["explanations"]] == [toy.image(0), toy.image(1)]
     code, out, err = run("explain", bad, "--model", converted)
     assert (code, out) == (3, "")
-    done = command(
-        "explain",
-        "-",
-        "--model",
-        converted,
-        "--jsonl",
-        "--png",
-        tmp_path / "pictures",
-        input=f"{toy.image(0)}\n{toy.image(1)}\n",
-    )
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["label"] for line in done.stdout.splitlines()]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{toy.image(0)}\n{toy.image(1)}\n"))
+    code, out, err = run("explain", "-", "--model", converted, "--jsonl", "--png", tmp_path / "pictures")
+    assert code == 0, err
+    assert len([json.loads(line)["label"] for line in out.splitlines()]) == 2
     assert len(list((tmp_path / "pictures").iterdir())) == 2
     monkeypatch.setattr("sys.stdin", iter([]))
     assert run("explain", "-", "--model", converted)[0] == 2
@@ -313,14 +300,7 @@ def test_an_edited_model_is_saved_before_anything_is_printed(toy, converted, tmp
     target = tmp_path / "edited.safetensors"
     words = ["intervene", toy.image(0), "--class", 0, "--zero", 1, "--model", converted, "-o", target, "-q"]
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "protonmf_cli", *map(str, words)],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 3
+        assert run_into(full, *words)[0] == 3
     assert len(json.loads(run("inspect", target, "--json")[1])["card"]["edits"]) == 1
 
 
@@ -372,7 +352,7 @@ def test_evaluate_json_and_gates(toy, converted, tmp_path):
     code, out, err = run("evaluate", "--data", toy.data, "--model", converted, "--json")
     found = json.loads(out)
     assert code == 0, err
-    assert found["schema"] == "protonmf.evaluation/1"
+    assert (found["schema"], found["images"]) == ("protonmf.evaluation/1", 18)  # of val
     assert found["agreement"]["prototype_model"] == 1
     assert found["accuracy"]["prototype_model"] == found["accuracy"]["black_box"]
     assert found["exactness"]["max_abs_logit_difference"] <= 1e-4
@@ -499,61 +479,86 @@ def test_unreadable_images_are_skipped_named_and_counted(toy, tmp_path):
     assert "red things/broken.jpg is not an image" in err
     assert "--max-skipped 0.04" in err
     assert not target.exists()
-    code, out, err = run("convert", toy.name, "--data", data, "-o", target, "-p", 2, "--max-skipped", 0.1, "--json")
+    words = ("convert", toy.name, "--data", data, "-o", target, "-p", 2, "--json")
+    assert run(*words, "--max-skipped", 0.032)[0] == 5  # one of 31 is 0.0323
+    code, out, err = run(*words, "--max-skipped", 0.033)
     assert code == 0, err
     assert "4 of 4 classes were finished before" in err
     assert [s["path"] for s in json.loads(out)["skipped"]] == ["red things/broken.jpg"]
 
 
+LATE = """
+import sys, time
+from protonmf_cli.cli.app import main
+from protonmf_cli.files.work.finished_classes import Shards
+put, done = Shards.__setitem__, []
+def late(self, c, part):
+    put(self, c, part)
+    done.append(c)
+    if len(done) == {classes}:
+        time.sleep(120)
+Shards.__setitem__ = late
+sys.exit(main(sys.argv[1:]))
+"""
+"""A command that falls asleep once so many classes are finished."""
+
+
+def wait_for_classes(folder, count):
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(".m.safetensors.work/*/class-*.safetensors"))) < count and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
     target = tmp_path / "m.safetensors"
-    words = ["convert", toy.name, "--data", str(toy.data), "-o", str(target), "-p", "2", "--near", "1", "-q"]
-    slow = (
-        "import time; from protonmf_cli.files.work import finished_classes as shards; put = shards.Shards.__setitem__\n"
-    )
-    slow += "def late(self, c, part): put(self, c, part); time.sleep(12)\n"
-    slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen([sys.executable, "-c", slow, *words])
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    busy = command(*words)
+    words = ["convert", toy.name, "--data", toy.data, "-o", target, "-p", 2, "--near", 1]
+    process = start(*words, "-q", program=LATE.format(classes=2))
+    wait_for_classes(tmp_path, 2)
+    code, _, err = run(*words)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert busy.returncode == 3
-    assert "another conversion into" in busy.stderr
+    assert code == 3
+    assert "another conversion into" in err
     assert not target.exists()
-    assert 2 <= len(list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors"))) < 4
-    done = command(*words[:-1])
-    assert done.returncode == 0, done.stderr
-    assert "classes were finished before" in done.stderr
+    assert len(list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors"))) == 2
+    code, _, err = run(*words)
+    assert code == 0, err
+    assert "2 of 4 classes were finished before" in err
     assert target.read_bytes() == converted.read_bytes()
     assert not list(tmp_path.glob(".m*"))
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(toy, tmp_path, sent, code):
+def test_interrupted(toy, tmp_path):
     target = tmp_path / "m.safetensors"
-    slow = (
-        "import time; from protonmf_cli.files.work import finished_classes as shards; put = shards.Shards.__setitem__\n"
-    )
-    slow += "def late(self, c, part): put(self, c, part); time.sleep(30)\n"
-    slow += "shards.Shards.__setitem__ = late\nimport sys; from protonmf_cli.cli.app import main; sys.exit(main(sys.argv[1:]))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, "convert", toy.name, "--data", str(toy.data), "-o", str(target)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".m.safetensors.work/*/class-*.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(sent)
+    words = ("convert", toy.name, "--data", toy.data, "-o", target)
+    process = start(*words, program=LATE.format(classes=1), stderr=subprocess.PIPE)
+    wait_for_classes(tmp_path, 1)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in err
     assert not target.exists()
 
 
+def test_terminated(toy, tmp_path, monkeypatch):
+    from protonmf_cli.files.work.finished_classes import Shards
+
+    target = tmp_path / "m.safetensors"
+    monkeypatch.setattr(Shards, "__setitem__", lambda *_: signal.raise_signal(signal.SIGTERM))
+    code, out, _ = run("convert", toy.name, "--data", toy.data, "-o", target)
+    assert (code, out) == (143, "")
+    assert not target.exists()
+
+
+def test_nobody_reads_the_output(converted):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        assert run_into(gone, "inspect", converted, "--json") == (0, "")
+
+
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(converted):
     line = f"{sys.executable} -m protonmf_cli inspect {converted} --json | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], capture_output=True, text=True, timeout=60)
@@ -562,6 +567,7 @@ def test_a_closed_pipe_ends_quietly(converted):
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     code, out, err = run("demo", tmp_path / "demo", "-q")
     assert code == 0, err
@@ -575,12 +581,16 @@ def test_demo(tmp_path):
 @pytest.mark.parametrize("words", [(), ("--json",)])
 def test_an_output_that_is_full_is_one_sentence(converted, words):
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "protonmf_cli", "inspect", str(converted), *words],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 3
-    assert done.stderr == "error: the output could not be written or read: No space left on device.\n"
+        code, err = run_into(full, "inspect", converted, *words)
+    assert code == 3
+    assert err == "error: the output could not be written or read: No space left on device.\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_process_whose_output_is_full_says_nothing_more(converted):
+    with Path("/dev/full").open("w") as full:
+        process = start("inspect", converted, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert err == "error: the output could not be written or read: No space left on device.\n"

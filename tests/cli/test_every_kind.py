@@ -23,7 +23,7 @@ KINDS = {
     "max pool": ("test_resnet", {"global_pool": "max"}, 96),
     "attention-pool": ("test_vit3", {"img_size": 96}, 96),
     "token-writes": ("test_vit", {"img_size": 96}, 96),
-    "token-writes and votes": ("volo_d1_224", {"img_size": 96}, 96),
+    "token-writes and votes": ("volo_d1_224", {"img_size": 64}, 64),
     "single-row": ("vit_base_patch16_xp_224", {"img_size": 32, "depth": 2}, 32),
     "branches": ("efficientvim_m1", {}, 128),
     "image-row": ("test_resnet", {}, 96),

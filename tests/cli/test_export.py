@@ -11,8 +11,8 @@ import protonmf_cli
 import toys
 from protonmf_cli.errors import NotExactError
 from protonmf_cli.models.backbone import Backbone, Source, probe_readout
-from protonmf_cli.models.prototype import parts_of_rows
 from protonmf_cli.models.readouts.head_writing import write_head
+from protonmf_cli.models.response import parts_of_rows
 from toys import run
 
 MODELS = ["deit_tiny_patch16_224.imagenet", "resnet18.caltech24", "tf_mobilenetv3_large_minimal_100.imagenet"]

@@ -5,9 +5,8 @@ import math
 import shutil
 import signal
 import subprocess
-import sys
-import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from PIL import Image
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
-from protonmf_cli.models.prototype import parts_of_rows
-from toys import run
+from protonmf_cli.models.response import parts_of_rows
+from toys import run, start
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +198,7 @@ def test_a_file_without_its_network_finds_it_again(toy, tmp_path):
     assert model.card.source.name == toy.name
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_and_keeps_features(toy, tmp_path):
     archive = tmp_path / "data.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -271,25 +271,51 @@ def test_a_sparse_fit_says_that_its_weights_were_fitted_again(toy, tmp_path):
     assert chosen_words(chosen, None, 0).endswith(f"anchor {chosen['anchor']:g}")
 
 
-def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path):
+@contextmanager
+def interrupted_in_epoch(monkeypatch, number):
+    """Fine-tuning that stops in the epoch of this number, from 0."""
+    from protonmf_cli.pipelines.fewshot.finetuning import FineTuner
+
+    real = FineTuner._epoch
+
+    def epoch(tuner, now):
+        if now == number:
+            raise KeyboardInterrupt
+        return real(tuner, now)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuner, "_epoch", epoch)
+        yield
+
+
+@pytest.mark.slow
+def test_a_process_that_is_interrupted_while_it_tunes_goes_on(toy, tmp_path):
+    output = tmp_path / "few.safetensors"
+    words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)
+    command = ("fewshot", "fit", toy.name, "--data", toy.data, "-o", output, "--device", "cpu", *words)
+    process = start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for line in process.stderr:
+        if line.startswith("epoch   2"):
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=120)
+    assert process.returncode == 130 and not output.exists()
+    code, _, err = fit(toy, output, *words)
+    assert code == 0 and "goes on after epoch" in err
+
+
+def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path, monkeypatch):
     words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)
     code, out, err = fit(toy, tmp_path / "whole.safetensors", *words, "--json")
     assert code == 0, err
     report = json.loads(out)
     assert len(report["finetuning"]["epochs"]) == 6 and not list(tmp_path.glob(".*"))
     output = tmp_path / "cut.safetensors"
-    command = [sys.executable, "-m", "protonmf_cli", "fewshot", "fit", toy.name, "--data", toy.data, "-o", output]
-    command = [str(word) for word in (*command, "--device", "cpu", *words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("epoch   2"):
-            process.send_signal(signal.SIGINT)
-            break
-    time.sleep(0.1)
-    process.communicate(timeout=120)
-    assert process.returncode == 130 and not output.exists()
+    with interrupted_in_epoch(monkeypatch, 2):
+        code, _, err = fit(toy, output, *words)
+        assert code == 130 and "interrupted" in err and not output.exists()
     code, _, err = fit(toy, output, *words)
-    assert code == 0 and "goes on after epoch" in err
+    assert code == 0 and "goes on after epoch 2" in err
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert load(output).model.card.source.digest != load_model_digest(toy)
     code, _, err = fit(toy, tmp_path / "x.safetensors", *words, "--no-embed-backbone")
@@ -313,15 +339,11 @@ def some(toy, folder, counts):
     return folder
 
 
-def test_another_choice_of_layers_does_not_go_on(toy, tmp_path):
+def test_another_choice_of_layers_does_not_go_on(toy, tmp_path, monkeypatch):
     output = tmp_path / "few.safetensors"
     words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)
-    command = [sys.executable, "-m", "protonmf_cli", "fewshot", "fit", toy.name, "--data", toy.data, "-o", output]
-    command = [str(word) for word in (*command, "--device", "cpu", *words, "--layers", "-1,-2")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    next(line for line in process.stderr if line.startswith("epoch   1"))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with interrupted_in_epoch(monkeypatch, 1):
+        assert fit(toy, output, *words, "--layers", "-1,-2")[0] == 130
     code, _, err = fit(toy, output, *words[:2], "--epochs", 1, "--layers", "-2,-1")
     assert code == 0 and "goes on" not in err
 
@@ -458,3 +480,31 @@ def test_other_models_are_refused(converted, toy):
     for words in (("fewshot", "predict", toy.image(), "--model", converted), ("fewshot", "interpret", converted)):
         code, _, err = run(*words)
         assert code == 3 and "this is a model of the method protonmf, not a few-shot model" in err
+
+
+def test_python_fits_predicts_and_interprets(toy, tmp_path):
+    from protonmf_cli.errors import UsageError
+    from protonmf_cli.jobs.fewshot.fitting import fit_fewshot
+    from protonmf_cli.jobs.fewshot.interpretation import interpret_fewshot
+    from protonmf_cli.jobs.fewshot.prediction import FewShotPrediction, predict
+    from protonmf_cli.options import FewShotOptions, ImageWords, Machine
+
+    output = tmp_path / "few.safetensors"
+    options, machine = FewShotOptions(prototypes=1), Machine(device="cpu", threads=1)
+    words = {"options": options, "output": str(output), "machine": machine}
+    train, val = toy.data / "train", toy.data / "val"
+    with pytest.raises(UsageError, match="leave out class_map"):
+        fit_fewshot(toy.name, ImageWords(data=train, class_order=True), **words)
+    with pytest.raises(UsageError, match="in float32. Leave dtype out"):
+        fit_fewshot(toy.name, train, **words | {"machine": Machine(device="cpu", dtype="float64")})
+    assert fit_fewshot(toy.name, train, **words).loaded.model.card.measured["accuracy"]["test"] is None
+    output.unlink()
+    found = fit_fewshot(toy.name, str(train), val=str(val), png=str(tmp_path / "plane.png"), **words)
+    assert found.loaded.model.card.measured["accuracy"]["test"] > 0.5 and (tmp_path / "plane.png").exists()
+    assert found.bytes == output.stat().st_size and len(found.interpretation.prototypes) == 4
+    seen, unread = predict(found.loaded, [toy.image(), tmp_path / "none.png"])
+    assert isinstance(seen, FewShotPrediction) and seen.predictions[0].label == "red things"
+    assert unread.path == str(tmp_path / "none.png") and unread.reason.startswith("cannot be read")
+    again = interpret_fewshot(str(output), fgsm=True, machine=machine)
+    assert again.virtual is None and len(again.attacked.check.images) == len(again.attacked.names)
+    assert [f.members for f in again.found.prototypes] == [f.members for f in found.interpretation.prototypes]

@@ -38,10 +38,12 @@ def test_a_networks_folder(toy):
     assert seen == inspected(toy.network)
 
 
-def test_in_words_with_what_has_no_place():
+def test_in_words_with_what_has_no_place(monkeypatch):
+    before, asked, limit = torch.get_num_threads(), [], torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: asked.append(count) or limit(count))
     code, out, err = run("inspect", "test_vit", "--no-pretrained", "--threads", 1)
     assert code == 0, err
-    assert torch.get_num_threads() == 1
+    assert (asked, torch.get_num_threads()) == ([1, before], before)
     text = " ".join(out.split())
     assert "test_vit (test_vit), 0.4 million weights, drawn at random" in text
     assert "token-writes, 10 x 10 places, 103 rows of width 64" in text

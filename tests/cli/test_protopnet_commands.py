@@ -17,7 +17,7 @@ from PIL import Image
 import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
-from protonmf_cli.models.prototype import parts_of_rows
+from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.options import PROTOPNET_RECIPES
 from toys import run, start
 

@@ -2,9 +2,12 @@
 
 import base64
 import json
+import re
 import shlex
 import shutil
+from collections import Counter
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import matplotlib.text
@@ -18,6 +21,7 @@ import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.output.page.page import SCRIPT, script
 from protonmf_cli.pipelines.page import cases
 from toys import run
 
@@ -980,3 +984,22 @@ def test_equal_reports_are_equal(converted, toy, page_file, tmp_path):
     made(converted, tmp_path / "again.html", "--data", toy.data, "--per-class", 2)
     assert (tmp_path / "again.html").read_bytes() == page_file.read_bytes()
     assert page_file.stat().st_mode & 0o777 == 0o644
+
+
+def test_every_part_of_the_script_is_joined_once_and_no_name_is_defined_twice():
+    folder = resources.files("protonmf_cli.output.page") / "js"
+    parts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir() if file.name.endswith(".js")}
+    joined = script()
+    assert len(parts) > 5 and all(joined.count(text) == 1 for text in parts.values())
+    assert sorted(parts) == sorted(f"{name}.js" for name in SCRIPT)
+    # outside functions stand definitions alone, one name each, but in the part that starts the page
+    parts = {name: re.sub(r"/\*.*?\*/|(^| )// .*?$", "", parts[name], flags=re.DOTALL | re.MULTILINE) for name in parts}
+    names = []
+    for name in sorted(parts.keys() - {"main.js"}):
+        for line in re.findall(r"^\w.*", parts[name], flags=re.MULTILINE):
+            found = re.match(r"(?:async )?(?:function|const|let) (\w+)", line)
+            assert found, (name, line)
+            names.append(found[1])
+    assert len(names) > 100 and len(set(names)) == len(names)
+    used = Counter(word for text in parts.values() for word in re.findall(r"\w+", text))
+    assert [name for name in names if used[name] < 2] == []

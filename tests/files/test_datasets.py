@@ -37,7 +37,7 @@ def test_splits(tmp_path):
     tree(tmp_path, "train/ant/1.jpg", "val/ant/2.jpg")
     names = [find_images(tmp_path, split, CLASSES, ClassMapping()).files[0][0].name for split in ("train", "val")]
     assert names == ["ant/1.jpg", "ant/2.jpg"]
-    with pytest.raises(InputError, match="has train and val but no test. Give --split train"):
+    with pytest.raises(InputError, match="has train and val but no test. Give split train"):
         find_images(tmp_path, "test", CLASSES, ClassMapping())
 
 
@@ -74,7 +74,7 @@ def test_unmatched_folders_are_listed_with_the_nearest_names(tmp_path):
     with pytest.raises(InputError, match="2 of 3 class folders") as caught:
         find_images(tmp_path, "train", CLASSES, ClassMapping())
     assert "ants Did you mean ant?" in str(caught.value)
-    assert "--class-order" in str(caught.value)
+    assert "class_order" in str(caught.value)
 
 
 def test_position_counts_only_when_asked_and_when_the_numbers_match(tmp_path):

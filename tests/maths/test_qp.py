@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from protonmf_cli.maths.qp import fit_heads, fit_residual_codes
+from protonmf_cli.maths.qp import fit_heads
 
 
 def test_a_thousand_heads_equal_least_squares():
@@ -32,16 +32,3 @@ def test_condition_number_names_dependent_prototypes():
     assert fit.condition[0] == pytest.approx(1)
     assert fit.condition[1] > 1e7
     assert all(np.isfinite(a).all() for a in fit.coefficients)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_residual_codes_minimise_row_by_row(scale):
-    generator = np.random.default_rng(2)
-    leftover, residual = generator.standard_normal((300, 40)) * scale, generator.standard_normal(40)
-    codes = fit_residual_codes(leftover, residual)
-    expected = [np.linalg.lstsq(residual[:, None], row, rcond=None)[0][0] for row in leftover]
-    np.testing.assert_allclose(codes, expected, rtol=1e-8, atol=1e-12 * scale)
-
-
-def test_no_residual_no_codes():
-    assert fit_residual_codes(np.ones((3, 2)), np.zeros(2)).tolist() == [0, 0, 0]

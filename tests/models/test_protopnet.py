@@ -13,10 +13,12 @@ import toys
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import distances
 from protonmf_cli.models.backbone import ClassName, Source
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.combination import combined_backbone, combined_model, combined_weights, weights_of_member
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.protopnet import ProtoPNet, add_on_layers, drop_unused, feature_map
-from protonmf_cli.models.prototype import Card, Examples, PrototypeModel, parts_of_rows, respond
+from protonmf_cli.models.prototype import Examples, PrototypeModel
+from protonmf_cli.models.response import parts_of_rows, respond
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.protopnet.model import as_prototype_model, protopnet_card
 from protonmf_cli.pipelines.protopnet.setup import new_protopnet

@@ -4,7 +4,9 @@ import torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.store import load_model
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.prototype import Card, find_class, logit_parts, parts_of_rows, pooled_rows
+from protonmf_cli.models.card import Card
+from protonmf_cli.models.class_names import find_class
+from protonmf_cli.models.response import logit_parts, parts_of_rows, pooled_rows
 
 CLASSES = (
     ClassName(label="n01704323", description="triceratops"),

@@ -6,8 +6,8 @@ import torch
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.normalisation import Normaliser, normaliser_of
-from protonmf_cli.models.prototype import evidence_of, parts_of_rows, respond
 from protonmf_cli.models.readouts.pooled_features import joined_maps, pooled_features
+from protonmf_cli.models.response import evidence_of, parts_of_rows, respond
 from protonmf_cli.models.soft_matching import Samples, SoftMatching
 from twisted import model_of, twisted
 

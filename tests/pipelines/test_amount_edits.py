@@ -9,7 +9,9 @@ from test_reconstruction import problem
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import dual
 from protonmf_cli.models.backbone import Preprocessing, Source
-from protonmf_cli.models.prototype import Card, ClassName, PrototypeModel, logit_parts, pooled_rows
+from protonmf_cli.models.card import Card
+from protonmf_cli.models.prototype import ClassName, PrototypeModel
+from protonmf_cli.models.response import logit_parts, pooled_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import _no_examples
 from protonmf_cli.pipelines.conversion.reconstruction import reconstruct_heads
@@ -183,7 +185,7 @@ def test_edits_that_make_no_sense_are_refused():
     strange = next(
         c for c in range(1, 5) if c not in {int(model.owner[model.weights.prototype[e]]) for e in model.entries(0)}
     )
-    with pytest.raises(InputError, match=f"class class 0 does not use prototype 1 of class {strange}.*--everywhere"):
+    with pytest.raises(InputError, match=f"class class 0 does not use prototype 1 of class {strange}.*everywhere"):
         find_edit(model, 0, strange, 1, 0.0)
     with pytest.raises(InputError, match="class 0 has no prototype 3; it has 1 to 2"):
         find_edit_everywhere(model, 0, 3, 0.0)
@@ -198,7 +200,7 @@ def test_edits_that_make_no_sense_are_refused():
         with pytest.raises(InputError, match="prototype 1 of class 0 is edited twice"):
             check_different(model, edits)
     check_different(model, [once, find_edit(model, 0, 0, 2, 0.0)])
-    with pytest.raises(InputError, match="--everywhere needs a model that reads amounts"):
+    with pytest.raises(InputError, match="everywhere needs a model that reads amounts"):
         find_edit_everywhere(replace(model, amounts=None), 0, 1, 0.0)
 
 
@@ -228,6 +230,19 @@ def test_two_classes_differ_by_weights_alone_and_the_rows_add_up():
     assert turned.difference == pytest.approx(-found.difference)
     with pytest.raises(InputError, match="cannot be compared with itself"):
         contrast_of(model, answer, 0, 0)
+
+
+def test_what_prototypes_carry_and_what_they_leave_each_have_the_bias():
+    """Else neither of them could be compared with the logits of the network."""
+    model, vectors, _ = model_of()
+    rows = some_rows()
+    parts = logit_parts(model, pooled_rows(rows, PLACES))
+    made, read, rest = model.prototype_vectors, rows[:, :PLACES].sum(dim=1), rows[:, PLACES:].sum(dim=1)
+    mean = model.amounts.unplaced_mean
+    bias = model.bias + vectors @ mean
+    assert bias.abs().min() > 1
+    assert torch.allclose(parts.carried, read @ made.mT + bias, atol=1e-5)
+    assert torch.allclose(parts.left, read @ (vectors - made).mT + (rest - mean) @ vectors.mT + bias, atol=1e-5)
 
 
 def test_amounts_read_the_rows_with_a_place_alone():

@@ -7,7 +7,7 @@ import torch
 
 import protonmf_cli
 from protonmf_cli.errors import InputError
-from protonmf_cli.models.prototype import parts_of_rows
+from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit
 from toys import convert
 
@@ -108,6 +108,23 @@ def test_factors_that_cancel_the_shares_are_refused(augmented):
     with pytest.raises(InputError, match="make the residual shares of red things cancel"):
         apply_edits(balanced, [first, second], form="augmented")
     assert apply_edits(balanced, [first, second]).weights.value[hit[1]] == -weights.value[hit[1]]
+
+
+def test_an_intercept_counts_once_whatever_carries_the_residual(augmented, toy):
+    """Format 1 stored one; augmented, it goes back from the bias to the residual, or to the prototypes that carry it."""
+    intercept = torch.tensor([3.0, -2.0, 1.0, 5.0])
+    moved = replace(augmented.model, intercept=intercept)
+    value = moved.weights.value.clone()
+    value[moved.entries(0)[0]] = 0  # its share of the residual is carried by nobody
+    for weights in (moved.weights, replace(moved.weights, value=value)):
+        model = replace(moved, weights=weights, card=replace(moved.card, edits=({"form": "augmented"},)))
+        for c in range(2):
+            found = replace(augmented, model=model).explain(toy.image(c), str(c))
+            assert found.bias == pytest.approx(float(model.bias[c]), abs=1e-5)
+            assert found.ledger_error < 1e-4
+    whole = replace(augmented, model=moved).explain(toy.image(0), "0", form="plain")
+    assert whole.bias == pytest.approx(float(moved.bias[0]) + 3, abs=1e-5)
+    assert whole.ledger_error < 1e-4
 
 
 def test_a_class_without_images_keeps_its_residual_apart(toy, tmp_path):

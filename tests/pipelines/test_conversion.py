@@ -12,7 +12,8 @@ from protonmf_cli.files.images.reader import encode_jpeg
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.loading import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
-from protonmf_cli.models.prototype import parts_of_rows
+from protonmf_cli.models.readouts.readout import spread
+from protonmf_cli.models.response import logit_parts, parts_of_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_classes
@@ -88,6 +89,38 @@ def test_figures_of_the_amounts_are_those_of_the_training_images(setting):
     assert figures["median"] == pytest.approx(float(sizes.median()), rel=1e-3)
     assert figures["high"] == pytest.approx(float(sizes.quantile(0.9)), rel=1e-3)
     assert not model.amounts.unplaced_mean.any()  # every row has a place
+
+
+def test_the_certificate_is_relative_to_the_class_whose_logits_vary_least(setting):
+    parts: dict = {}
+    model = convert(setting, finished=parts)
+    readout = setting[0].readout
+    spreads, differences = [], []
+    for part in parts.values():
+        expected = part.pooled.sum(dim=1) @ readout.vectors.mT + readout.bias
+        spreads.append(spread(expected))
+        differences.append(float((logit_parts(model, part.pooled).logits - expected).abs().max()))
+    assert max(spreads) > 1.1 * min(spreads) and max(differences) > 0
+    rows, relative = (
+        max(part.figures[name] for part in parts.values()) for name in ("max_abs_difference", "max_rel_difference")
+    )
+    found = model.card.readout
+    assert found["max_abs_logit_difference"] == pytest.approx(rows + max(differences), rel=1e-6)
+    assert found["relative_difference"] == pytest.approx(relative + max(differences) / min(spreads), rel=1e-6)
+
+
+def test_examples_are_in_the_unit_of_their_prototypes(setting):
+    """Codes of unit prototypes, divided by the length that makes a usual amount one."""
+    parts: dict = {}
+    model = convert(setting, finished=parts)
+    assert (model.prototypes.norm(dim=1) - 1).abs().max() > 0.1
+    for c, part in parts.items():
+        for j in model.own(c):
+            k = int((part.prototypes @ model.prototypes[j]).argmax())
+            length, own = float(model.prototypes[j].norm()), model.examples.of(j)
+            assert torch.allclose(length * model.examples.score[own], part.examples.score[k], rtol=1e-4)
+            assert torch.allclose(length * model.examples.map[own], part.examples.map[k], rtol=1e-4)
+            assert torch.equal(model.examples.box[own], part.examples.box[k])
 
 
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
@@ -197,7 +230,7 @@ def test_too_many_prototypes_are_refused_before_anything_is_read(setting):
 def test_rounding_beyond_the_limit_stops_the_conversion(setting):
     backbone, images = setting
     off = replace(backbone, readout=replace(backbone.readout, bias=backbone.readout.bias + 1.0))
-    with pytest.raises(NotExactError, match="--dtype float64"):
+    with pytest.raises(NotExactError, match="dtype float64"):
         convert((off, images))
 
 

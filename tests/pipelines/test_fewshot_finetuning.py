@@ -19,7 +19,7 @@ from protonmf_cli.pipelines.fewshot import adversarial
 from protonmf_cli.pipelines.fewshot.adversarial import adversarial_check
 from protonmf_cli.pipelines.fewshot.features import read_samples
 from protonmf_cli.pipelines.fewshot.finetuning import FineTuner, trained_parameters
-from protonmf_cli.pipelines.fewshot.fitting import fit_fewshot
+from protonmf_cli.pipelines.fewshot.fitting import fit_prototypes
 from protonmf_cli.pipelines.fewshot.model import fewshot_model
 from protonmf_cli.pipelines.fewshot.virtual_examples import virtual_examples
 
@@ -35,7 +35,7 @@ def given(toy):
     backbone = features_backbone(network, preprocessing, classes, source, (-1,))
     reader = image_reader(preprocessing, batch_size=8, workers=2)
     samples, _ = read_samples(backbone, reader.batches(images.of(images.files)))
-    fit = fit_fewshot(samples.features, samples.labels, len(classes), OPTIONS)
+    fit = fit_prototypes(samples.features, samples.labels, len(classes), OPTIONS)
     training = TrainingImages(
         files=images.of(images.files), reader=reader, augmentation=AugmentationOptions(), batch_size=8, seed=0
     )
@@ -109,6 +109,17 @@ def test_prototypes_of_one_class_are_drawn_together():
     assert distances[same].max().item() < 0.05 < 1.9 < distances[~same].min().item()
     assert not torch.equal(before, prototypes)
     assert label_attraction(prototypes[:1], owner[:1], 2.0).item() == 0
+
+
+def test_attraction_is_a_mean_over_pairs_whatever_their_number():
+    prototypes = torch.tensor([[0.0], [1.0], [3.0], [3.5]], dtype=torch.float64)
+    owner = torch.tensor([0, 0, 0, 1])
+    alike = (1 + 9 + 4) / 3
+    apart = (0 + 0 + 1.5**2) / 3  # of 3.5, 2.5 and 0.5 only the last is within the margin
+    assert label_attraction(prototypes, owner, 2.0).item() == pytest.approx(alike + apart)
+    twice = torch.cat([prototypes, prototypes + 100])
+    pairs = label_attraction(twice, torch.cat([owner, owner + 2]), 2.0).item()
+    assert pairs == pytest.approx(alike + 2 * 1.5**2 / 22)
 
 
 def test_virtual_examples_are_found(given):

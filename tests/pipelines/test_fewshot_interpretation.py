@@ -9,7 +9,7 @@ from protonmf_cli.files.store import load_model
 from protonmf_cli.maths.principal_axes import spread_of
 from protonmf_cli.options import FewShotOptions
 from protonmf_cli.pipelines.fewshot.interpretation import interpret, position_of
-from protonmf_cli.pipelines.fewshot.plane import plane_of
+from protonmf_cli.pipelines.fewshot.plane import place_of, plane_of
 from twisted import CENTRES, model_of, twisted
 
 
@@ -127,3 +127,17 @@ def test_other_models_are_refused(converted):
     model, _ = load_model(converted)
     with pytest.raises(InputError, match="not a few-shot model. Make one with `protonmf fewshot fit`"):
         interpret(model)
+
+
+def test_nothing_keeps_a_model_that_was_interpreted():
+    import gc
+    import weakref
+
+    model = model_of(*twisted(0))
+    interpret(model)
+    plane_of(model)
+    place_of(model, torch.tensor([[0.0, 8.0]]))
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

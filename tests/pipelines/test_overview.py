@@ -88,7 +88,7 @@ def test_users_of_projections_are_all_that_have_a_weight(paper):
 
 def test_class_figures_are_measured_on_the_training_images(converted, toy):
     from protonmf_cli.jobs.loaded import load
-    from protonmf_cli.models.prototype import parts_of_rows
+    from protonmf_cli.models.response import parts_of_rows
 
     loaded = load(converted)
     for c, label in enumerate(name.label for name in loaded.model.card.classes):

@@ -176,6 +176,22 @@ def test_a_ridge_is_taken_only_where_rows_cancel_and_only_while_the_prototypes_c
     assert not cancels_still or judged(RIDGES[place + 1])[1] < LEAST_SHARE
 
 
+def test_the_bias_and_what_all_images_have_without_a_place_count_as_carried_where_a_ridge_is_chosen():
+    """Else classes that differ by them alone would seem to be decided by what is left."""
+    vectors, bases, parts = cancelling()
+    free, none = replace(AMOUNTS, ridge=None), torch.zeros(5, dtype=torch.float64)
+    ridge = reconstruct_heads(vectors, none, bases, parts, free).amounts.ridge
+    assert ridge > 0
+    bias = 1000 * torch.arange(-2.0, 3.0, dtype=torch.float64)
+    assert reconstruct_heads(vectors, bias, bases, parts, free).amounts.ridge >= ridge
+    rest = (1000 * torch.randn(16, generator=torch.Generator().manual_seed(7))).expand(30, 1, 16)
+    placeless = {
+        c: SimpleNamespace(pooled=torch.cat([part.pooled, rest], dim=1), sample=part.sample)
+        for c, part in parts.items()
+    }
+    assert reconstruct_heads(vectors, none, bases, placeless, free).amounts.ridge >= ridge
+
+
 def test_equal_prototypes_share_what_they_hold_and_are_named():
     vectors, bases, parts = problem()
     twins = bases.prototypes.clone()

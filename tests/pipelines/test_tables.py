@@ -11,13 +11,14 @@ import torch
 import protonmf_cli
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
-from protonmf_cli.jobs.tables import options_of
+from protonmf_cli.jobs.stored_options import options_of
 from protonmf_cli.maths.curves import area_under, masks_by_rank
 from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.prototype import PrototypeModel, SparseWeights, logit_parts
+from protonmf_cli.models.prototype import PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.readout import Reading, Readout
+from protonmf_cli.models.response import logit_parts
 from protonmf_cli.models.results import KeptImages
 from protonmf_cli.options import NmfOptions
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, read_classes

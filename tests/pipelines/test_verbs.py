@@ -6,7 +6,8 @@ import torch
 import protonmf_cli
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
-from protonmf_cli.models.prototype import logit_parts, parts_of_rows, pooled_rows
+from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.models.response import logit_parts, parts_of_rows, pooled_rows
 from protonmf_cli.models.results import Edit
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, intervene_on_data, outcome
 from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
@@ -86,6 +87,15 @@ def test_the_ledger_adds_up(request, toy, kind, class_name, map_kind):
             assert found.residual_codes is None
         else:
             assert found.residual_codes.shape == (4, 4)
+
+
+def test_boxes_of_the_training_patches_are_around_their_maps(loaded, toy):
+    boxes = set()
+    for x in loaded.explain(toy.image(0)).contributions:
+        for view in x.examples:
+            assert view.box == peak_box(torch.from_numpy(view.map), (64, 64))
+            boxes.add(view.box)
+    assert any(left != top and right != bottom for left, top, right, bottom in boxes)
 
 
 def test_predictions_are_the_networks(loaded, toy):
@@ -190,7 +200,7 @@ def test_prototypes_that_a_class_is_not_connected_to_cannot_be_edited(loaded):
     unused = next(j for j in range(len(model.prototypes)) if j not in used)
     owner = int(model.owner[unused])
     name = model.card.classes[owner].shown
-    with pytest.raises(InputError, match=f"does not use prototype {model.number(unused)} of {name}.*--everywhere"):
+    with pytest.raises(InputError, match=f"does not use prototype {model.number(unused)} of {name}.*everywhere"):
         find_edit(model, 0, owner, model.number(unused), 0.0)
     near = next(j for j in used if int(model.owner[j]) != 0)
     edit = find_edit(model, 0, int(model.owner[near]), model.number(near), 0.0)
@@ -209,8 +219,8 @@ def test_the_paper_s_prototypes_are_of_their_own_class_alone(projections):
     assert used_by(projections.model, 0) == projections.model.own(0)
     with pytest.raises(InputError, match="class red things does not use prototype 1 of green things, so it") as caught:
         find_edit(projections.model, 0, 1, 1, 0.0)
-    assert "--everywhere" not in str(caught.value)
-    with pytest.raises(InputError, match="Convert again without --recipe paper"):
+    assert "everywhere" not in str(caught.value)
+    with pytest.raises(InputError, match="Convert again without recipe paper"):
         projections.scale_everywhere({("green things", 1): 0.0})
 
 

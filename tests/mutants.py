@@ -1,0 +1,162 @@
+"""Small wrong changes to joints of the package, each with tests that must notice; `test_mutants.py` tries them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One text of the package, what it becomes, and the tests of which at least one then fails."""
+
+    name: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+    def file_in(self, package: Path) -> Path:
+        """The file that holds the text, wherever it was moved to.
+
+        Raises:
+            LookupError: it is not there, or more than once.
+        """
+        found = [path for path in sorted(package.rglob("*.py")) for _ in range(path.read_text().count(self.right))]
+        if len(found) != 1:
+            raise LookupError(f"mutant {self.name} is outdated: its text is {len(found)} times in the package")
+        return found[0]
+
+
+RIDGE_COUNTS = (
+    "tests/pipelines/test_reconstruction.py"
+    "::test_the_bias_and_what_all_images_have_without_a_place_count_as_carried_where_a_ridge_is_chosen"
+)
+MUTANTS = (
+    Mutant(
+        "certificate-of-the-calmest-class",
+        "totals.model_difference / min(totals.spread)",
+        "totals.model_difference / max(totals.spread)",
+        ("tests/pipelines/test_conversion.py::test_the_certificate_is_relative_to_the_class_whose_logits_vary_least",),
+    ),
+    Mutant(
+        "bias-of-what-prototypes-leave",
+        "return self.residual + self.unplaced + self.bias",
+        "return self.residual + self.unplaced - self.bias",
+        ("tests/pipelines/test_amount_edits.py::test_what_prototypes_carry_and_what_they_leave_each_have_the_bias",),
+    ),
+    Mutant(
+        "ridge-stops-at-the-share-carried",
+        "if ridge != RIDGES[0] and share is not None and share < LEAST_SHARE:",
+        "if ridge != RIDGES[0] and share is not None and share > LEAST_SHARE:",
+        (
+            "tests/pipelines/test_reconstruction.py"
+            "::test_a_ridge_is_taken_only_where_rows_cancel_and_only_while_the_prototypes_carry_the_logit",
+        ),
+    ),
+    Mutant(
+        "ridge-counts-the-bias",
+        "carried = rows[:, 0] @ made.mT + head @ unplaced + offset",
+        "carried = rows[:, 0] @ made.mT + head @ unplaced",
+        (RIDGE_COUNTS,),
+    ),
+    Mutant(
+        "ridge-counts-rows-without-a-place",
+        "carried = rows[:, 0] @ made.mT + head @ unplaced + offset",
+        "carried = rows[:, 0] @ made.mT + offset",
+        (RIDGE_COUNTS,),
+    ),
+    Mutant(
+        "peak-of-usual-amounts",
+        "peaks = (part.sample.double() @ readers.mT).amax(dim=1)",
+        "peaks = (part.sample.double() @ readers.mT).sum(dim=1)",
+        ("tests/pipelines/test_reconstruction.py::test_a_usual_amount_is_one",),
+    ),
+    Mutant(
+        "covariance-within-classes",
+        "whole = whole - whole.mean(dim=0)",
+        "whole = whole + whole.mean(dim=0)",
+        (
+            "tests/pipelines/test_amount_edits.py"
+            "::test_an_edit_of_every_class_reads_the_part_along_directions_in_which_images_vary",
+        ),
+    ),
+    Mutant(
+        "unit-of-examples",
+        "score=examples.score / length, map=examples.map / length",
+        "score=examples.score * length, map=examples.map * length",
+        ("tests/pipelines/test_conversion.py::test_examples_are_in_the_unit_of_their_prototypes",),
+    ),
+    Mutant(
+        "intercept-goes-back-to-the-residual",
+        "residual = left * (residual + float(exact.intercept[chosen]))",
+        "residual = left * (residual - float(exact.intercept[chosen]))",
+        ("tests/pipelines/test_augmentation.py::test_an_intercept_counts_once_whatever_carries_the_residual[paper]",),
+    ),
+    Mutant(
+        "intercept-leaves-the-bias",
+        "bias = float(parts.bias[chosen] - (exact.intercept[chosen] if augmented else 0.0))",
+        "bias = float(parts.bias[chosen] + (exact.intercept[chosen] if augmented else 0.0))",
+        ("tests/pipelines/test_augmentation.py::test_an_intercept_counts_once_whatever_carries_the_residual[paper]",),
+    ),
+    Mutant(
+        "mean-over-pairs-of-a-label",
+        "total = total + squared[same].mean()",
+        "total = total + squared[same].sum()",
+        ("tests/pipelines/test_fewshot_finetuning.py::test_attraction_is_a_mean_over_pairs_whatever_their_number",),
+    ),
+    Mutant(
+        "largest-contribution-first",
+        "sorted(contributions, key=lambda c: -abs(c.contribution))",
+        "sorted(contributions, key=lambda c: abs(c.contribution))",
+        ("tests/pipelines/test_verbs.py::test_the_ledger_adds_up[loaded-presence-None]",),
+    ),
+    Mutant(
+        "an-edit-takes-away",
+        "head = head - (1 - edit.factor) * torch.outer(",
+        "head = head + (1 - edit.factor) * torch.outer(",
+        (
+            "tests/pipelines/test_amount_edits.py"
+            "::test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype",
+        ),
+    ),
+    Mutant(
+        "an-edit-leaves-rows-without-a-place",
+        "lost = (model.head_vectors() - edited.head_vectors()) @ mean",
+        "lost = (edited.head_vectors() - model.head_vectors()) @ mean",
+        ("tests/pipelines/test_amount_edits.py::test_what_rows_without_a_place_add_on_average_stays",),
+    ),
+    Mutant(
+        "sides-of-gates",
+        "self.value >= self.limit if self.name.startswith",
+        "self.value <= self.limit if self.name.startswith",
+        ("tests/cli/test_batch.py::test_on_which_side_of_a_threshold_a_value_must_be",),
+    ),
+    Mutant(
+        "train-and-val",
+        "if split in present:\n        return data / split",
+        "if split in present:\n        return data / present[0]",
+        ("tests/files/test_datasets.py::test_splits",),
+    ),
+    Mutant(
+        "corners-of-a-box",
+        "rows, columns = np.nonzero(regions == regions[peak])",
+        "columns, rows = np.nonzero(regions == regions[peak])",
+        ("tests/maths/test_small.py::test_box_is_around_the_peak_only",),
+    ),
+    Mutant(
+        "corners-of-an-example",
+        "left, top, right, bottom = examples.box[number].tolist()",
+        "top, left, bottom, right = examples.box[number].tolist()",
+        ("tests/pipelines/test_verbs.py::test_boxes_of_the_training_patches_are_around_their_maps",),
+    ),
+    Mutant(
+        "share-of-all-images-skipped",
+        "share = len(skipped) / max(1, read + len(skipped))",
+        "share = len(skipped) / max(1, read)",
+        ("tests/cli/test_commands.py::test_unreadable_images_are_skipped_named_and_counted",),
+    ),
+    Mutant(
+        "dtypes-of-a-file",
+        "if tensor.dtype != dtype or tensor.ndim != len(shape):",
+        "if tensor.ndim != len(shape):",
+        ("tests/files/test_store.py::test_wrong_content_with_a_right_checksum_is_refused",),
+    ),
+)
