@@ -86,14 +86,14 @@ MUTANTS = (
     ),
     Mutant(
         "intercept-goes-back-to-the-residual",
-        "residual = left * (residual + float(exact.intercept[chosen]))",
-        "residual = left * (residual - float(exact.intercept[chosen]))",
+        "left * (residual + intercept), bias - intercept, 0.0",
+        "left * (residual - intercept), bias - intercept, 0.0",
         ("tests/pipelines/test_augmentation.py::test_an_intercept_counts_once_whatever_carries_the_residual[paper]",),
     ),
     Mutant(
         "intercept-leaves-the-bias",
-        "bias = float(parts.bias[chosen] - (exact.intercept[chosen] if augmented else 0.0))",
-        "bias = float(parts.bias[chosen] + (exact.intercept[chosen] if augmented else 0.0))",
+        "left * (residual + intercept), bias - intercept, 0.0",
+        "left * (residual + intercept), bias + intercept, 0.0",
         ("tests/pipelines/test_augmentation.py::test_an_intercept_counts_once_whatever_carries_the_residual[paper]",),
     ),
     Mutant(
@@ -104,8 +104,8 @@ MUTANTS = (
     ),
     Mutant(
         "largest-contribution-first",
-        "sorted(contributions, key=lambda c: -abs(c.contribution))",
-        "sorted(contributions, key=lambda c: abs(c.contribution))",
+        "sorted(found.contributions, key=lambda c: -abs(c.contribution))",
+        "sorted(found.contributions, key=lambda c: abs(c.contribution))",
         ("tests/pipelines/test_verbs.py::test_the_ledger_adds_up[loaded-presence-None]",),
     ),
     Mutant(
@@ -157,6 +157,6 @@ MUTANTS = (
         "dtypes-of-a-file",
         "if tensor.dtype != dtype or tensor.ndim != len(shape):",
         "if tensor.ndim != len(shape):",
-        ("tests/files/test_store.py::test_wrong_content_with_a_right_checksum_is_refused",),
+        ("tests/files/test_store.py::test_wrong_content_with_a_right_checksum_is_refused[prototypes-value3-float64]",),
     ),
 )

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Annotated, Any
 
 import typer
@@ -71,7 +72,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {failure.words}", file=sys.stderr)
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
-            resumable = "; the same command goes on where it stopped" if command in RESUMABLE else ""
+            resumable = "; the same command goes on where it stopped" if unwrap(command) in RESUMABLE else ""
             print(f"interrupted{resumable}", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:

@@ -15,6 +15,7 @@ def residual_codes(leftover: Tensor, residual: Tensor) -> Tensor:
 
     Reference: ProtoNMF, eq. 6.
 
+    >>> import torch
     >>> residual_codes(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([2.0, 0.0])).tolist()
     [1.0, 0.0]
     """
