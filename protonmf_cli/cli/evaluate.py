@@ -7,14 +7,13 @@ import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
-from protonmf_cli.cli.table_shown import show_table
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import GateOptions, ImageWords, Machine, Output, TableOptions
 from protonmf_cli.output.records.evaluation import evaluation_json
-from protonmf_cli.output.text.evaluation import bare_classes_note, scores_lines, scores_table
-from protonmf_cli.output.text.tables import written_table
+from protonmf_cli.output.text.evaluation import bare_classes_note, evaluation_blocks
 
 DEFAULTS = TableOptions()
 BOXES = Annotated[Path | None, typer.Option("--boxes", help="Cut images to their bounding boxes: folder or zip of CUB-200-2011's text files.")]  # fmt: skip
@@ -78,11 +77,7 @@ def evaluate(
     if shown.as_json:
         shown.json(evaluation_json(found))
     else:
-        show_table(scores_table(found), shown)
-        shown.text(list(scores_lines(found)))
+        show_blocks(evaluation_blocks(found), shown)
         if note := bare_classes_note(found):
             shown.note(note)
-        for further in found.tables.values():
-            shown.text([""])
-            show_table(written_table(further), shown)
     jobs.gates.check_gates(found.gates)

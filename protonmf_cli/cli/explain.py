@@ -7,8 +7,8 @@ import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import WIDE, show_blocks
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.ledger import WIDE, show_blocks
 from protonmf_cli.errors import InputError, PartialError
 from protonmf_cli.options import ExplainOptions, Machine, MapKind, Output
 from protonmf_cli.output.records.explanation import explanation_json

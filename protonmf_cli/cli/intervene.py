@@ -10,8 +10,8 @@ from typer.core import TyperCommand
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.ledger import show_blocks
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import EditWords, ImageWords, Machine, Output
 from protonmf_cli.output.records.intervention import intervention_json

@@ -1,22 +1,20 @@
 """protonmf fewshot benchmark: N-way accuracy from K images per class, against three baselines."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.fewshot.tables import show_rows
 from protonmf_cli.cli.fewshot.words import IMAGES, MACHINE, NETWORK, Layers, NormalisationOption, layers_of
-from protonmf_cli.cli.ledger import show_blocks
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import FewShotOptions, ImageWords, Machine, NetworkWords, Output
 from protonmf_cli.output.records.fewshot import benchmark_json
-from protonmf_cli.output.text.fewshot import benchmark_headings, benchmark_lines, benchmark_rows
+from protonmf_cli.output.text.fewshot import benchmark_blocks
 
 DEFAULTS = FewShotOptions()
 
@@ -51,7 +49,7 @@ def benchmark(
     if shown.as_json:
         shown.json(record)
     else:
-        _show(record, shown)
+        show_blocks(benchmark_blocks(record), shown)
 
 
 def _ways(words: str) -> list[int]:
@@ -59,9 +57,3 @@ def _ways(words: str) -> list[int]:
     if not all(word.isdecimal() and int(word) > 1 for word in parts):
         raise UsageError(f"--ways {words!r} is not a list of numbers from 2, such as 2,5,20.")
     return sorted({int(word) for word in parts})
-
-
-def _show(record: Mapping[str, Any], shown: Shown) -> None:
-    """A table like the paper's Table 1, and how probable the differences are by chance."""
-    show_rows(benchmark_headings(record), benchmark_rows(record), shown)
-    show_blocks(benchmark_lines(record), shown)

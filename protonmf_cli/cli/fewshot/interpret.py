@@ -7,16 +7,15 @@ import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.fewshot.tables import show_rows
 from protonmf_cli.cli.fewshot.words import DEFAULT_MODEL, MACHINE_FOR_ONE
 from protonmf_cli.options import Machine, Output
 from protonmf_cli.output.records.fewshot import interpretation_json
 from protonmf_cli.output.text.fewshot import (
-    PROTOTYPE_HEADINGS,
     attack_lines,
     interpretation_lines,
-    prototype_rows,
+    prototype_table,
     virtual_note,
 )
 
@@ -45,7 +44,7 @@ def interpret(
     if shown.as_json:
         shown.json(record)
         return
-    show_rows(PROTOTYPE_HEADINGS, prototype_rows(result.found), shown)
+    show_blocks([prototype_table(result.found)], shown)
     shown.lines(interpretation_lines(result.found))
     if note := virtual_note(record):
         shown.note(note)

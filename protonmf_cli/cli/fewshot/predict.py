@@ -6,9 +6,9 @@ import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.fewshot.words import DEFAULT_MODEL, MACHINE_FOR_ONE
-from protonmf_cli.cli.ledger import show_blocks
 from protonmf_cli.errors import InputError, PartialError
 from protonmf_cli.options import Machine
 from protonmf_cli.output.records.fewshot import fewshot_prediction_json

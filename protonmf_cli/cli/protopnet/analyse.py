@@ -7,9 +7,9 @@ import typer
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
+from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
-from protonmf_cli.cli.ledger import show_blocks
 from protonmf_cli.cli.protopnet.edit import MACHINE, File, images_of_file
 from protonmf_cli.options import ImageWords, Machine
 from protonmf_cli.output.records.protopnet import evaluation_json, local_json

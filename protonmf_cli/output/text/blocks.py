@@ -27,8 +27,12 @@ class TextTable:
     """A table for people."""
 
     headings: tuple[str, ...]
-    """The first column is text, the others are numbers."""
     rows: tuple[Row, ...]
+    left: frozenset[int] = frozenset({0})
+    """Columns of text; the others hold numbers."""
+    title: str | None = None
+    wraps: bool = False
+    """Whether cells may take several lines."""
     scale: float | None = None
     """The largest bar; None: there are none."""
     last: str | None = None

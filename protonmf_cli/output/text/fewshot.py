@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.models.wording import shortened, shortened_path
-from protonmf_cli.output.text.blocks import Line, Piece
+from protonmf_cli.output.text.blocks import Block, Line, Piece, Row, TextTable
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.fewshot.fitting import FewShotFit
@@ -87,21 +87,13 @@ def _listed(said: Sequence[str]) -> str:
     return ", ".join(said[:LISTED]) + (f" and {len(said) - LISTED} more" if len(said) > LISTED else "")
 
 
-PROTOTYPE_HEADINGS = {
-    "prototype": "left",
-    "kind": "left",
-    "speaks for": "left",
-    "images": "right",
-    "variance": "right",
-    "entropy": "right",
-    "matched most by": "left",
-}
-"""Of the table of prototypes: name -> side on which its cells stand."""
-
-
-def prototype_rows(found: "Interpretation") -> list[tuple[str, ...]]:
-    """The table of prototypes, one row for each."""
-    return [_prototype_row(facts, found) for facts in found.prototypes]
+def prototype_table(found: "Interpretation") -> TextTable:
+    """One row for each prototype."""
+    return TextTable(
+        headings=("prototype", "kind", "speaks for", "images", "variance", "entropy", "matched most by"),
+        rows=tuple(Row(cells=_prototype_row(facts, found)) for facts in found.prototypes),
+        left=frozenset({0, 1, 2, 6}),
+    )
 
 
 def _prototype_row(facts: "PrototypeFacts", found: "Interpretation") -> tuple[str, ...]:
@@ -164,30 +156,27 @@ def prediction_lines(record: Mapping[str, Any], top: int) -> Iterator[Line]:
 # -- a benchmark ---------------------------------------------------------------------------------------------------
 
 
-def benchmark_headings(record: Mapping[str, Any]) -> dict[str, str]:
-    """Of a table like the paper's Table 1: name -> side on which its cells stand; `record` of `benchmark_json`."""
-    first = record["rows"][0]
-    corner = f"{first['shots']} shots, {first['subsets']} subsets"
-    return {corner: "left"} | {f"{n}-way": "right" for n in _ways(record)}
+def benchmark_blocks(record: Mapping[str, Any]) -> Iterator[Block]:
+    """A table like the paper's Table 1, and what is said of it; `record` of `benchmark_json`."""
+    yield _benchmark_table(record)
+    yield from _benchmark_lines(record)
 
 
-def benchmark_rows(record: Mapping[str, Any]) -> list[tuple[Piece, ...]]:
+def _benchmark_table(record: Mapping[str, Any]) -> TextTable:
     """Mean and deviation of every method; the best of each column in bold."""
-    rows, ways = _rows(record), _ways(record)
+    rows, ways, first = _rows(record), _ways(record), record["rows"][0]
     best = {n: max(rows[method, n]["mean"] for method in METHODS) for n in ways}
-    return [
-        (
-            name,
-            *(
-                (f"{row['mean']:.3f} ({row['std']:.3f})", "bold" if row["mean"] == best[n] else "")
-                for n, row in ((n, rows[method, n]) for n in ways)
-            ),
-        )
-        for method, name in METHODS.items()
-    ]
+
+    def cell(row: Mapping[str, Any], n: int) -> Piece:
+        return f"{row['mean']:.3f} ({row['std']:.3f})", "bold" if row["mean"] == best[n] else ""
+
+    return TextTable(
+        headings=(f"{first['shots']} shots, {first['subsets']} subsets", *(f"{n}-way" for n in ways)),
+        rows=tuple(Row(cells=(name, *(cell(rows[method, n], n) for n in ways))) for method, name in METHODS.items()),
+    )
 
 
-def benchmark_lines(record: Mapping[str, Any]) -> Iterator[Line]:
+def _benchmark_lines(record: Mapping[str, Any]) -> Iterator[Line]:
     """How probable the differences are by chance, how sparse the weights are, and how long it took."""
     rows, ways = _rows(record), _ways(record)
     for method in ("prototypes-l2", "prototypes-l1"):

@@ -1,8 +1,9 @@
 """Tables of an evaluation in words."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+from protonmf_cli.output.text.blocks import Block, Row, TextTable
 
 if TYPE_CHECKING:
     from protonmf_cli.models.sheets import Column, Table
@@ -13,31 +14,19 @@ WRITTEN = {"percent": "{:.1%}", "number": "{:.3f}", "count": "{:d}", "text": "{}
 """Kind of a column -> how a value is written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WrittenTable:
-    """A table whose cells are words already."""
-
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: frozenset[int]
-    """Columns of text; the others hold numbers."""
-    title: str | None = None
-    notes: tuple[str, ...] = ()
-    wraps: bool = True
-    """Whether cells may take several lines."""
-
-
-def written_table(table: "Table") -> WrittenTable:
-    """A table for a terminal, intervals in brackets where there is room for them."""
+def table_blocks(table: "Table") -> Iterator[Block]:
+    """A table for a terminal, intervals in brackets where there is room for them, and its notes."""
     spans = sum(f"{column.key}_interval" in row for row in table.rows[:1] for column in table.columns)
     rows = (tuple(written_cell(c, row, spans <= MOST_INTERVALS) for c in table.columns) for row in table.rows)
-    return WrittenTable(
+    yield TextTable(
         headings=tuple(column.heading for column in table.columns),
-        rows=tuple(rows),
+        rows=tuple(Row(cells=cells) for cells in rows),
         left=frozenset(n for n, column in enumerate(table.columns) if column.kind == "text"),
         title=table.title,
-        notes=table.notes,
+        wraps=True,
     )
+    for note in table.notes:
+        yield ((note, "dim"),)
 
 
 def written_cell(column: "Column", row: Mapping[str, Any], with_interval: bool) -> str:

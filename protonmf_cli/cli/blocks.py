@@ -26,11 +26,17 @@ def show_blocks(blocks: Iterable[Block], shown: Shown) -> None:
 
 
 def _table(table: TextTable, width: int) -> Table:
-    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    title = None if table.title is None else Text(table.title)
+    drawn = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     columns = zip(table.headings, *(map(_styled, row.cells) for row in table.rows), strict=True)
     for number, (heading, *cells) in enumerate(columns):
-        least = max(len(heading), *(cell.cell_len for cell in cells), 6 if number else 0)
-        drawn.add_column(heading, justify="right" if number else "left", no_wrap=True, min_width=least)
+        least = max(len(heading), *(cell.cell_len for cell in cells), 6 if number and table.scale is not None else 0)
+        drawn.add_column(
+            Text(heading),
+            justify="left" if number in table.left else "right",
+            no_wrap=not table.wraps,
+            min_width=None if table.wraps else least,
+        )
         width -= least + GAP
     if table.scale is not None:
         drawn.add_column("", no_wrap=True, min_width=BAR // 2)
@@ -43,11 +49,10 @@ def _table(table: TextTable, width: int) -> Table:
 
 
 def _cells(row: Row, table: TextTable, room: int) -> list[Text]:
-    first, *numbers = (_styled(cell) for cell in row.cells)
+    cells = [_styled(cell) for cell in row.cells]
     if row.style:
-        first.stylize(row.style)
-        numbers[-1].stylize(row.style)
-    cells = [first, *numbers]
+        cells[0].stylize(row.style)
+        cells[-1].stylize(row.style)
     if table.scale is not None:
         cells.append(Text() if row.bar is None else _bar(row.bar, table.scale, row.style))
     if table.last is not None:
