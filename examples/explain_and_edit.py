@@ -11,8 +11,8 @@ network, data, image = sys.argv[1:4]
 
 # a prototype model whose logits are the network's own
 conversion = convert(network, data, ConversionOptions(prototypes=2), output="prototypes.safetensors")
-measured = conversion.loaded.model.card.measured
-print(f"accuracy {measured['accuracy_black_box']:.1%}, as a prototype model {measured['accuracy_prototype_model']:.1%}")
+figures = conversion.figures
+print(f"accuracy {figures.accuracy_black_box:.1%}, as a prototype model {figures.accuracy_prototype_model:.1%}")
 
 # why this class: amounts of parts, which add up to the logit
 model = load("prototypes.safetensors")

@@ -25,7 +25,7 @@ def test_digits(tmp_path):
     assert report["accuracy"]["test"] > 0.95
     assert report["push"]["duplicates"] == 0 and report["push"]["last_layer"]["kkt"] <= 1e-6
     model = load(tmp_path / "digits.safetensors").model
-    assert model.card.measured["distance_from_own_patch"] < 1e-3
+    assert model.card.measured.distance_from_own_patch < 1e-3
     for c in range(10):
         sources = [model.examples.sources[model.examples.of(j)[0]].path for j in model.own(c)]
         assert len(sources) == 10 and len(set(sources)) >= 5

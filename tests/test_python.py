@@ -32,6 +32,7 @@ def test_everything_is_there():
         protonmf_cli.audits  # noqa: B018
 
 
+@pytest.mark.slow
 def test_types_reach_the_user(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(

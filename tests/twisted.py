@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, PooledFeatures
 from protonmf_cli.models.soft_matching import Samples
@@ -47,4 +48,4 @@ def model_of(rows, labels, options=PLAIN, names=("left", "right")):
         formula_difference=0.0,
     )  # fmt: skip
     samples = Samples(features=rows.float(), labels=labels, sources=sources)
-    return fewshot_model(fit, backbone, samples, options, {"skipped": []})
+    return fewshot_model(fit, backbone, samples, options, DataFacts(skipped=()))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import safetensors
 import safetensors.torch
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
-from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import ADDON, BACKBONE
-from protonmf_cli.models.card import Card
+from protonmf_cli.models.card import Card, ReadoutFacts
+from protonmf_cli.models.evidence import Amounts, Evidence, NearestPatch, Projections, SoftMatch
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
-from protonmf_cli.models.soft_matching import Samples, SoftMatching
+from protonmf_cli.models.soft_matching import Samples
 
 FORMAT = 2
 KEY = "protonmf"
@@ -77,8 +78,8 @@ def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] 
     tensors = dict(_tensors(model)) | dict(weights or {})
     tensors = _unshared({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     header = {"format": FORMAT, "card": model.card.as_json(), "sources": [asdict(s) for s in model.examples.sources]}
-    if model.matching is not None:
-        header["samples"] = [asdict(s) for s in model.matching.samples.sources]
+    if isinstance(model.evidence, SoftMatch):
+        header["samples"] = [asdict(s) for s in model.evidence.samples.sources]
     try:
         header["payload_sha256"] = digest_of_tensors(tensors, _canonical(header))
     except ValueError as failure:
@@ -153,21 +154,7 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
 
 
 def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
-    own = {} if model.member is None else {"member": model.member}
-    if model.matching is not None:
-        own |= {
-            "scale": torch.tensor([model.matching.scale], dtype=torch.float64),
-            "normalisation.mean": model.matching.normaliser.mean.float(),
-            "sample_features": model.matching.samples.features,
-            "sample_labels": model.matching.samples.labels,
-        }
-    if model.amounts is not None:
-        own |= {
-            "ridge": torch.tensor([model.amounts.ridge], dtype=torch.float64),
-            "usual": model.amounts.usual,
-            "unplaced_mean": model.amounts.unplaced_mean,
-            "edit_readers": model.amounts.edit_readers,
-        }
+    own = _tensors_of(model.evidence)
     if model.intercept.any():
         own["intercept"] = model.intercept
     return own | {
@@ -188,7 +175,32 @@ def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
     }
 
 
+def _tensors_of(evidence: Evidence) -> dict[str, Tensor]:
+    match evidence:
+        case Projections():
+            return {}
+        case Amounts():
+            return {
+                "ridge": torch.tensor([evidence.ridge], dtype=torch.float64),
+                "usual": evidence.usual,
+                "unplaced_mean": evidence.unplaced_mean,
+                "edit_readers": evidence.edit_readers,
+            }
+        case NearestPatch():
+            return {} if evidence.member is None else {"member": evidence.member}
+        case SoftMatch():
+            return {
+                "scale": torch.tensor([evidence.scale], dtype=torch.float64),
+                "normalisation.mean": evidence.normaliser.mean.float(),
+                "sample_features": evidence.samples.features,
+                "sample_labels": evidence.samples.labels,
+            }
+        case _:
+            assert_never(evidence)
+
+
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> PrototypeModel:
+    card = Card.from_json(header["card"])
     return PrototypeModel(
         prototypes=tensors["prototypes"],
         owner=tensors["owner"],
@@ -210,33 +222,51 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
             jpeg=tensors["example_jpeg"],
             sources=tuple(ImageSource(**source) for source in header["sources"]),
         ),
-        card=Card.from_json(header["card"]),
-        member=tensors.get("member"),
-        matching=_matching(tensors, header) if "scale" in tensors else None,
-        amounts=Amounts(
-            ridge=float(tensors["ridge"]),
-            usual=tensors["usual"],
-            unplaced_mean=tensors["unplaced_mean"],
-            edit_readers=tensors["edit_readers"],
-        )
-        if "ridge" in tensors
-        else None,
+        card=card,
+        evidence=_evidence(tensors, header, card),
         file_format=header["format"],
     )
 
 
-def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> SoftMatching:
-    readout = header["card"]["readout"]
+def _evidence(tensors: Mapping[str, Tensor], header: Mapping[str, Any], card: Card) -> Evidence:
+    """As the card speaks of it; raises ValueError where the tensors do not."""
+    kind = EvidenceKind.of_card(card.pooling, card.similarity)
+    for tensor, expected, what in (
+        ("member", bool(card.members), "the number of networks"),
+        ("ridge", kind is EvidenceKind.AMOUNTS, "how evidence is read"),
+        ("scale", kind is EvidenceKind.MATCHES, "how images are matched"),
+    ):
+        if (tensor in tensors) != expected:
+            raise ValueError(f"the card and the tensors do not agree on {what}")
+    match kind:
+        case EvidenceKind.PROJECTIONS:
+            return Projections()
+        case EvidenceKind.AMOUNTS:
+            return Amounts(
+                ridge=float(tensors["ridge"]),
+                usual=tensors["usual"],
+                unplaced_mean=tensors["unplaced_mean"],
+                edit_readers=tensors["edit_readers"],
+            )
+        case EvidenceKind.SIMILARITIES:
+            return NearestPatch(member=tensors.get("member"))
+        case EvidenceKind.MATCHES:
+            return _matching(tensors, header, card.readout)
+        case _:
+            assert_never(kind)
+
+
+def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any], readout: ReadoutFacts) -> SoftMatch:
     samples = Samples(
         features=tensors["sample_features"],
         labels=tensors["sample_labels"],
         sources=tuple(ImageSource(**source) for source in header["samples"]),
     )
-    return SoftMatching.restored(
+    return SoftMatch.restored(
         scale=float(tensors["scale"]),
-        kind=readout["normalisation"],
+        kind=readout.normalisation,
         mean=tensors["normalisation.mean"],
-        blocks=tuple(readout["blocks"]),
+        blocks=readout.blocks,
         samples=samples,
     )
 
@@ -280,18 +310,13 @@ def _check_ranges(model: PrototypeModel) -> None:
         "example_prototype": (model.examples.prototype, 0, count),
         "example_crop": (model.examples.crop, 0, len(model.examples.jpeg) + 1),
     }
-    if (model.member is None) != (not model.card.members):
-        raise ValueError("the card and the tensors do not agree on the number of networks")
-    if model.member is not None:
-        bounds["member"] = (model.member, 0, len(model.card.members))
-    if (model.amounts is None) != (model.card.similarity != "dual"):
-        raise ValueError("the card and the tensors do not agree on how evidence is read")
-    if model.amounts is not None and model.amounts.ridge < 0:
-        raise ValueError("the ridge is negative")
-    if (model.matching is None) != (model.card.pooling != "soft"):
-        raise ValueError("the card and the tensors do not agree on how images are matched")
-    if model.matching is not None:
-        bounds["sample_labels"] = (model.matching.samples.labels, 0, classes)
+    match model.evidence:
+        case NearestPatch(member=Tensor() as member):
+            bounds["member"] = (member, 0, len(model.card.members))
+        case Amounts(ridge=ridge) if ridge < 0:
+            raise ValueError("the ridge is negative")
+        case SoftMatch(samples=samples):
+            bounds["sample_labels"] = (samples.labels, 0, classes)
     for name, (tensor, low, high) in bounds.items():
         if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
             raise ValueError(f"{name} is outside {low}..{high - 1}")

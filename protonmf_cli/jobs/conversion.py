@@ -20,6 +20,7 @@ from protonmf_cli.jobs.loaded import Loaded, image_reader
 from protonmf_cli.jobs.machine import device_of, dtype_of, threads_of, workers_of
 from protonmf_cli.jobs.networks import check_kept, request_of
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import ConversionFigures, DataFacts
 from protonmf_cli.options import ConversionOptions, ImageWords, Machine, NetworkWords, Output
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
 from protonmf_cli.pipelines.conversion.classes import (
@@ -46,6 +47,13 @@ class Conversion:
     """Of the file."""
     seconds: Mapping[str, float | None]
     """By stage: extract, factorise, head, residual (part of head), total."""
+
+    @property
+    def figures(self) -> ConversionFigures:
+        """What was measured on the images that were converted."""
+        found = self.loaded.model.card.conversion
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,17 +193,18 @@ def run_conversion(prepared: PreparedConversion, progress: Progress) -> Conversi
         )
         progress.detail(f"classes done after {time.monotonic() - clock:.1f} s")
         clock = time.monotonic()
-        facts = {"split": images.root.name, "left_out": {str(c): n for c, n in images.left_out.items()}}
+        facts = DataFacts(split=images.root.name, left_out={str(c): n for c, n in images.left_out.items()})
         model = assemble_model(backbone, shards, options, data=facts, progress=progress)
         seconds |= {"head": time.monotonic() - clock, "residual": None}
-        check_skipped(model.card.data["skipped"], model.card.data["images"], prepared.max_skipped)
+        check_skipped(model.card.data.skipped or (), model.card.data.images, prepared.max_skipped)
         size = save_model(prepared.output, model, backbone.weights() if prepared.embed else None)
         shards.discard()
     seconds["total"] = time.monotonic() - prepared.started
-    if len(model.active_classes) > 1:
-        _check_accuracy(model.card.measured["accuracy_black_box"], len(backbone.classes), progress)
     loaded = Loaded(path=prepared.output, model=model, backbone=backbone, reader=reader, embedded=prepared.embed)
-    return Conversion(loaded=loaded, bytes=size, seconds=seconds)
+    conversion = Conversion(loaded=loaded, bytes=size, seconds=seconds)
+    if len(model.active_classes) > 1:
+        _check_accuracy(conversion.figures.accuracy_black_box, len(backbone.classes), progress)
+    return conversion
 
 
 def plan_of(prepared: PreparedConversion) -> ConversionPlan:

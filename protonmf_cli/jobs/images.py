@@ -1,7 +1,7 @@
 """Labelled images of a job: which, which of them could not be read, and whether two splits share some."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from protonmf_cli.errors import GateError, InputError
@@ -57,10 +57,10 @@ class SkipWatch:
         """
         for skip in self.skipped[:5]:
             progress.note(f"skipped {skip.path}: {skip.reason}")
-        check_skipped([asdict(skip) for skip in self.skipped], read, most)
+        check_skipped(self.skipped, read, most)
 
 
-def check_skipped(skipped: Sequence[Mapping[str, str]], read: int, most: float) -> None:
+def check_skipped(skipped: Sequence[Skipped], read: int, most: float) -> None:
     """Give up when too many images could not be read.
 
     Raises:
@@ -68,7 +68,7 @@ def check_skipped(skipped: Sequence[Mapping[str, str]], read: int, most: float) 
     """
     share = len(skipped) / max(1, read + len(skipped))
     if share > most:
-        names = "; ".join(f"{skip['path']} {skip['reason']}" for skip in skipped[:3])
+        names = "; ".join(f"{skip.path} {skip.reason}" for skip in skipped[:3])
         raise GateError(
             f"{len(skipped)} of {read + len(skipped)} images could not be read ({share:.1%}, at most {most:.1%} is allowed): "
             f"{names}. Repair or remove them, or give --max-skipped {min(1.0, share + 0.01):.2f}."

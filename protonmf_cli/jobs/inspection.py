@@ -1,13 +1,16 @@
 """What is in a model file."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.store import load_model
-from protonmf_cli.jobs.stored_options import note_unknown, unknown_options
+from protonmf_cli.jobs.stored_options import note_unknown
+from protonmf_cli.models.evidence import SoftMatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import Output
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, interpretation_of
@@ -56,7 +59,7 @@ def inspect(
         class_index=None if class_name is None else model.find_class(class_name),
         interpretation=interpretation_of(model),
     )
-    note_unknown(unknown_options(model.card), progress)
+    note_unknown(model.card.unknown_options, progress)
     if png is not None:
         _draw(found, Output.of(png), progress)
     return found
@@ -80,11 +83,11 @@ def _check_curves(found: Inspection) -> None:
     Raises:
         InputError: with what to do instead.
     """
-    if found.model.matching is not None:
+    if isinstance(found.model.evidence, SoftMatch):
         raise InputError(
             f"{found.path} has no curves. Give --class, or draw all prototypes: `protonmf fewshot interpret --figures DIR`."
         )
-    if not found.model.card.measured.get("curves"):
+    if not _curves_of(found.model):
         raise InputError(
             f"{found.path} has no curves: its numbers of prototypes were given. Convert with -p auto, or give --class."
         )
@@ -97,8 +100,12 @@ def _prototypes(model: PrototypeModel, class_index: int) -> bytes:
     return gallery_png(f"the prototypes of {model.card.classes[class_index].shown}", strips, headings)
 
 
+def _curves_of(model: PrototypeModel) -> Mapping[str, Any]:
+    return {} if model.card.conversion is None else model.card.conversion.curves
+
+
 def _curves(model: PrototypeModel) -> bytes:
-    curves = model.card.measured["curves"]
+    curves = _curves_of(model)
     names = {c: model.card.classes[int(c)].shown for c in curves}
     from protonmf_cli.output.figures.table import curves_png  # a second for matplotlib
 

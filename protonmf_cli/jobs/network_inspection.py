@@ -1,8 +1,6 @@
 """How the head of a network that is not converted yet would be read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from protonmf_cli.errors import UsageError
 from protonmf_cli.files.images.sample_images import sample_crops
@@ -11,6 +9,7 @@ from protonmf_cli.files.networks.preprocessing import crop_of
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.jobs.networks import request_of
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import ReadoutFacts
 from protonmf_cli.options import Machine, NetworkWords, RowsOption
 from protonmf_cli.pipelines.conversion.network_figures import NetworkReading, read_network
 from protonmf_cli.pipelines.model_cards import readout_facts
@@ -27,7 +26,7 @@ class NetworkInspection:
     """Whether its weights were trained; else they were drawn."""
 
     @property
-    def readout(self) -> Mapping[str, Any]:
+    def readout(self) -> ReadoutFacts:
         """How the head is read, as a card says it."""
         return readout_facts(self.backbone)
 

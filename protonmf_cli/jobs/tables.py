@@ -228,7 +228,7 @@ def _rival(job: TableJob) -> TableResult:
                 open=partial(loaded.reader.batches, images.of(images.files)),
             )
         )
-    nmf = job.conversion.nmf if job.model.is_additive else NmfOptions()
+    nmf = job.conversion.nmf if job.model.adds_up else NmfOptions()
     table, rows = rival_table(rivals, nmf, seed=job.options.seed, progress=job.progress)
     return TableResult(tables=(table,), sheets={"areas": rows} if rows else {})
 
@@ -289,7 +289,7 @@ def check_fit(names: Sequence[str], model: PrototypeModel, options: TableOptions
     Raises:
         UsageError: naming those it can have, or what is missing.
     """
-    wrong = [name for name in names if name in OF_CONVERSIONS and not model.is_additive]
+    wrong = [name for name in names if name in OF_CONVERSIONS and not model.adds_up]
     if wrong:
         fitting = ", ".join(name for name in TABLES if name not in OF_CONVERSIONS)
         raise UsageError(
@@ -300,5 +300,5 @@ def check_fit(names: Sequence[str], model: PrototypeModel, options: TableOptions
         raise UsageError(
             "--table part-quality looks at one network: give the files that this model combines one by one."
         )
-    if "rival" in names and not options.protopnet and model.card.method != "protopnet":
+    if "rival" in names and not options.protopnet and not model.evidence.kind.is_of_patches:
         raise UsageError("--table rival compares with a ProtoPNet: give its file with --protopnet.")

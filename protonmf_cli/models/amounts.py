@@ -1,12 +1,13 @@
 """What a model that reads amounts keeps beside its prototypes."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.maths.amounts import LEAST_RIDGE
+from protonmf_cli.models.evidence_kind import EvidenceKind
 
 QUANTILES = (0.05, 0.5, 0.95)
 """Of a prototype's amounts in the training images of its own class; the middle one is the unit: it is 1."""
@@ -18,6 +19,7 @@ PEAK = 0.5
 class Amounts:
     """How amounts are read, and which ones are usual."""
 
+    kind: ClassVar[Literal[EvidenceKind.AMOUNTS]] = EvidenceKind.AMOUNTS
     ridge: float
     """Of the least squares, see `maths.amounts.dual`."""
     usual: Tensor
@@ -44,6 +46,10 @@ class Amounts:
         """The usual largest amount at one place; None where it was not measured."""
         peak = float(self.usual[prototype, 3])
         return peak if peak > 0 else None
+
+    def presence(self, rows: Tensor, readers: Tensor) -> Tensor:
+        """(T, s) what maps show: the amount at each of the places (T, D), which adds up to the evidence."""
+        return rows @ readers.mT
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors moved."""

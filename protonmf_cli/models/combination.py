@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ADDON, BACKBONE, Backbone, Preprocessing, Source
-from protonmf_cli.models.card import Card
+from protonmf_cli.models.card import Card, ProtoPNetFigures
+from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.readout import Network, Reading, Readout
 
@@ -113,13 +114,15 @@ def combined_model(models: Sequence[PrototypeModel], names: Sequence[str]) -> Pr
         intercept=torch.stack([part.intercept for part in parts]).sum(dim=0),
         examples=_joined_examples(joined),
         card=_card([part.card for part in parts], width),
-        member=torch.cat([torch.full((len(p.prototypes),), n) for n, p in enumerate(parts)])[order],
+        evidence=NearestPatch(
+            member=torch.cat([torch.full((len(p.prototypes),), n) for n, p in enumerate(parts)])[order]
+        ),
     )
 
 
 def _members(model: PrototypeModel) -> list[PrototypeModel]:
     """A model's parts, each as a model of its own."""
-    if model.member is None:
+    if not model.card.members:
         return [model]
     return [_member(model, number) for number in range(len(model.card.members))]
 
@@ -133,9 +136,10 @@ def _member(model: PrototypeModel, number: int) -> PrototypeModel:
     card = model.card.members[number]
     share = len(model.card.members)
     examples = _pictures_of(model.examples, seen)
-    height, width = card.readout["grid"]
+    assert card.readout.grid is not None
+    height, width = card.readout.grid
     return PrototypeModel(
-        prototypes=model.prototypes[chosen, : card.readout["width"]],
+        prototypes=model.prototypes[chosen, : card.readout.width],
         owner=model.owner[chosen],
         weights=SparseWeights(
             class_index=model.weights.class_index[hit],
@@ -143,7 +147,7 @@ def _member(model: PrototypeModel, number: int) -> PrototypeModel:
             value=model.weights.value[hit],
             residual_share=model.weights.residual_share[hit],
         ),
-        residual=torch.zeros(len(model.bias), card.readout["width"]),
+        residual=torch.zeros(len(model.bias), card.readout.width),
         bias=model.bias / share,
         intercept=model.intercept / share,
         examples=replace(
@@ -156,6 +160,7 @@ def _member(model: PrototypeModel, number: int) -> PrototypeModel:
             sources=tuple(s for s, kept in zip(examples.sources, seen.tolist(), strict=True) if kept),
         ),
         card=card,
+        evidence=NearestPatch(),
     )
 
 
@@ -209,11 +214,11 @@ def _joined_examples(joined: Sequence[tuple[Tensor, PrototypeModel]]) -> Example
 def _card(cards: Sequence[Card], width: int) -> Card:
     sizes = [card.preprocessing.input_size for card in cards]
     first = cards[0]
-    rows = sum(card.readout["rows_per_image"] for card in cards)
+    rows = sum(card.readout.rows_per_image for card in cards)
     return replace(
         first,
         similarity=first.similarity if len({card.similarity for card in cards}) == 1 else "mixed",
-        readout={**first.readout, "kind": COMBINED, "rows_per_image": rows, "width": width},
+        readout=replace(first.readout, kind=COMBINED, rows_per_image=rows, width=width),
         source=Source(
             name=" + ".join(card.source.name for card in cards),
             architecture=" + ".join(card.source.architecture for card in cards),
@@ -228,7 +233,7 @@ def _card(cards: Sequence[Card], width: int) -> Card:
             std=tuple(value for card in cards for value in card.preprocessing.std),
             exif_transpose=first.preprocessing.exif_transpose,
         ),
-        measured={},
+        measured=ProtoPNetFigures.read({}),
         edits=(),
         members=tuple(cards),
     )

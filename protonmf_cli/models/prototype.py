@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.maths.amounts import dual, in_batches
-from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.card import Card
+from protonmf_cli.models.card.stored import Facts
 from protonmf_cli.models.class_names import find_class
+from protonmf_cli.models.evidence import Amounts, Compared, Evidence, NearestPatch
 from protonmf_cli.models.image_batches import ImageSource
-from protonmf_cli.models.soft_matching import SoftMatching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ class PrototypeModel:
     Projections (ProtoNMF as published): s_j = sum_n r_n . b_j over all rows, rho_c = sum_n r_n . R_c - delta_c and
     o_c = 0. Others have neither residual nor bias.
     ProtoPNet: s_j = max_n similarity(r_n, b_j) over the rows of the prototype's network. Few-shot: s_j is the soft
-    match of the mean row, see `SoftMatching`.
+    match of the mean row, see `SoftMatch`.
     Flat, so that the number of prototypes may differ from class to class. P prototypes, C classes, D row width.
     """
 
@@ -98,48 +97,60 @@ class PrototypeModel:
     """(C,) float32, delta of files of format 1; else zero."""
     examples: Examples
     card: Card
-    amounts: Amounts | None = None
-    """Where evidence is an amount; None where it is a projection or a similarity."""
+    evidence: Evidence
+    """How it is made; of the kind that the card speaks of."""
     file_format: int = 2
     """Of the file it was read from; what is written is always the newest."""
-    member: Tensor | None = None
-    """(P,) int64, which of `card.members` a prototype belongs to; None where there is one network."""
-    matching: SoftMatching | None = None
-    """Of few-shot models only."""
 
-    def measured_as(self, **figures: Any) -> "PrototypeModel":
-        """The same model with figures added to its card."""
-        return replace(self, card=replace(self.card, measured={**self.card.measured, **figures}))
+    def measured_as(self, figures: Facts) -> "PrototypeModel":
+        """The same model with other figures in its card."""
+        return replace(self, card=replace(self.card, measured=figures))
 
     @property
     def is_outdated(self) -> bool:
         """Whether it was converted by what format 1 did by default: projections that may cancel."""
-        return self.card.options.get("reconstruction") == "functional"
+        return self.card.stored_options.get("reconstruction") == "functional"
 
     @property
-    def is_additive(self) -> bool:
+    def adds_up(self) -> bool:
         """Whether evidence is a sum over rows, so that logits are linear in them."""
-        return self.card.pooling == "sum"
+        return self.evidence.kind.adds_up
+
+    @property
+    def amounts(self) -> Amounts | None:
+        """Where evidence is an amount; None where it is anything else."""
+        return self.evidence if isinstance(self.evidence, Amounts) else None
 
     @cached_property
     def spaces(self) -> tuple[RowSpace, ...]:
-        """The rows of each network, in the order of `member`."""
+        """The rows of each network, in the order of `card.members`."""
         found, start = [], 0
         for card in self.card.members or (self.card,):
             readout = card.readout
-            grid = tuple(readout["grid"]) if readout["grid"] else None
-            stop = start + readout["rows_per_image"]
+            stop = start + readout.rows_per_image
             found.append(
-                RowSpace(start=start, stop=stop, width=readout["width"], grid=grid, similarity=card.similarity)
+                RowSpace(start=start, stop=stop, width=readout.width, grid=readout.grid, similarity=card.similarity)
             )
             start = stop
         return tuple(found)
 
+    def usual_of(self, prototype: int) -> tuple[float, float] | None:
+        """The usual amounts of a prototype; None where evidence is no amount."""
+        return None if self.amounts is None else self.amounts.range_of(prototype)
+
+    def peak_of(self, prototype: int) -> float | None:
+        """The usual largest amount at one place; None where evidence is no amount, or it was not measured."""
+        return None if self.amounts is None else self.amounts.peak_of(prototype)
+
     def of_member(self, number: int) -> Tensor:
         """Rows of `prototypes` that belong to one network."""
-        if self.member is None:
+        if not isinstance(self.evidence, NearestPatch):
             return torch.arange(len(self.prototypes))
-        return (self.member == number).nonzero()[:, 0]
+        return self.evidence.of_member(number, len(self.prototypes))
+
+    def network_of(self, prototype: int) -> int:
+        """Number of the network that a prototype belongs to: 0 but in combined models."""
+        return self.evidence.network_of(prototype) if isinstance(self.evidence, NearestPatch) else 0
 
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class, in their order."""
@@ -151,7 +162,7 @@ class PrototypeModel:
 
     def stability(self, prototype: int) -> float | None:
         """Cosine of a prototype between two halves of its class's images; None where it was not measured."""
-        known = self.card.measured.get("stability") or []
+        known = () if self.card.conversion is None else self.card.conversion.stability
         return known[prototype] if prototype < len(known) else None
 
     @cached_property
@@ -288,7 +299,7 @@ class PrototypeModel:
             residual=self.residual.to(device, dtype),
             bias=self.bias.to(device, dtype),
             intercept=self.intercept.to(device, dtype),
-            amounts=None if self.amounts is None else self.amounts.to(device, dtype),
+            evidence=self.evidence.to(device, dtype) if isinstance(self.evidence, Amounts) else self.evidence,
         )
 
     def find_class(self, words: str) -> int:
@@ -308,7 +319,7 @@ def model_of_head(
     *,
     examples: Examples,
     card: Card,
-    matching: SoftMatching | None = None,
+    evidence: Compared,
 ) -> PrototypeModel:
     """A model without residual and bias from its last layer.
 
@@ -317,7 +328,7 @@ def model_of_head(
         owner: (P,) in rising order.
         head: (C, P) weights.
         kept: (C, P) which of them are connections.
-        examples, card, matching: as in `PrototypeModel`.
+        examples, card, evidence: as in `PrototypeModel`.
     """
     class_index, prototype = kept.nonzero().unbind(dim=1)
     value = head[class_index, prototype].float()
@@ -332,7 +343,7 @@ def model_of_head(
         intercept=torch.zeros(len(head)),
         examples=examples,
         card=card,
-        matching=matching,
+        evidence=evidence,
     )
 
 

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.maths.similarity import SIMILARITIES, distances
+from protonmf_cli.models.evidence import Compared, NearestPatch, SoftMatch, Summed
 from protonmf_cli.models.prototype import PrototypeModel, RowSpace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What a model that is not additive answers to rows (B, T, D)."""
+    """What a model whose evidence does not add up answers to rows (B, T, D)."""
 
     maps: Tensor
     """(B, T, P) similarities (zero where row and prototype belong to different networks), or what places add to the
@@ -81,7 +83,7 @@ def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
 
 def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
     """Split the logits of rows (B, T, D) of any kind of model."""
-    if model.is_additive:
+    if model.adds_up:
         return logit_parts(model, pooled_rows(rows, model.placed))
     return parts_of_evidence(model, evidence_of(model, rows))
 
@@ -95,38 +97,61 @@ def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
 
 def parts_of_read(model: PrototypeModel, read: Tensor) -> LogitParts:
     """Split the logits of what the decision reads: pooled rows (B, S, D) of an additive model, else evidence (B, P)."""
-    return logit_parts(model, read) if model.is_additive else parts_of_evidence(model, read)
+    return logit_parts(model, read) if model.adds_up else parts_of_evidence(model, read)
 
 
 def respond(model: PrototypeModel, rows: Tensor) -> Response:
-    """Maps, evidence and logits of a model that is not additive for rows (B, T, D)."""
-    if model.matching is not None:
-        evidence, maps = model.matching.of_rows(rows, model.prototypes)
-        return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
-    maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
-    evidence = rows.new_zeros(len(rows), len(model.prototypes))
-    for space, chosen, found in _similarities(model, rows):
-        maps[:, space.start : space.stop, chosen] = found
-        evidence[:, chosen] = found.amax(dim=1)
+    """Maps, evidence and logits of a model whose evidence does not add up for rows (B, T, D)."""
+    match compared(model):
+        case SoftMatch() as soft:
+            evidence, maps = soft.of_rows(rows, model.prototypes)
+        case NearestPatch():
+            maps = rows.new_zeros(*rows.shape[:2], len(model.prototypes))
+            evidence = rows.new_zeros(len(rows), len(model.prototypes))
+            for space, chosen, found in _similarities(model, rows):
+                maps[:, space.start : space.stop, chosen] = found
+                evidence[:, chosen] = found.amax(dim=1)
+        case other:
+            assert_never(other)
     return Response(maps=maps, evidence=evidence, logits=parts_of_evidence(model, evidence).logits)
 
 
 def evidence_of(model: PrototypeModel, rows: Tensor) -> Tensor:
-    """(B, P) similarity of the most similar row, or match, without the maps, for models that are not additive."""
-    if model.matching is not None:
-        return model.matching.of_features(rows.mean(dim=1), model.prototypes)
-    evidence = rows.new_zeros(len(rows), len(model.prototypes))
-    for _, chosen, found in _similarities(model, rows):
-        evidence[:, chosen] = found.amax(dim=1)
-    return evidence
+    """(B, P) similarity of the most similar row, or match, without the maps, where evidence does not add up."""
+    match compared(model):
+        case SoftMatch() as soft:
+            return soft.of_features(rows.mean(dim=1), model.prototypes)
+        case NearestPatch():
+            evidence = rows.new_zeros(len(rows), len(model.prototypes))
+            for _, chosen, found in _similarities(model, rows):
+                evidence[:, chosen] = found.amax(dim=1)
+            return evidence
+        case other:
+            assert_never(other)
 
 
 def similarity_maps(model: PrototypeModel, rows: Tensor, prototypes: list[int]) -> Tensor:
     """(B, T, p) similarity of every row to some prototypes, or what it adds to their match; for one network."""
-    if model.matching is not None:
-        return model.matching.of_rows(rows, model.prototypes)[1][:, :, prototypes]
-    (space,) = model.spaces
-    return SIMILARITIES[space.similarity](distances(rows, model.prototypes[prototypes], space.similarity))
+    match compared(model):
+        case SoftMatch() as soft:
+            return soft.of_rows(rows, model.prototypes)[1][:, :, prototypes]
+        case NearestPatch():
+            (space,) = model.spaces
+            return SIMILARITIES[space.similarity](distances(rows, model.prototypes[prototypes], space.similarity))
+        case other:
+            assert_never(other)
+
+
+def compared(model: PrototypeModel) -> Compared:
+    """How rows are compared with prototypes; of models whose evidence adds up nobody asks that."""
+    assert not isinstance(model.evidence, Summed)
+    return model.evidence
+
+
+def summed(model: PrototypeModel) -> Summed:
+    """How evidence adds up over rows; of other models nobody asks that."""
+    assert not isinstance(model.evidence, Compared)
+    return model.evidence
 
 
 def _similarities(model: PrototypeModel, rows: Tensor) -> Iterator[tuple[RowSpace, Tensor, Tensor]]:

@@ -5,10 +5,7 @@ from typing import Any
 
 import numpy as np
 
-
-def drawn(grid: np.ndarray, pooling: str) -> np.ndarray:
-    """A map as it is drawn: similarities ("max"), which have no zero of their own, begin at their least value."""
-    return grid - grid.min() if pooling == "max" else grid
+from protonmf_cli.models.evidence_kind import EvidenceKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,25 +119,22 @@ class Explanation:
     map_kind: str
     form: str
     """"plain", or "augmented": the prototypes carry the residual."""
-    pooling: str
-    """How evidence is made of places: "sum", with residual and bias; "max" (ProtoPNet), that of the best place alone;
-    "soft" (few-shot), the match of the whole image."""
+    kind: EvidenceKind
+    """What evidence is. An amount of an augmented prototype also holds its share of the residual."""
     without_prototypes: bool
     """The class has no prototypes of its own: its rows, if any, come from other classes' parts."""
     best_with_prototypes: Prediction | None
     """The best class that has prototypes, when the explained one has none."""
-    reads_amounts: bool = False
-    """Whether evidence is an amount; that of an augmented prototype also holds its share of the residual."""
 
     @property
-    def additive(self) -> bool:
-        """Whether evidence is a sum over places, so that there are residual and bias."""
-        return self.pooling == "sum"
+    def reads_amounts(self) -> bool:
+        """Whether evidence is an amount."""
+        return self.kind is EvidenceKind.AMOUNTS
 
     @property
     def has_residual(self) -> bool:
         """Whether something is left outside the prototypes; augmented ones usually carry all of it."""
-        return self.additive and (self.form == "plain" or self.residual != 0)
+        return self.kind.adds_up and (self.form == "plain" or self.residual != 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from protonmf_cli.maths.normalisation import KINDS, Normaliser
 from protonmf_cli.maths.principal_axes import Spread, spread_of
 from protonmf_cli.maths.soft_prototypes import matches
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.image_batches import ImageSource
 
 
@@ -29,9 +30,10 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftMatching:
+class SoftMatch:
     """q(x) = softmax_j(-s |x - p_j|^2 / 2) with x the normalised feature of an image."""
 
+    kind: ClassVar[Literal[EvidenceKind.MATCHES]] = EvidenceKind.MATCHES
     scale: float
     """s > 0"""
     normaliser: Normaliser

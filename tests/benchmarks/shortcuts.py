@@ -332,7 +332,7 @@ def with_plain_dual(model: PrototypeModel) -> PrototypeModel:
     """A model whose edits of every class read with the dual of all prototypes, as a control."""
     assert model.amounts is not None
     readers = dual(model.prototypes, 0.0).readers.float()
-    return replace(model, amounts=replace(model.amounts, edit_readers=readers))
+    return replace(model, evidence=replace(model.amounts, edit_readers=readers))
 
 
 def growth(model: PrototypeModel, rows: Rows, marked: dict[str, int]) -> dict[str, list[tuple[float, int]]]:

@@ -63,7 +63,7 @@ def test_the_file_answers_as_it_was_fitted(few, toy, tmp_path):
     loaded = load(few)
     model = loaded.model
     assert model.card.method == "fewshot" and model.card.pooling == "soft"
-    matching = model.matching
+    matching = model.evidence
     assert torch.allclose(matching.normaliser(matching.samples.features).norm(dim=1), torch.ones(20))
     assert model.owner.tolist() == sorted(model.owner.tolist()) == model.dense_weights.argmax(dim=1).tolist()
     for source, features, label in zip(
@@ -84,8 +84,8 @@ def test_the_file_answers_as_it_was_fitted(few, toy, tmp_path):
 
 def test_examples_are_the_images_that_match_most(few):
     model = load(few).model
-    matched = model.matching.of_features(model.matching.samples.features.double(), model.prototypes.double())
-    names = [source.path for source in model.matching.samples.sources]
+    matched = model.evidence.of_features(model.evidence.samples.features.double(), model.prototypes.double())
+    names = [source.path for source in model.evidence.samples.sources]
     for j in range(len(model.prototypes)):
         own = model.examples.of(j)
         assert len(own) == 5
@@ -145,7 +145,7 @@ def test_predictions_name_matches_and_neighbours(few, toy, tmp_path):
         )
     code, out, err = run("fewshot", "predict", toy.image(), tmp_path / "none.png", "--model", few)
     assert code == 6 and "matches prototypes" in out and "none.png cannot be read" in err
-    training = toy.data / "train" / load(few).model.matching.samples.sources[0].path
+    training = toy.data / "train" / load(few).model.evidence.samples.sources[0].path
     code, out, _ = run("fewshot", "predict", training, "--model", few, "--json")
     assert json.loads(out)["neighbours"][0]["distance"] < 1e-3 and json.loads(out)["typical"] == 1
 
@@ -178,8 +178,8 @@ def test_layers_are_joined_and_recorded(toy, tmp_path):
     assert code == 0, err
     loaded = load(output)
     readout = loaded.model.card.readout
-    assert readout["layers"] == [-1, -2] and len(readout["blocks"]) == 2 and readout["normalisation"] == "centred"
-    assert loaded.model.prototypes.shape == (8, sum(readout["blocks"]))
+    assert readout.layers == (-1, -2) and len(readout.blocks) == 2 and readout.normalisation == "centred"
+    assert loaded.model.prototypes.shape == (8, sum(readout.blocks))
     code, out, err = run("explain", toy.image(), "--model", output, "--json")
     assert code == 0, err
     assert len(json.loads(out)["contributions"]) <= 8
@@ -229,8 +229,9 @@ def test_the_benchmark_compares_and_keeps_features(toy, tmp_path):
 
 
 def test_the_benchmark_says_why_a_test_is_left_out(capsys):
+    from protonmf_cli.cli.blocks import show_blocks
     from protonmf_cli.cli.console import Shown
-    from protonmf_cli.cli.fewshot.benchmark import _show
+    from protonmf_cli.output.text.fewshot import benchmark_blocks
     from protonmf_cli.pipelines.fewshot.benchmark import METHODS, Score, summary
 
     models = ("prototypes-l2", "prototypes-l1")
@@ -247,7 +248,7 @@ def test_the_benchmark_says_why_a_test_is_left_out(capsys):
         for n in range(10)
     ]
     report = {"rows": summary(scores, 5), "images": 100, "seconds": {"features": 1.0, "fitting": 1.0}}
-    _show(report, Shown())
+    show_blocks(benchmark_blocks(report), Shown())
     out = " ".join(capsys.readouterr().out.split())
     assert (
         "prototypes, L2 weights against linear softmax, L2: p = - / 0.002, 0.001 / 0.004 (t-test / Wilcoxon); "
@@ -264,7 +265,7 @@ def test_a_sparse_fit_says_that_its_weights_were_fitted_again(toy, tmp_path):
     output = tmp_path / "sparse.safetensors"
     code, out, err = fit(toy, output, "--norm", "l1", "--shots", 5)
     assert code == 0, err
-    chosen = load(output).model.card.measured["chosen"]
+    chosen = load(output).model.card.measured.chosen
     said = f"weights fitted again with L2 norm {chosen['refit']:g}"
     assert said in " ".join(out.split()) and said in " ".join(run("inspect", output)[1].split())
     del chosen["refit"]  # a file of an earlier version
@@ -497,10 +498,10 @@ def test_python_fits_predicts_and_interprets(toy, tmp_path):
         fit_fewshot(toy.name, ImageWords(data=train, class_order=True), **words)
     with pytest.raises(UsageError, match="in float32. Leave dtype out"):
         fit_fewshot(toy.name, train, **words | {"machine": Machine(device="cpu", dtype="float64")})
-    assert fit_fewshot(toy.name, train, **words).loaded.model.card.measured["accuracy"]["test"] is None
+    assert fit_fewshot(toy.name, train, **words).loaded.model.card.measured.accuracy["test"] is None
     output.unlink()
     found = fit_fewshot(toy.name, str(train), val=str(val), png=str(tmp_path / "plane.png"), **words)
-    assert found.loaded.model.card.measured["accuracy"]["test"] > 0.5 and (tmp_path / "plane.png").exists()
+    assert found.loaded.model.card.measured.accuracy["test"] > 0.5 and (tmp_path / "plane.png").exists()
     assert found.bytes == output.stat().st_size and len(found.interpretation.prototypes) == 4
     seen, unread = predict(found.loaded, [toy.image(), tmp_path / "none.png"])
     assert isinstance(seen, FewShotPrediction) and seen.predictions[0].label == "red things"

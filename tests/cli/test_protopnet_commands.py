@@ -194,7 +194,7 @@ def test_broken_validation_images_are_found_before_training(toy, tmp_path):
 
 def test_a_model_of_cut_images_says_so(net, toy, tmp_path):
     model, weights = load_model(net)
-    cut = replace(model, card=replace(model.card, data={**model.card.data, "boxes": True}))
+    cut = replace(model, card=replace(model.card, data=replace(model.card.data, boxes=True)))
     save_model(tmp_path / "cut.safetensors", cut, weights)
     for words in (
         ("protopnet", "evaluate", tmp_path / "cut.safetensors", "--data", toy.data),

@@ -314,7 +314,6 @@ def split(model, target, count):
 
     numbers = (w.prototype[:, None] * count + parts).flatten()
     examples = replace(old.examples, prototype=old.examples.prototype * count)
-    measured = {key: value for key, value in old.card.measured.items() if key != "stability"}
     new = replace(
         old,
         prototypes=copies(old.prototypes),
@@ -324,11 +323,10 @@ def split(model, target, count):
             residual_share=copies(w.residual_share) / count,
         ),
         examples=examples,
-        amounts=old.amounts
-        and replace(
-            old.amounts, usual=copies(old.amounts.usual), edit_readers=copies(old.amounts.edit_readers)
-        ),
-        card=replace(old.card, measured=measured),
+        evidence=old.evidence
+        if old.amounts is None
+        else replace(old.amounts, usual=copies(old.amounts.usual), edit_readers=copies(old.amounts.edit_readers)),
+        card=replace(old.card, measured=replace(old.card.measured, stability=())),
     )  # fmt: skip
     save_model(target, new, weights)
     return target
@@ -456,11 +454,11 @@ def test_search_and_sorting(browser, page_file, converted):
         page.fill("#query", "nothing like it")
         assert listed(page) == [] and "No class fits" in page.inner_text("#shelf")
         page.fill("#query", "")
-        measured = model.card.measured["per_class"]
+        measured = model.card.measured.per_class
         for key, field in (("residual", "residual_share"), ("accuracy", "accuracy")):
             page.select_option("#sort", key)
             sign = -1 if key == "residual" else 1
-            wanted = sorted(range(4), key=lambda c: (sign * measured[str(c)][field], names[c]))
+            wanted = sorted(range(4), key=lambda c: (sign * getattr(measured[str(c)], field), names[c]))
             assert listed(page) == [names[c] for c in wanted]
         page.select_option("#sort", "suspicious")
         signs = [page.locator(f"#class-{c} .signs li").count() for c in range(4)]
@@ -631,7 +629,7 @@ def test_evaluation_tables_and_provenance(browser, converted, toy, tmp_path):
         model, _ = load_model(converted)
         for each in (
             model.card.source.digest,
-            model.card.data["digest"],
+            model.card.data.digest,
             model.card.versions["torch"],
             "nmf.solver=mu",
         ):
@@ -875,13 +873,13 @@ def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
             value=torch.cat([w.value, torch.full((300,), 1e-3)]),
             residual_share=torch.cat([w.residual_share, torch.zeros(300)]),
         ),
-        amounts=replace(
+        evidence=replace(
             model.amounts,
             usual=torch.cat([model.amounts.usual, torch.ones(300, 4)])[order],
             edit_readers=torch.cat([model.amounts.edit_readers, model.amounts.edit_readers[:1].expand(300, -1)])[order],
         ),
         examples=replace(model.examples, prototype=back[model.examples.prototype]),
-        card=replace(model.card, measured={k: v for k, v in model.card.measured.items() if k != "stability"}),
+        card=replace(model.card, measured=replace(model.card.measured, stability=())),
     )
     save_model(tmp_path / "crowd.safetensors", crowd, weights)
     made(tmp_path / "crowd.safetensors", tmp_path / "crowd.html", "--images", toy.image(0))

@@ -138,7 +138,9 @@ def test_weights_that_would_not_be_found_again_are_kept(toy, tmp_path):
 
 def test_a_figure_that_is_no_number_is_not_written(converted, tmp_path):
     model, weights = load_model(converted)
-    broken = replace(model, card=replace(model.card, measured={**model.card.measured, "residual_share": float("nan")}))
+    broken = replace(
+        model, card=replace(model.card, measured=replace(model.card.measured, residual_share=float("nan")))
+    )
     with pytest.raises(InputError, match="was not written: a figure of it is no finite number"):
         save_model(tmp_path / "m.safetensors", broken, weights)
     assert not list(tmp_path.iterdir())
@@ -165,8 +167,8 @@ def test_a_file_keeps_its_readout_when_a_better_one_is_known_now(toy, tmp_path):
 
     old = toys.convert(toy, tmp_path / "old.safetensors", "--rows", "image")
     model, weights = load_model(old)
-    assert model.card.readout["kind"] == "image-row"
-    automatic = replace(model.card, readout={**model.card.readout, "rows": "auto"})
+    assert model.card.readout.kind == "image-row"
+    automatic = replace(model.card, readout=replace(model.card.readout, rows="auto"))
     save_model(tmp_path / "auto.safetensors", replace(model, card=automatic), weights)
     explanation = load(tmp_path / "auto.safetensors").explain(toy.image(0))
     assert explanation.ledger_error < 1e-4 and explanation.residual_map is None

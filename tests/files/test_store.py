@@ -13,6 +13,7 @@ from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OPTIONAL, load_model, save_model
 from protonmf_cli.jobs.loaded import load
+from protonmf_cli.models.evidence import Projections
 from toys import run
 
 
@@ -121,12 +122,12 @@ def test_missing_file_says_how_to_make_one(tmp_path):
         ("bias", torch.zeros(5), "size 5 along C"),
         ("owner", torch.full((8,), 9), "owner is outside"),
         ("prototypes", torch.zeros(8, 96, dtype=torch.float64), "float64"),
-        ("amounts", None, "do not agree on how evidence is read"),
-        ("amounts", {"ridge": -0.5}, "the ridge is negative"),
-        ("amounts", {"ridge": float("inf")}, "ridge holds NaN or infinite"),
-        ("amounts", {"usual": torch.ones(7, 4)}, "usual has size 7 along P"),
-        ("amounts", {"usual": torch.full((8, 4), torch.nan)}, "usual holds NaN"),
-        ("amounts", {"unplaced_mean": torch.zeros(95)}, "unplaced_mean has size 95 along D"),
+        ("evidence", Projections(), "do not agree on how evidence is read"),
+        ("evidence", {"ridge": -0.5}, "the ridge is negative"),
+        ("evidence", {"ridge": float("inf")}, "ridge holds NaN or infinite"),
+        ("evidence", {"usual": torch.ones(7, 4)}, "usual has size 7 along P"),
+        ("evidence", {"usual": torch.full((8, 4), torch.nan)}, "usual holds NaN"),
+        ("evidence", {"unplaced_mean": torch.zeros(95)}, "unplaced_mean has size 95 along D"),
     ],
 )
 def test_wrong_content_with_a_right_checksum_is_refused(converted, tmp_path, field, value, words):
@@ -255,3 +256,68 @@ def test_commands_take_a_file_of_format_1_and_say_so(old, toy, tmp_path):
     assert code == 3 and "--everywhere needs a model that reads amounts" in err
     code, _, err = run("explain", toy.image(0), "--against", 1, "--class", 0, "--model", old)
     assert code == 3 and "does not read amounts" in err
+
+
+@pytest.mark.parametrize("group", ["readout", "data", "measured", "options", None])
+def test_what_this_version_does_not_know_is_kept(converted, tmp_path, group):
+    extra = {"zebra": {"b": [1, None], "a": 2}}
+
+    def header(content):
+        card = content["card"]
+        return content | {"card": card | (extra if group is None else {group: card[group] | extra})}
+
+    file = rewritten(converted, tmp_path / "newer.safetensors", tensors={}, header=header)
+    model, network = load_model(file)
+    assert model.card == load_model(converted)[0].card
+    save_model(tmp_path / "again.safetensors", model, network)
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    found = json.loads(run("inspect", file, "--json")[1])["card"]
+    assert (found if group is None else found[group])["zebra"] == extra["zebra"]
+
+
+def test_what_a_card_lacks_is_empty_and_stays_away(converted, tmp_path):
+    gone = {
+        "readout": ("unplaced", "images_checked"),
+        "data": ("skipped",),
+        "measured": ("stability", "ridge", "condition"),
+    }
+
+    def header(content):
+        card = content["card"]
+        fewer = {group: {n: v for n, v in card[group].items() if n not in names} for group, names in gone.items()}
+        return content | {"card": card | fewer}
+
+    file = rewritten(converted, tmp_path / "less.safetensors", tensors={}, header=header)
+    model, network = load_model(file)
+    card = model.card
+    assert (card.readout.unplaced, card.readout.images_checked, card.data.skipped) == ((), 0, None)
+    assert (card.conversion.stability, card.conversion.ridge, model.stability(0)) == ((), None, None)
+    save_model(tmp_path / "again.safetensors", model, network)
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    code, out, err = run("inspect", file)
+    assert code == 0 and "not measured" in out, err
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "words"),
+    [
+        ("readout", {"width": "wide"}, "width is 'wide'"),
+        ("readout", {"grid": [2]}, "grid is"),
+        ("readout", {"kind": ""}, "does not say how rows are read"),
+        ("data", {"skipped": [1]}, "skipped is"),
+        ("data", {"images_per_class": {"0": "many"}}, "images_per_class.0 is 'many'"),
+        ("measured", {"agreement": None}, "agreement is 'None'"),
+        ("measured", {"stability": 3}, "stability is '3'"),
+        ("measured", None, "ConversionFigures is list"),
+        ("options", None, "ConversionOptions is list"),
+    ],
+)
+def test_a_card_of_another_structure_is_refused(converted, tmp_path, group, change, words):
+    def header(content):
+        card = content["card"]
+        return content | {"card": card | {group: [] if change is None else card[group] | change}}
+
+    file = rewritten(converted, tmp_path / "wrong.safetensors", tensors={}, header=header)
+    with pytest.raises(ModelFileError, match=words) as caught:
+        load_model(file)
+    assert "wrong.safetensors" in str(caught.value)

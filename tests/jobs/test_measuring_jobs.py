@@ -83,7 +83,7 @@ def test_inspect(converted, tmp_path):
 
 def test_a_network_by_name(toy):
     found = inspect_network(toy.name)
-    assert (found.readout["kind"], found.pretrained) == ("average", True)
+    assert (found.readout.kind, found.pretrained) == ("average", True)
     assert found.weights == sum(tensor.numel() for tensor in found.backbone.network.parameters())
     with pytest.raises(UsageError, match="exclude each other"):
         inspect_network(NetworkWords(name="test_vit", weights=toy.folder, pretrained=False))

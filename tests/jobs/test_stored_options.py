@@ -6,7 +6,9 @@ from dataclasses import asdict, replace
 import pytest
 
 import protonmf_cli
-from protonmf_cli.jobs.stored_options import options_of, read_options
+from protonmf_cli.jobs.stored_options import options_of
+from protonmf_cli.models.card import Card
+from protonmf_cli.models.card.stored import read_options
 from protonmf_cli.options import ConversionOptions, FewShotOptions, NmfOptions, ProtoPNetOptions
 from protonmf_cli.pipelines.progress import Silent
 from toys import run
@@ -41,9 +43,10 @@ def changed(request, converted, tmp_path):
     """A model file whose card keeps other options, and what a note must name."""
     change, name = CHANGES[request.param]
     loaded = protonmf_cli.load(converted)
-    card = loaded.model.card
+    stored = loaded.model.card.as_json()
+    card = Card.from_json(stored | {"options": change(stored["options"])})
     file = tmp_path / "other.safetensors"
-    replace(loaded, model=replace(loaded.model, card=replace(card, options=change(dict(card.options))))).save(file)
+    replace(loaded, model=replace(loaded.model, card=card)).save(file)
     return file, name
 
 
@@ -57,7 +60,7 @@ def test_inspect_names_what_it_does_not_know(changed, words):
     assert not run(*words, "--model", file, "-q")[2]
     if "--json" in words:
         found = json.loads(out)["card"]["options"]
-        assert found == json.loads(json.dumps(dict(protonmf_cli.load(file).model.card.options))), "as it is stored"
+        assert found == protonmf_cli.load(file).model.card.stored_options, "as it is stored"
 
 
 def test_a_table_that_converts_again_ignores_what_it_does_not_know(toy, changed):
@@ -74,7 +77,9 @@ def test_what_is_known_is_kept(converted):
     model = protonmf_cli.load(converted).model
     heard = Heard()
     assert options_of(model, heard) == ConversionOptions(prototypes=2, near=1)
-    other = replace(model, card=replace(model.card, options=dict(model.card.options) | {"polish": 3, "seed": 7}))
+    stored = model.card.as_json()
+    card = Card.from_json(stored | {"options": stored["options"] | {"polish": 3, "seed": 7}})
+    other = replace(model, card=card)
     assert options_of(other, heard) == ConversionOptions(prototypes=2, near=1, seed=7)
     (note,) = heard.notes
     assert note.endswith("they are ignored: polish")

@@ -13,7 +13,7 @@ import toys
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import distances
 from protonmf_cli.models.backbone import ClassName, Source
-from protonmf_cli.models.card import Card
+from protonmf_cli.models.card import Card, DataFacts
 from protonmf_cli.models.combination import combined_backbone, combined_model, combined_weights, weights_of_member
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.protopnet import ProtoPNet, add_on_layers, drop_unused, feature_map
@@ -232,7 +232,7 @@ def test_the_network_equals_a_loop_in_float64(similarity, patch, addon):
 
 def test_the_model_of_a_trained_network_answers_as_the_network():
     net, backbone, options = trained_like("tokens on a rectangle", width=6, patch=(2, 1))
-    model = as_prototype_model(net, protopnet_card(net, backbone, options, data={}), drawn(net))
+    model = as_prototype_model(net, protopnet_card(net, backbone, options, data=DataFacts()), drawn(net))
     crops = torch.randint(256, (4, 3, 32, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     with torch.inference_mode():
         logits = net(backbone.normalise(crops)).logits
@@ -288,7 +288,7 @@ def members():
         trained_like("tokens on a rectangle", seed=1, width=12, per_class=(1, 2, 1), similarity="cosine"),
         trained_like("channels last", seed=2, width=5, per_class=(1, 1, 2), patch=(2, 1)),
     ]
-    return [(n, b, as_prototype_model(n, protopnet_card(n, b, o, data={}), drawn(n))) for n, b, o in found]
+    return [(n, b, as_prototype_model(n, protopnet_card(n, b, o, data=DataFacts()), drawn(n))) for n, b, o in found]
 
 
 def crops_for(card: Card, parts: list[torch.Tensor], fill: int) -> torch.Tensor:

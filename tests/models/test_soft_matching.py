@@ -8,7 +8,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.normalisation import Normaliser, normaliser_of
 from protonmf_cli.models.readouts.pooled_features import joined_maps, pooled_features
 from protonmf_cli.models.response import evidence_of, parts_of_rows, respond
-from protonmf_cli.models.soft_matching import Samples, SoftMatching
+from protonmf_cli.models.soft_matching import Samples, SoftMatch
 from twisted import model_of, twisted
 
 
@@ -44,7 +44,7 @@ def test_maps_add_up_to_the_logarithm_of_the_match(kind):
     """log q_j - mean_k log q_k is the sum over places, up to a number that is the same for every image."""
     rows, prototypes = random_rows(images=4), random_rows(1, 3, seed=2)[0]
     samples = Samples(features=torch.zeros(0, 5), labels=torch.zeros(0, dtype=torch.int64), sources=())
-    matching = SoftMatching(scale=1.7, normaliser=normaliser_of(rows.mean(dim=1), kind), samples=samples)
+    matching = SoftMatch(scale=1.7, normaliser=normaliser_of(rows.mean(dim=1), kind), samples=samples)
     matched, maps = matching.of_rows(rows, prototypes)
     logs = matched.log()
     left = logs - logs.mean(dim=1, keepdim=True) - maps.sum(dim=1)
@@ -98,4 +98,4 @@ def test_parts_of_a_file_that_do_not_fit_are_refused():
         ("unit", (2,), 1.0, "numbers of training images"),
     ):
         with pytest.raises(ValueError, match=what):
-            SoftMatching.restored(scale=scale, kind=kind, mean=torch.zeros(2), blocks=blocks, samples=samples)
+            SoftMatch.restored(scale=scale, kind=kind, mean=torch.zeros(2), blocks=blocks, samples=samples)

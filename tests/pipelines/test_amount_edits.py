@@ -8,9 +8,11 @@ from test_reconstruction import problem
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import dual
-from protonmf_cli.models.backbone import Preprocessing, Source
-from protonmf_cli.models.card import Card
-from protonmf_cli.models.prototype import ClassName, PrototypeModel
+from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
+from protonmf_cli.models.card import Card, DataFacts, ReadoutFacts
+from protonmf_cli.models.card.stored import Facts
+from protonmf_cli.models.evidence import Projections
+from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import logit_parts, pooled_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import _no_examples
@@ -34,18 +36,18 @@ def model_of(*, unplaced=True, ridge=0.0, near=2, **size):
     heads = reconstruct_heads(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=near, ridge=ridge))
     card = Card(
         method="protonmf", similarity="dual", pooling="sum",
-        readout={"grid": [1, PLACES], "rows_per_image": PLACES + 1, "width": vectors.shape[1], "kind": "toy"},
+        readout=ReadoutFacts.read({"grid": [1, PLACES], "rows_per_image": PLACES + 1, "width": vectors.shape[1]}),
         source=Source(name="toy", architecture="toy"),
         preprocessing=Preprocessing(
             input_size=(3, 8, 8), interpolation="bicubic", crop_pct=1.0, crop_mode="center", mean=(0.0,), std=(1.0,)
         ),
         classes=tuple(ClassName(label=f"class {c}") for c in range(len(vectors))),
-        options={}, seed=0, versions={}, data={}, measured={},
+        options=None, seed=0, versions={}, data=DataFacts(), measured=Facts(),
     )  # fmt: skip
     model = PrototypeModel(
         prototypes=heads.prototypes, owner=bases.owner, weights=heads.weights, residual=heads.residual.float(),
         bias=bias.float(), intercept=torch.zeros(len(vectors)), examples=_no_examples(), card=card,
-        amounts=heads.amounts,
+        evidence=heads.amounts,
     )  # fmt: skip
     return model.exact, vectors, parts
 
@@ -201,7 +203,7 @@ def test_edits_that_make_no_sense_are_refused():
             check_different(model, edits)
     check_different(model, [once, find_edit(model, 0, 0, 2, 0.0)])
     with pytest.raises(InputError, match="everywhere needs a model that reads amounts"):
-        find_edit_everywhere(replace(model, amounts=None), 0, 1, 0.0)
+        find_edit_everywhere(replace(model, evidence=Projections()), 0, 1, 0.0)
 
 
 def test_a_class_that_nothing_of_its_own_speaks_for_is_named():

@@ -31,7 +31,7 @@ def test_augmented_prototypes_rebuild_the_head_exactly(augmented):
     shares = augmented.model.weights
     for c in range(4):
         assert float(shares.residual_share[shares.class_index == c].sum()) == pytest.approx(1, abs=1e-5)
-    report = augmented.model.card.measured["augmentation"]
+    report = augmented.model.card.measured.augmentation
     assert report["change"]["largest"] >= report["change"]["median"] > 0
     assert -1 <= report["presence_correlation"] <= 1
 

@@ -12,6 +12,7 @@ from protonmf_cli.files.images.reader import encode_jpeg
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.loading import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.readouts.readout import spread
 from protonmf_cli.models.response import logit_parts, parts_of_rows
 from protonmf_cli.options import ConversionOptions
@@ -34,7 +35,7 @@ def convert(setting, options=OPTIONS, finished=None):
     backbone, images = setting
     parts = {} if finished is None else finished
     convert_classes(backbone, images, options, parts)
-    return assemble_model(backbone, parts, options, data={"left_out": {}})
+    return assemble_model(backbone, parts, options, data=DataFacts())
 
 
 def same(first, second) -> bool:
@@ -59,10 +60,10 @@ def test_logits_are_the_networks_own(setting):
         reading = backbone.read(batch.crops)
         found = parts_of_rows(model, reading.rows).logits
         assert (found - reading.logits).abs().max() < 1e-4
-    assert model.card.measured["agreement"] == 1
-    assert model.card.readout["max_abs_logit_difference"] < 1e-4
+    assert model.card.measured.agreement == 1
+    assert model.card.readout.max_abs_logit_difference < 1e-4
     assert model.card.similarity == "dual"
-    assert model.card.measured["ridge"] == model.amounts.ridge
+    assert model.card.measured.ridge == model.amounts.ridge
 
 
 def test_figures_of_the_amounts_are_those_of_the_training_images(setting):
@@ -85,7 +86,7 @@ def test_figures_of_the_amounts_are_those_of_the_training_images(setting):
         parts = amounts * model.exact.weights.value[model.entries(c)]
         cancelled.append(parts.abs().sum(dim=1) / parts.sum(dim=1).abs())
     sizes = torch.cat(cancelled)
-    figures = model.card.measured["cancellation"]
+    figures = model.card.measured.cancellation
     assert figures["median"] == pytest.approx(float(sizes.median()), rel=1e-3)
     assert figures["high"] == pytest.approx(float(sizes.quantile(0.9)), rel=1e-3)
     assert not model.amounts.unplaced_mean.any()  # every row has a place
@@ -105,8 +106,8 @@ def test_the_certificate_is_relative_to_the_class_whose_logits_vary_least(settin
         max(part.figures[name] for part in parts.values()) for name in ("max_abs_difference", "max_rel_difference")
     )
     found = model.card.readout
-    assert found["max_abs_logit_difference"] == pytest.approx(rows + max(differences), rel=1e-6)
-    assert found["relative_difference"] == pytest.approx(relative + max(differences) / min(spreads), rel=1e-6)
+    assert found.max_abs_logit_difference == pytest.approx(rows + max(differences), rel=1e-6)
+    assert found.relative_difference == pytest.approx(relative + max(differences) / min(spreads), rel=1e-6)
 
 
 def test_examples_are_in_the_unit_of_their_prototypes(setting):
@@ -146,7 +147,7 @@ def test_a_group_of_classes_gives_the_same_prototypes(setting):
     assert torch.equal(alone.owner, together.owner)
     assert torch.cosine_similarity(alone.prototypes, together.prototypes).min() > 0.999
     assert torch.allclose(alone.prototypes.norm(dim=1), together.prototypes.norm(dim=1), rtol=0.05)
-    assert together.card.measured["agreement"] == 1
+    assert together.card.measured.agreement == 1
 
 
 def test_order_is_by_mean_contribution_to_the_own_class(setting):

@@ -13,6 +13,7 @@ from protonmf_cli.files.networks.backbones import features_backbone, load_featur
 from protonmf_cli.files.networks.loading import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.losses import label_attraction
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import AugmentationOptions, FewShotOptions, FineTuneOptions
 from protonmf_cli.pipelines.fewshot import adversarial
@@ -124,7 +125,7 @@ def test_attraction_is_a_mean_over_pairs_whatever_their_number():
 
 def test_virtual_examples_are_found(given):
     backbone, training, samples, fit = given
-    model = fewshot_model(fit, backbone, samples, OPTIONS, {"skipped": []})
+    model = fewshot_model(fit, backbone, samples, OPTIONS, DataFacts(skipped=()))
     crops = [training.reader.read(file)[0] for file in training.files]
     start = {one.prototype: one for one in virtual_examples(backbone, model, [0, 2], crops, steps=1)}
     found = virtual_examples(backbone, model, [0, 2], crops, steps=60)
@@ -133,7 +134,7 @@ def test_virtual_examples_are_found(given):
         assert one.picture.shape == (64, 64, 3) and one.picture.dtype.name == "uint8"
         assert one.match > 0.99 and one.agreement > start[one.prototype].agreement + 0.5
         crop = torch.from_numpy(one.picture.copy()).permute(2, 0, 1)
-        read = model.matching.of_features(backbone.read(crop[None]).rows.mean(dim=1), model.prototypes)
+        read = model.evidence.of_features(backbone.read(crop[None]).rows.mean(dim=1), model.prototypes)
         assert float(read[0, one.prototype]) == pytest.approx(one.match, abs=1e-3)
     grey = [crop.float().mean(dim=0, keepdim=True).expand(3, -1, -1).byte() for crop in crops]
     picture = virtual_examples(backbone, model, [0], grey, steps=20)[0].picture.astype(int)
@@ -144,7 +145,7 @@ def test_virtual_examples_are_found(given):
 
 def test_small_changes_of_the_pixels_flip_what_lies_between_classes(given, monkeypatch):
     backbone, training, samples, fit = given
-    model = fewshot_model(fit, backbone, samples, OPTIONS, {"skipped": []})
+    model = fewshot_model(fit, backbone, samples, OPTIONS, DataFacts(skipped=()))
     crops = [training.reader.read(file)[0] for file in training.files]
     monkeypatch.setattr(adversarial, "CHANGES", (1.0, 4.0, 16.0, 64.0))
     found = adversarial_check(backbone, model, crops, batch_size=7)

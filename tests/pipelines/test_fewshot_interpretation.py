@@ -59,7 +59,7 @@ def test_one_prototype_per_class_cannot_tell_them(model):
     rows, labels = twisted(0)
     single = model_of(rows, labels, FewShotOptions(normalisation="none", prototypes=1))
     assert interpret(single).scattered == {}
-    assert single.card.measured["accuracy"]["train"] < 0.75 < model.card.measured["accuracy"]["train"]
+    assert single.card.measured.accuracy["train"] < 0.75 < model.card.measured.accuracy["train"]
 
 
 def test_a_sample_far_from_all_others_is_a_singleton():

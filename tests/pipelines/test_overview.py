@@ -8,6 +8,7 @@ import torch
 
 from protonmf_cli.files.images.reader import crop_of_jpeg, encode_jpeg
 from protonmf_cli.files.store import load_model
+from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples
 from protonmf_cli.pipelines.page.gallery import border_share, gallery_of, plain_share
@@ -95,12 +96,12 @@ def test_class_figures_are_measured_on_the_training_images(converted, toy):
         files = sorted((toy.data / "train" / label).iterdir())
         rows = torch.cat([loaded.backbone.read(loaded.crop(file)[None]).rows for file in files])
         parts = parts_of_rows(loaded.model, rows)
-        measured = loaded.model.card.measured["per_class"][str(c)]
-        assert measured["accuracy"] == pytest.approx(float((parts.logits.argmax(dim=1) == c).float().mean()))
+        measured = loaded.model.card.measured.per_class[str(c)]
+        assert measured.accuracy == pytest.approx(float((parts.logits.argmax(dim=1) == c).float().mean()))
         carried = (parts.prototypes + parts.bias).double()
         logits = parts.logits.double()
         shares = (carried[:, c] - carried.mean(dim=1)) / (logits[:, c] - logits.mean(dim=1))
-        assert measured["residual_share"] == pytest.approx(1 - float(shares.median()), abs=0.05)
+        assert measured.residual_share == pytest.approx(1 - float(shares.median()), abs=0.05)
 
 
 def test_an_evaluation_goes_before_the_training_images(model):
@@ -151,7 +152,7 @@ def test_twins_and_unstable_prototypes_are_flagged(model):
     stability = [0.9] * len(vectors)
     stability[5] = 0.4
     planted = replace(
-        model, prototypes=vectors, card=replace(model.card, measured={**model.card.measured, "stability": stability})
+        model, prototypes=vectors, card=replace(model.card, measured=replace(model.card.measured, stability=stability))
     )
     gallery = gallery_of(planted, None, decode)
     assert "twin" in [sign.kind for sign in gallery.prototypes[0].signs]
@@ -168,7 +169,7 @@ def test_networks_are_compared_apart(model):
     vectors[4:] += 50
     member = torch.tensor([0] * 4 + [1] * 4)
     planted = replace(
-        model, prototypes=vectors, member=member,
+        model, prototypes=vectors, evidence=NearestPatch(member=member),
         card=replace(model.card, pooling="max", members=(model.card, model.card)),
     )  # fmt: skip
     near = [prototype.near for prototype in gallery_of(planted, None, decode).prototypes]

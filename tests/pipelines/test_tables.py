@@ -13,8 +13,8 @@ from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.jobs.stored_options import options_of
 from protonmf_cli.maths.curves import area_under, masks_by_rank
-from protonmf_cli.models.amounts import Amounts
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
+from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.readout import Reading, Readout
@@ -81,7 +81,7 @@ def with_other_rows(model, kept):
     read = real.mean(dim=0) / 2 + real.std(dim=0) * torch.randn(300, 2, real.shape[2], generator=generator)
     amounts = replace(model.amounts, unplaced_mean=read[:, 1].mean(dim=0))
     made = KeptImages(read=[read], target=[torch.randint(0, 4, (300,), generator=generator)])
-    return replace(model, amounts=amounts), made
+    return replace(model, evidence=amounts), made
 
 
 @pytest.mark.parametrize("rule", ["coefficient", "contribution"])
@@ -319,7 +319,7 @@ def test_prototypes_that_follow_a_part_are_consistent_and_others_are_not(loaded,
         residual=torch.zeros(2, 2),
         bias=torch.zeros(2),
         intercept=torch.zeros(2),
-        amounts=None
+        evidence=Projections()
         if kind == "paper"
         else Amounts(ridge=0.0, usual=torch.ones(2, 4), unplaced_mean=torch.zeros(2), edit_readers=torch.eye(2)),
         weights=replace(
@@ -392,11 +392,11 @@ def rival_of(rows, prototypes, owner):
     ]
     classes = tuple(ClassName(label=str(c)) for c in range(rows.shape[0]))
     card = SimpleNamespace(method="protopnet", pooling="max", similarity="log", members=(), classes=classes,
-        readout={"grid": [1, rows.shape[2]], "rows_per_image": rows.shape[2], "width": rows.shape[3]})  # fmt: skip
+        readout=SimpleNamespace(grid=(1, rows.shape[2]), rows_per_image=rows.shape[2], width=rows.shape[3]))  # fmt: skip
     empty = torch.empty(0, dtype=torch.int64)
     model = PrototypeModel(
         prototypes=prototypes, owner=owner, residual=torch.zeros(len(classes), rows.shape[3]), bias=torch.zeros(len(classes)),
-        intercept=torch.zeros(len(classes)), examples=None, card=card,
+        intercept=torch.zeros(len(classes)), examples=None, card=card, evidence=NearestPatch(),
         weights=SparseWeights(class_index=empty, prototype=empty, value=torch.empty(0), residual_share=torch.empty(0)),
     )  # fmt: skip
     return Rival(

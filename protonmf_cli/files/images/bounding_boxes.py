@@ -26,7 +26,7 @@ def find_boxed_images(
 def images_for(card: Card, data: Path, split: str, mapping: ClassMapping, boxes: Path | None) -> LabelledImages:
     """Labelled images of a model's classes, with a note where it was trained on cut images and these are not."""
     found = find_boxed_images(data, split, card.classes, mapping, boxes)
-    if boxes is not None or not card.data.get("boxes"):
+    if boxes is not None or not card.data.boxes:
         return found
     note = "the model was trained on images cut to bounding boxes, and these are not cut: give --boxes."
     return replace(found, notes=(*found.notes, note))

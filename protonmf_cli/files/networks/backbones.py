@@ -101,7 +101,7 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         InputError: the weights are not to be had, or are not the ones the model was made from.
     """
     card = model.card
-    rows, kind = card.readout["rows"], card.readout["kind"]  # of which there may be a better one now
+    rows, kind = card.readout.rows, card.readout.kind  # of which there may be a better one now
     if kind == COMBINED:
         parts = [_restore_latent(member, weights_of_member(weights or {}, n)) for n, member in enumerate(card.members)]
         return combined_backbone(parts, card)
@@ -125,7 +125,7 @@ def _request_of(card: Card, offline: bool) -> BackboneRequest:
     return BackboneRequest(
         name=card.source.name,
         model_args={k: v for k, v in card.source.model_args.items() if k != "num_classes"},
-        rows=card.readout["rows"],
+        rows=card.readout.rows,
         exif_transpose=card.preprocessing.exif_transpose,
         offline=offline,
     )
@@ -138,7 +138,7 @@ def _restore_features(model: PrototypeModel, weights: Mapping[str, Tensor] | Non
         network, _, source, _ = load_features(_request_of(card, offline))
     else:
         network, source = _features_of(card, weights), card.source
-    backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout["layers"])
+    backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout.layers)
     check_backbone(model.card, backbone)
     return backbone
 
@@ -174,9 +174,9 @@ def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
     """Network and add-on layers of a ProtoPNet; both are always inside its file."""
     network = _features_of(card, weights)
     layers = add_on_layers(
-        card.readout["addon"],
-        card.readout["features"],
-        card.readout["channels"],
+        card.readout.addon,
+        card.readout.features,
+        card.readout.channels,
         bounded=card.similarity != "cosine",
     )
     _load_into(layers, _part(weights, ADDON), card)
@@ -185,11 +185,11 @@ def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
 
 def latent_backbone(network: Network, layers: nn.Module, card: Card) -> Backbone:
     """Network and add-on layers as the Backbone of a card."""
-    readout = latent_readout(network, layers.eval(), tuple(card.readout["patch"]), card.preprocessing.input_size)
+    readout = latent_readout(network, layers.eval(), card.readout.patch, card.preprocessing.input_size)
     return Backbone(
         network=network,
         readout=readout,
-        rows_option=card.readout["rows"],
+        rows_option=card.readout.rows,
         preprocessing=card.preprocessing,
         classes=card.classes,
         source=card.source,

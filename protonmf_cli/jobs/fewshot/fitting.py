@@ -23,6 +23,7 @@ from protonmf_cli.jobs.loaded import Loaded, image_reader
 from protonmf_cli.jobs.machine import threads_of, workers_of
 from protonmf_cli.jobs.networks import check_kept
 from protonmf_cli.models.backbone import Backbone, ClassName
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.image_batches import Skipped, digest_of_images
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.soft_matching import Samples
@@ -290,7 +291,7 @@ def _facts_of(given: _Given, samples: Samples, tuning: FineTuneOptions) -> dict[
 
 def _finished(given: _Given, fitted: _Fitted, tuned: _Tuned | None, progress: Progress) -> PrototypeModel:
     """The model with its pictures and what was measured."""
-    facts = {"split": "train", "skipped": [asdict(skip) for skip in fitted.skipped]}
+    facts = DataFacts(split="train", skipped=tuple(fitted.skipped))
     model = fewshot_model(fitted.fit, given.backbone, fitted.samples, given.options, facts)
     of_name = {file.name: file for file in given.files}
     progress.stage("pictures of every prototype")
@@ -303,6 +304,12 @@ def _finished(given: _Given, fitted: _Fitted, tuned: _Tuned | None, progress: Pr
         progress=progress,
     )
     model = replace(model, examples=examples)
-    if tuned is not None:
-        model = model.measured_as(finetuning=dict(tuned.measured))
-    return model.measured_as(accuracy=model.card.measured["accuracy"] | {"test": fitted.test_accuracy})
+    measured = model.card.fewshot
+    assert measured is not None
+    return model.measured_as(
+        replace(
+            measured,
+            accuracy={**measured.accuracy, "test": fitted.test_accuracy},
+            finetuning=None if tuned is None else dict(tuned.measured),
+        )
+    )

@@ -1,7 +1,7 @@
 """Trained ProtoPNets changed: pushed again, pruned, combined."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.images import check_skipped, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
-from protonmf_cli.jobs.protopnet.finished import Trained, finished_model, save_finished
-from protonmf_cli.jobs.stored_options import note_unknown, read_options
+from protonmf_cli.jobs.protopnet.finished import Trained, figures_of, finished_model, save_finished
+from protonmf_cli.jobs.stored_options import note_unknown
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.combination import combined_model, combined_weights
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.protopnet import ProtoPNet
@@ -184,10 +185,9 @@ def prune_protopnet(
         options = opened.options if l1 is None else replace(opened.options, l1=l1)
         fitted = fit_last_layer(smaller, fewer, options)
         facts = {"nearest": nearest, "least": least, "kept": chosen, "removed": _removed(old, kept)}
-        measured = {"pruned": facts} | {k: v for k, v in old.card.measured.items() if k == "push"}
         sources = [_source_of(old, j) for j in chosen]
         trained = Trained(net=smaller, backbone=backbone, options=options)
-        loaded = _written(opened, trained, sources, target.path, progress, **measured)
+        loaded = _written(opened, trained, sources, target.path, progress, push=figures_of(old).push, pruned=facts)
     return ProtoPNetPruning(
         file=opened.loaded.path, loaded=loaded, facts=facts, last_layer=fitted, before=accuracy(opened.net, found),
         after=accuracy(smaller, fewer),
@@ -249,10 +249,10 @@ def open_protopnet(
     images = images_of_model(words, card)
     for note in images.notes:
         progress.note(note)
-    stored = read_options(ProtoPNetOptions, card.options)
-    note_unknown(stored.unknown, progress)
+    note_unknown(card.unknown_options, progress)
+    assert isinstance(card.options, ProtoPNetOptions)
     return OpenedProtoPNet(
-        loaded=loaded, net=restored_protopnet(loaded.backbone, loaded.model), options=stored.options,
+        loaded=loaded, net=restored_protopnet(loaded.backbone, loaded.model), options=card.options,
         words=words, images=images,
     )  # fmt: skip
 
@@ -270,7 +270,7 @@ def check_protopnet(model: PrototypeModel, file: Path) -> None:
     Raises:
         ModelFileError: naming what the file holds.
     """
-    if model.card.method != "protopnet":
+    if not model.evidence.kind.is_of_patches:
         raise ModelFileError(
             f"{file} holds a {model.card.method} model, not a ProtoPNet. Train one with `protonmf protopnet train`."
         )
@@ -319,14 +319,18 @@ def _written(
     sources: Sequence[Mapping[str, Any] | None],
     output: Path,
     progress: Progress,
-    **measured: Any,
+    *,
+    push: Mapping[str, Any] | None,
+    pruned: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """Save a changed network with its patches; figures of the old one that no longer hold are dropped."""
     files, reader = opened.images.of(opened.images.files), opened.loaded.reader
-    data = {"boxes": opened.model.card.data.get("boxes")}
+    # null where the old file does not say it
+    data = DataFacts.read({"boxes": opened.model.card.data.boxes})
     model, activations = finished_model(trained, files, reader, sources, data, progress)
-    skipped = [asdict(skip) for skip in activations.skipped]
+    skipped = tuple(activations.skipped)
     check_skipped(skipped, len(activations.images), opened.words.max_skipped)
-    model = model.measured_as(accuracy={"train": accuracy(trained.net, activations)}, **measured)
-    model = replace(model, card=replace(model.card, data={**model.card.data, "skipped": skipped}))
+    right = {"train": accuracy(trained.net, activations)}
+    model = model.measured_as(replace(figures_of(model), accuracy=right, push=push, pruned=pruned))
+    model = replace(model, card=replace(model.card, data=replace(model.card.data, skipped=skipped)))
     return save_finished(output, model, trained.backbone, reader)[0]

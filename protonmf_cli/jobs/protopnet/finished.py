@@ -10,6 +10,7 @@ from protonmf_cli.files.images.reader import ImageFile, ImageReader, encode_jpeg
 from protonmf_cli.files.store import save_model
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import DataFacts, ProtoPNetFigures
 from protonmf_cli.models.protopnet import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ProtoPNetOptions
@@ -38,7 +39,7 @@ def finished_model(
     files: Sequence[ImageFile],
     reader: ImageReader,
     sources: Sequence[Mapping[str, Any] | None],
-    data: Mapping[str, Any],
+    data: DataFacts,
     progress: Progress,
 ) -> tuple[PrototypeModel, Activations]:
     """Every prototype with its own patch and the nearest other ones, and the activations of the training images.
@@ -65,9 +66,16 @@ def finished_model(
             f"a prototype is {apart:.1e} (squared) away from the patch it was projected onto: batch statistics moved "
             "after the push, as they do with --recipe paper."
         )
-    facts = {**data_facts(activations.labels, activations.images), **data}
+    facts = data_facts(activations.labels, activations.images, data)
     card = protopnet_card(net, backbone, trained.options, data=facts)
-    return as_prototype_model(net, card, examples).measured_as(distance_from_own_patch=apart), activations
+    measured = ProtoPNetFigures(distance_from_own_patch=apart)
+    return as_prototype_model(net, card, examples).measured_as(measured), activations
+
+
+def figures_of(model: PrototypeModel) -> ProtoPNetFigures:
+    """What the card of a ProtoPNet says was measured."""
+    assert model.card.protopnet is not None
+    return model.card.protopnet
 
 
 def save_finished(path: Path, model: PrototypeModel, backbone: Backbone, reader: ImageReader) -> tuple[Loaded, int]:

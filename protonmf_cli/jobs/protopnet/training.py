@@ -26,7 +26,7 @@ from protonmf_cli.jobs.images import check_data
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.machine import processes_of, threads_of, workers_of
 from protonmf_cli.jobs.networks import request_of
-from protonmf_cli.jobs.protopnet.finished import Trained, finished_model, save_finished
+from protonmf_cli.jobs.protopnet.finished import Trained, figures_of, finished_model, save_finished
 from protonmf_cli.jobs.protopnet.images import (
     TrainingSet,
     TrainingWords,
@@ -35,6 +35,7 @@ from protonmf_cli.jobs.protopnet.images import (
     squashed,
 )
 from protonmf_cli.models.backbone import Source
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import (
@@ -356,7 +357,7 @@ def _choose_width(run: _Run, folder: TrainingFolder) -> int:
 def _write_cycle(target: Path, run: _Run, trained: _Net, state: TrainingState) -> None:
     """The model after a push, for tables over training cycles."""
     images = run.images
-    model, _ = finished_model(trained, images.fit, images.reader, state.sources, {"split": "train"}, run.progress)
+    model, _ = finished_model(trained, images.fit, images.reader, state.sources, DataFacts(split="train"), run.progress)
     path = target / f"cycle-{len(state.pushes)}.safetensors"
     save_model(path, model, trained.backbone.weights())
     run.progress.note(f"wrote {path}")
@@ -366,13 +367,14 @@ def _finish(run: _Run, trained: _Net, state: TrainingState) -> ProtoPNetTraining
     """Measure the trained network, find its patches, and write the model file."""
     net, images, best = trained.net, run.images, state.best or {}
     boxes = run.asked.images.train.boxes is not None
-    data = {"split": "train", "boxes": boxes, "skipped": [asdict(skip) for skip in images.skipped]}
+    data = DataFacts(split="train", boxes=boxes, skipped=tuple(images.skipped))
     sources = best.get("sources") or []
     model, activations = finished_model(trained, images.fit, images.reader, sources, data, run.progress)
     figures: dict[str, float | None] = {"train": accuracy(net, activations), "held_out": best.get("accuracy")}
     figures["test"] = _test(run, trained)
     push = state.pushes[max(0, best.get("cycle", len(state.pushes)) - 1)]
-    model = model.measured_as(accuracy=figures, push={**push, "cycle": best.get("cycle")})
+    measured = replace(figures_of(model), accuracy=figures, push={**push, "cycle": best.get("cycle")})
+    model = model.measured_as(measured)
     loaded, size = save_finished(run.output, model, trained.backbone, images.reader)
     return ProtoPNetTraining(
         loaded=loaded, bytes=size, network=run.request.name, options=trained.options, images=images,

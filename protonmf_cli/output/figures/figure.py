@@ -12,15 +12,11 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from protonmf_cli.models.results import (
-    Contribution,
-    ExampleView,
-    Explanation,
-    drawn,
-)
+from protonmf_cli.models.evidence_kind import EvidenceKind
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded, shortened, shortened_path
-from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, composite_floor, heat
+from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, heat
 
 PATCHES = 4
 """Training patches drawn beside each prototype."""
@@ -91,10 +87,10 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     all_in_one = figure.add_subplot(grid[0, 1])
     residual = figure.add_subplot(grid[0, 2])
     if placed:
-        maps = [drawn(c.maps["presence"], explanation.pooling) for c in placed]
+        maps = [explanation.kind.drawn(c.maps["presence"]) for c in placed]
         colours = [shade_of(explanation, c) for c in placed]
         full = [c.peak for c in placed]
-        floor = composite_floor(explanation.pooling)
+        floor = explanation.kind.composite_floor
         _picture(all_in_one, composite(crop, maps, colours, floor, full), "its own prototypes")
     else:
         _words(all_in_one, _why_no_map(explanation, shown))
@@ -113,14 +109,14 @@ def _same_crop(explanation: Explanation, contribution: Contribution) -> bool:
 
 
 def _why_no_map(explanation: Explanation, shown: Sequence[Contribution]) -> str:
-    if explanation.additive:
+    if explanation.kind.adds_up:
         return NOT_SPATIAL if shown else "this class has no prototypes:\nno images were given for it"
     return "this class has no\nprototypes of its own"
 
 
 def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution]) -> None:
     """A waterfall from the bias over prototypes and residual to the logit."""
-    steps = [("bias", explanation.bias, "#bbbbbb")] if explanation.additive else []
+    steps = [("bias", explanation.bias, "#bbbbbb")] if explanation.kind.adds_up else []
     steps += [(title_of(c, explanation.class_index), c.contribution, shade_of(explanation, c)) for c in shown]
     kept = {c.prototype_id for c in shown}
     rest = [c for c in explanation.contributions if c.prototype_id not in kept]
@@ -148,7 +144,7 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     share = explanation.residual_share
-    said = "" if share is None or not explanation.additive else f" — residual share {rounded(share)}"
+    said = "" if share is None or not explanation.kind.adds_up else f" — residual share {rounded(share)}"
     axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
     axes.set_position((box.x0 + 0.1, box.y0 + 0.012, box.width - 0.1, box.height - 0.012))
@@ -160,10 +156,10 @@ def _prototype_row(
     shade = shade_of(explanation, contribution)
     crop = as_rgb(explanation.crop if contribution.crop is None else contribution.crop)
     here = figure.add_subplot(grid[row, 0])
-    kind = explanation.map_kind
+    kind, evidence = explanation.map_kind, explanation.kind
     if contribution.maps:
         signed = kind == "contribution"
-        shown = contribution.maps[kind] if signed else drawn(contribution.maps[kind], explanation.pooling)
+        shown = contribution.maps[kind] if signed else evidence.drawn(contribution.maps[kind])
         _picture(here, heat(crop, shown, signed=signed, full=contribution.scale[kind]), "")
         if not contribution.is_less_than_none:
             _box(here, contribution.box, shade)
@@ -189,17 +185,15 @@ def _prototype_row(
     for place in range(PATCHES):
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
-            _patch(axes, contribution.examples[place], shade, explanation.pooling)
+            _patch(axes, contribution.examples[place], shade, evidence)
             if place == 0 and (row == 1 or contribution.is_less_than_none):
                 axes.set_title(_likeness(explanation, contribution), fontsize=9, loc="left", color=GREY)
-            elif row == 1 and place == 1 and explanation.pooling == "max":
+            elif row == 1 and place == 1 and evidence.is_of_patches:
                 axes.set_title("and the training patches nearest to it", fontsize=9, loc="left", color=GREY)
         else:
             axes.axis("off")
     if row == 1:
-        named = {"presence": "amount map" if explanation.reads_amounts else "presence map"}.get(kind, f"{kind} map")
-        if kind == "presence" and explanation.pooling == "max":
-            named = "activation map"
+        named = evidence.map_name if kind == "presence" else f"{kind} map"
         here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
 
 
@@ -217,7 +211,7 @@ def _likeness(explanation: Explanation, contribution: Contribution) -> str:
     """What the image has to do with the training patches beside it."""
     if contribution.is_less_than_none:
         return "less than none of this"
-    return "looks like that (its patch)" if explanation.pooling == "max" else "looks like these training images"
+    return "looks like that (its patch)" if explanation.kind.is_of_patches else "looks like these training images"
 
 
 def _owner_words(contribution: Contribution) -> str:
@@ -227,9 +221,9 @@ def _owner_words(contribution: Contribution) -> str:
     return f"of {shortened(contribution.owner_name, 24)}"
 
 
-def _patch(axes: Axes, example: ExampleView, shade: str, pooling: str) -> None:
+def _patch(axes: Axes, example: ExampleView, shade: str, evidence: EvidenceKind) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
-    grid = None if example.map is None else drawn(example.map, pooling)
+    grid = None if example.map is None else evidence.drawn(example.map)
     _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45, full=example.full), "")
     if example.map is not None:
         _box(axes, example.box, shade)

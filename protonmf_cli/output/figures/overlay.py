@@ -76,11 +76,6 @@ def as_bytes(colours: NDArray[Any]) -> Pixels:
     return found
 
 
-def composite_floor(pooling: str) -> float:
-    """Share of a map's maximum from which `composite` colours it: similarities are high nearly everywhere."""
-    return 0.6 if pooling == "max" else 0.25
-
-
 def composite(
     pixels: Pixels,
     grids: Sequence[NDArray[Any]],

@@ -1,5 +1,6 @@
 """A table as a figure: lines with intervals, or groups of bars."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def curves_png(curves: dict[str, Any], names: dict[str, str], chosen: dict[str, int]) -> bytes:
+def curves_png(curves: Mapping[str, Any], names: dict[str, str], chosen: dict[str, int]) -> bytes:
     """Error, residual share and stability against the number of prototypes, one line per class.
 
     Args:

@@ -10,11 +10,12 @@ import numpy as np
 
 from protonmf_cli.models.card import member_names
 from protonmf_cli.models.class_names import words_for
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.page import Case, GalleryPrototype, PageWords, Report
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane, drawn
+from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane
 from protonmf_cli.models.stability import UNSTABLE
-from protonmf_cli.output.figures.overlay import DIVERGING, PALETTE, RAMP, composite_floor
+from protonmf_cli.output.figures.overlay import DIVERGING, PALETTE, RAMP
 from protonmf_cli.output.page.pictures import Pictures
 
 SHADES = 32
@@ -24,6 +25,7 @@ SHADES = 32
 def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str, Any]:
     """All that is shown but the summary."""
     model, gallery, classes = report.model, report.gallery, report.model.card.classes
+    kind = model.evidence.kind
     listed = _listed(report)
     own: dict[int, list[int]] = {}
     for prototype in gallery.prototypes:
@@ -34,8 +36,8 @@ def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str,
         "option": f"--form {report.form}" if report.form != ("augmented" if model.is_augmented else "plain") else "",
         "nameless": words.nameless,
         "measured": gallery.measured_on,
-        "floor": composite_floor(model.card.pooling),
-        "pooling": model.card.pooling,
+        "floor": kind.composite_floor,
+        "pooling": kind.pooling,
         "evidence": words.evidence,
         "palette": PALETTE,
         "ramp": _shades(RAMP),
@@ -129,33 +131,32 @@ def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[st
 
 def _prototype(report: Report, prototype: GalleryPrototype, pictures: Pictures) -> dict[str, Any]:
     model = report.model
-    network = 0 if model.member is None else int(model.member[prototype.prototype_id])
-    shown = prototype.prototype_id in report.shown
-    pooling = model.card.pooling
+    network, usual = model.network_of(prototype.prototype_id), model.usual_of(prototype.prototype_id)
+    shown, kind = prototype.prototype_id in report.shown, model.evidence.kind
     return {
         "c": prototype.owner_index,
         "n": prototype.number,
         "m": network,
         "network": member_names(model.card)[network] if model.card.members else "",
         "stability": prototype.stability,
-        "usual": None if model.amounts is None else list(map(_short, model.amounts.range_of(prototype.prototype_id))),
-        "full": None if model.amounts is None else model.amounts.peak_of(prototype.prototype_id),
+        "usual": usual and list(map(_short, usual)),
+        "full": model.peak_of(prototype.prototype_id),
         "near": [[near.prototype_id, round(near.cosine, 4)] for near in prototype.near],
         "users": [[c, _short(weight)] for c, weight in prototype.users],
         "signs": [[sign.kind, sign.words] for sign in prototype.signs],
         "facts": list(prototype.facts),
-        "patches": [_patch(view, pooling, pictures) for view in prototype.examples[: pictures.detail.patches]]
+        "patches": [_patch(view, kind, pictures) for view in prototype.examples[: pictures.detail.patches]]
         if shown and (pictures.detail.patches or not prototype.examples)
         else None,
     }
 
 
-def _patch(view: ExampleView, pooling: str, pictures: Pictures) -> list[Any]:
+def _patch(view: ExampleView, kind: EvidenceKind, pictures: Pictures) -> list[Any]:
     number = pictures.patch(view.jpeg)
     return [
         number,
         _box(view.box, pictures.sizes[view.jpeg]),
-        None if view.map is None else _map(drawn(view.map, pooling)),
+        None if view.map is None else _map(kind.drawn(view.map)),
         _short(view.score),
         view.path,
     ]
@@ -193,7 +194,7 @@ _Sizes = Callable[[Contribution], tuple[int, int]]
 
 def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: Pictures) -> dict[str, Any]:
     def sizes(contribution: Contribution) -> tuple[int, int]:
-        seen = case.crops[0 if model.member is None else int(model.member[contribution.prototype_id])]
+        seen = case.crops[model.network_of(contribution.prototype_id)]
         return seen.shape[1], seen.shape[0]
 
     crops = [pictures.crop(crop) for crop in case.crops]
@@ -219,7 +220,7 @@ def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: Pi
                 "evidence": _short(c.evidence),
                 "weight": _short(c.weight),
                 "box": _box(c.box, sizes(c)) if c.box else [0, 0, 1, 1],
-                "map": _map(drawn(c.maps["presence"], first.pooling)),
+                "map": _map(first.kind.drawn(c.maps["presence"])),
             }
             for c in case.similar
         ],
@@ -261,7 +262,7 @@ def _explanation(explanation: Explanation, sizes: _Sizes) -> dict[str, Any]:
         "parts": {
             c.prototype_id: _filled(
                 box=_box(c.box, sizes(c)) if c.box else None,
-                presence=_map(drawn(c.maps["presence"], explanation.pooling)) if c.maps else None,
+                presence=_map(explanation.kind.drawn(c.maps["presence"])) if c.maps else None,
                 # of amounts the page makes it: weight x amount, place by place
                 contribution=_map(c.maps["contribution"]) if c.maps and not explanation.reads_amounts else None,
                 unplaced=_short(c.unlocalised) or None,

@@ -1,41 +1,34 @@
 """The texts of a report: badge, tables, where the model comes from, and a glossary."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from protonmf_cli import __version__
 from protonmf_cli.models.backbone import Preprocessing
-from protonmf_cli.models.image_batches import Skipped
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.page import Badge, PageWords, Report, WordTable
 from protonmf_cli.models.sheets import Column
 from protonmf_cli.output.records.evaluation import NAMES
 from protonmf_cli.output.text.tables import written_cell
 
 METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "fewshot": "few-shot prototypes"}
-EVIDENCE = {
-    "sum": "",
-    "max": "evidence: similarity of the most similar patch",
-    "soft": "evidence: how much the image matches the prototype (all matches add up to 1)",
-}
 GLOSSARY = {
     "prototype": "A direction in the network's features that stands for a part of a class, shown by the training patches where it is strongest.",
     "evidence": "How much of a prototype an image holds.",
     "weight": "What one unit of evidence adds to a class's logit.",
     "contribution": "Weight × evidence: what a prototype adds to the logit.",
 }
-GLOSSARY_OF = {
-    "sum": {
-        "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
-        "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
-        "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
-        "exact": "Contributions, residual, bias and what has no place add up to the network's own logits; the largest difference was measured.",
-    },
-    "max": {"similarity": "Of the most similar patch of the image to the prototype's own training patch."},
-    "soft": {
-        "match": "The share of an image that a prototype takes; all matches of an image add up to 1.",
-        "ambiguous": "A second class is at least half as probable as the first.",
-        "unused": "No training image matches the prototype most.",
-    },
+SUMS = {
+    "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
+    "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
+    "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
+    "exact": "Contributions, residual, bias and what has no place add up to the network's own logits; the largest difference was measured.",
+}
+SIMILARITIES = {"similarity": "Of the most similar patch of the image to the prototype's own training patch."}
+MATCHES = {
+    "match": "The share of an image that a prototype takes; all matches of an image add up to 1.",
+    "ambiguous": "A second class is at least half as probable as the first.",
+    "unused": "No training image matches the prototype most.",
 }
 AMOUNTS = {
     "evidence": "Here: the amount.",
@@ -70,8 +63,6 @@ def page_words(report: Report, facts: dict[str, Any], lines: dict[str, str], *, 
         nameless: no command can name what was explained.
     """
     model, card = report.model, report.model.card
-    pooling = card.pooling
-    skipped = [Skipped(path=str(s["path"]), reason=str(s["reason"])) for s in card.data.get("skipped", ())]
     lines = dict(lines)
     for topic in BEFORE_EDITS if card.edits else ():
         if topic in lines:
@@ -83,19 +74,32 @@ def page_words(report: Report, facts: dict[str, Any], lines: dict[str, str], *, 
         badge=_badge(report),
         lines=lines,
         tables=tuple(evaluation_tables(report.evaluation)) if report.evaluation else (),
-        skipped=(*report.unreadable, *skipped),
+        skipped=(*report.unreadable, *(card.data.skipped or ())),
         provenance=_provenance(report),
         glossary={
             **GLOSSARY,
-            **GLOSSARY_OF[pooling],
-            **(AMOUNTS if model.amounts is not None else {}),
+            **_glossary_of(model.evidence.kind),
             **(AUGMENTED if report.form == "augmented" else {}),
             "suspicious": SIGNS,
         },
         version=__version__,
-        evidence=EVIDENCE[pooling],
+        evidence=model.evidence.kind.said,
         nameless=nameless,
     )
+
+
+def _glossary_of(kind: EvidenceKind) -> dict[str, str]:
+    match kind:
+        case EvidenceKind.PROJECTIONS:
+            return SUMS
+        case EvidenceKind.AMOUNTS:
+            return SUMS | AMOUNTS
+        case EvidenceKind.SIMILARITIES:
+            return SIMILARITIES
+        case EvidenceKind.MATCHES:
+            return MATCHES
+        case _:
+            assert_never(kind)
 
 
 def _badge(report: Report) -> Badge:
@@ -105,15 +109,16 @@ def _badge(report: Report) -> Badge:
             f"{len(card.edits)} prototypes were changed by hand: the model no longer answers as its classifier does."
         )
         return Badge(kind="edited", title="Edited", words=words)
-    if card.method != "protonmf":
-        known = {k: v for k, v in card.measured.get("accuracy", {}).items() if v is not None}
+    measured, readout = card.conversion, card.readout
+    if measured is None:
+        trained = card.protopnet or card.fewshot
+        known = {k: v for k, v in trained.accuracy.items() if v is not None} if trained else {}
         accuracy = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
         words = "Decisions are made of prototypes alone: contributions add up to the logits."
         return Badge(kind="trained", title="No residual", words=words + (f" Accuracy: {accuracy}." if accuracy else ""))
-    readout = card.readout
     words = (
-        f"The largest difference of a logit from the classifier's own is {readout['max_abs_logit_difference']:.1e} on "
-        f"{readout['images_checked']} images, and {card.measured['agreement']:.2%} of the decisions agree."
+        f"The largest difference of a logit from the classifier's own is {readout.max_abs_logit_difference:.1e} on "
+        f"{readout.images_checked} images, and {measured.agreement:.2%} of the decisions agree."
     )
     errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]
     if errors:
@@ -178,10 +183,10 @@ def _provenance(report: Report) -> dict[str, str]:
         "model file": report.file,
         "network": f"{card.source.name} ({card.source.architecture})",
         "weights, sha256": card.source.digest,
-        "training data, sha256": str(data.get("digest", "")),
-        "training images": str(data.get("images", "")),
+        "training data, sha256": data.digest,
+        "training images": str(data.images or ""),
         "input": "; ".join(dict.fromkeys(_preprocessing(each.preprocessing) for each in card.members or (card,))),
-        "options": ", ".join(_written(card.options)),
+        "options": ", ".join(_written(card.stored_options)),
         "seed": str(card.seed),
         "versions": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
     }

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ def conversion_json(conversion: "Conversion") -> dict[str, Any]:
         "classes": len(card.classes),
         "classes_with_images": len(model.active_classes),
         "prototypes": len(model.prototypes),
-        "images": card.data["images"],
-        "skipped": card.data["skipped"],
-        "left_out": card.data["left_out"],
-        "readout": card.readout,
-        "max_abs_logit_difference": card.readout["max_abs_logit_difference"],
-        **{name: value for name, value in card.measured.items() if name not in LISTS},
-        "stability": median_of(card.measured.get("stability", [])),
+        "images": card.data.images,
+        "skipped": [asdict(skip) for skip in card.data.skipped or ()],
+        "left_out": card.data.left_out,
+        "readout": card.readout.as_json(),
+        "max_abs_logit_difference": card.readout.max_abs_logit_difference,
+        **{name: value for name, value in conversion.figures.as_json().items() if name not in LISTS},
+        "stability": median_of(conversion.figures.stability),
         "seconds": dict(conversion.seconds),
     }
 

@@ -1,5 +1,6 @@
 """Evaluations as JSON."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.output.records.tables import table_json
@@ -20,7 +21,7 @@ NAMES = {
 def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
     """`protonmf.evaluation/1`: accuracy, agreement and exactness, and the further tables."""
     model, scores = evaluation.loaded.model, evaluation.scores
-    measured = model.card.measured
+    figures = model.card.conversion
     unknown = {name: None for name in NAMES if name not in scores.accuracy}
     without = {name: None for name in NAMES if name not in scores.agreement and name != "black_box"}
     return {
@@ -39,11 +40,16 @@ def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
             "max_abs_logit_difference": scores.max_abs_logit_difference,
             "relative_difference": scores.relative_difference,
         },
-        "feature_relative_error": measured.get("feature_relative_error"),
-        "head_relative_error": measured.get("head_relative_error"),
+        "feature_relative_error": None if figures is None else _known(figures.feature_relative_error),
+        "head_relative_error": None if figures is None else _known(figures.head_relative_error),
         "intervals": scores.intervals,
         "per_class": [
             {"class_index": c, "label": model.card.classes[c].label, **row} for c, row in scores.per_class.items()
         ],
         "tables": {name: table_json(table) for name, table in evaluation.tables.items()},
     }
+
+
+def _known(figure: float) -> float | None:
+    """A figure that a card may lack."""
+    return None if math.isnan(figure) else figure

@@ -9,9 +9,6 @@ if TYPE_CHECKING:
 
     from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome, Prediction
 
-EVIDENCE = {"sum": "projections", "max": "similarities", "soft": "matches"}
-"""What evidence is where it is no amount, by pooling."""
-
 
 def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = None) -> dict[str, Any]:
     """`protonmf.explanation/1`, with `against` where the class is compared with another one."""
@@ -26,7 +23,7 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         "bias": explanation.bias,
         "map_kind": explanation.map_kind,
         "form": explanation.form,
-        "evidence": "amounts" if explanation.reads_amounts else EVIDENCE[explanation.pooling],
+        "evidence": explanation.kind.value,
         "contributions": [contribution_json(c) for c in explanation.contributions],
         "residual": {
             "contribution": explanation.residual,

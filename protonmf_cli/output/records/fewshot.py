@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from protonmf_cli.options import FewShotOptions
 from protonmf_cli.output.records.explanation import prediction_json
 
 if TYPE_CHECKING:
@@ -18,21 +19,23 @@ def fit_json(fit: "FewShotFit") -> dict[str, Any]:
     """`protonmf.fewshot_fit/1`: what was chosen, how well it answers, and its interpretation."""
     model = fit.loaded.model
     card = model.card
-    measured = card.measured
+    measured, options = card.fewshot, card.options
+    assert measured is not None
+    assert isinstance(options, FewShotOptions)
     return {
         "schema": "protonmf.fewshot_fit/1",
         "classes": len(card.classes),
         "images": len(fit.interpretation.sources),
         "prototypes": len(model.prototypes),
-        "norm": card.options["norm"],
+        "norm": options.norm,
         "zero_weights": 1 - len(model.weights.value) / model.dense_weights.numel(),
-        "chosen": measured["chosen"],
-        "held_out": measured["held_out"],
-        "folds": measured["folds"],
-        "objective": measured["objective"],
-        "accuracy": measured["accuracy"],
-        "finetuning": measured.get("finetuning"),
-        "skipped": card.data["skipped"],
+        "chosen": measured.chosen,
+        "held_out": measured.held_out,
+        "folds": measured.folds,
+        "objective": measured.objective,
+        "accuracy": measured.accuracy,
+        "finetuning": measured.finetuning,
+        "skipped": [asdict(skip) for skip in card.data.skipped or ()],
         "interpretation": model_json(fit.interpretation),
         "model": fit.network,
         "output": str(fit.loaded.path),

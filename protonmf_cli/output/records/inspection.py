@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
 
 
+OF_MACHINE = ("dtype", "device")
+
+
 def inspection_json(inspection: "Inspection") -> dict[str, Any]:
     """`protonmf.inspection/1`: the card, counts, and the prototypes of each class, or of the one that was named."""
     model, chosen = inspection.model, inspection.class_index
@@ -53,7 +56,7 @@ def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
 def _entry_json(model: "PrototypeModel", entry: int) -> dict[str, Any]:
     """One weight of a class, and the prototype it stands on."""
     prototype = int(model.weights.prototype[entry])
-    owner = int(model.owner[prototype])
+    owner, usual = int(model.owner[prototype]), model.usual_of(prototype)
     return {
         "prototype": model.number(prototype),
         "prototype_id": prototype,
@@ -61,7 +64,7 @@ def _entry_json(model: "PrototypeModel", entry: int) -> dict[str, Any]:
         "owner_label": model.card.classes[owner].label,
         "weight": float(model.weights.value[entry]),
         "residual_share": float(model.weights.residual_share[entry]),
-        "usual": None if model.amounts is None else list(model.amounts.range_of(prototype)),
+        "usual": usual and list(usual),
         "stability": model.stability(prototype),
         "unstable": is_unstable(model.stability(prototype)),
         "examples": [
@@ -83,7 +86,7 @@ def network_json(inspection: "NetworkInspection") -> dict[str, Any]:
         "weights": inspection.weights,
         "input_size": list(backbone.preprocessing.input_size),
         "classes": len(backbone.classes),
-        "readout": dict(inspection.readout),
+        "readout": {name: value for name, value in inspection.readout.as_json().items() if name not in OF_MACHINE},
         "relative_difference_float64": backbone.formula_difference,
         "relative_difference_float32": reading.relative_difference,
         "placed_share": reading.placed_share,

@@ -4,13 +4,24 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from protonmf_cli.output.records.evaluation import NAMES
-from protonmf_cli.output.text.tables import WrittenTable
+from protonmf_cli.output.text.blocks import Block, Row, TextTable
+from protonmf_cli.output.text.tables import table_blocks
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.evaluation import Evaluation
 
 
-def scores_table(evaluation: "Evaluation") -> WrittenTable:
+def evaluation_blocks(evaluation: "Evaluation") -> Iterator[Block]:
+    """Accuracy and agreement, what the prototypes carry, and the further tables."""
+    yield _scores_table(evaluation)
+    for line in _scores_lines(evaluation):
+        yield (line,)
+    for table in evaluation.tables.values():
+        yield ("",)
+        yield from table_blocks(table)
+
+
+def _scores_table(evaluation: "Evaluation") -> TextTable:
     """Accuracy and agreement of each way to answer; also among the classes present where some are not."""
     scores = evaluation.scores
     headings = [f"{scores.images} images", "accuracy", "(95 %)", "agreement"]
@@ -23,11 +34,11 @@ def scores_table(evaluation: "Evaluation") -> WrittenTable:
         if evaluation.is_partial:
             among = scores.restricted
             row += [_percent(among["accuracy"][key]), _percent(among["agreement"].get(key))]
-        rows.append(tuple(row))
-    return WrittenTable(headings=tuple(headings), rows=tuple(rows), left=frozenset({0}), wraps=False)
+        rows.append(Row(cells=tuple(row)))
+    return TextTable(headings=tuple(headings), rows=tuple(rows))
 
 
-def scores_lines(evaluation: "Evaluation") -> Iterator[str]:
+def _scores_lines(evaluation: "Evaluation") -> Iterator[str]:
     """What stands below the table: logit share, exactness, and among which classes was counted."""
     scores = evaluation.scores
     if scores.logit_share is not None:
@@ -44,7 +55,7 @@ def bare_classes_note(evaluation: "Evaluation") -> str | None:
     """How to read the figures of a part of the model where classes have no prototypes; None where all have some."""
     model = evaluation.loaded.model
     bare = evaluation.classes - len(model.active_classes)
-    if not bare or not model.is_additive:
+    if not bare or not model.adds_up:
         return None
     return (
         f"{bare} classes have no prototypes: with the prototypes alone they answer with their bias, and with the "

@@ -47,11 +47,7 @@ def _unit_words(explanation: "Explanation") -> str:
     share = explanation.residual_share
     alone = explanation.reads_amounts and explanation.form == "plain"
     unit = "amount 1: as much as usual in images of the prototype's own class; " if alone else ""
-    return {
-        "sum": f"{unit}residual share {'not defined' if share is None else rounded(share)}",
-        "max": "evidence: similarity of the most similar patch",
-        "soft": "evidence: how much the image matches the prototype (all matches add up to 1)",
-    }[explanation.pooling]
+    return explanation.kind.said or f"{unit}residual share {'not defined' if share is None else rounded(share)}"
 
 
 def without_prototypes_words(explanation: "Explanation") -> str:
@@ -62,7 +58,7 @@ def without_prototypes_words(explanation: "Explanation") -> str:
         if nearest
         else ""
     )
-    if not explanation.additive:
+    if not explanation.kind.adds_up:
         left = "its logit is always zero"
     elif explanation.contributions:
         left = "its rows are parts of other classes, and more of its logit is residual"
@@ -94,7 +90,7 @@ def _sums(explanation: "Explanation", top: int) -> Iterator[tuple[str, float, st
         yield "no place", explanation.unplaced, "grey50"
     if explanation.has_residual:
         yield "residual", explanation.residual, "grey50"
-    if explanation.additive:
+    if explanation.kind.adds_up:
         yield "bias", explanation.bias, "grey50"
     yield "= logit", explanation.logit, "bold"
 

@@ -1,6 +1,6 @@
 """What is in a model file, and how a network's head is read, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.models.wording import rounded
@@ -10,6 +10,7 @@ from protonmf_cli.output.text.fewshot import chosen_words, interpretation_lines
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.network_inspection import NetworkInspection
+    from protonmf_cli.models.card import Card, ConversionFigures, FewShotFigures, ProtoPNetFigures, ReadoutFacts
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
 
@@ -24,26 +25,26 @@ def inspection_lines(
         model: of the file.
         interpretation: of a few-shot model.
     """
-    card = facts["card"]
-    readout, data = card["readout"], card["data"]
-    grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places (not spatial)"
+    card = model.card
+    readout, data = card.readout, card.data
+    grid = f"{readout.grid[0]} x {readout.grid[1]} places" if readout.grid else "no places (not spatial)"
     without = facts["classes"] - facts["classes_with_prototypes"]
     old = ", older than amounts: convert again for rows that do not cancel" if model.is_outdated else ""
     lines = {
-        "method": f"{card['method']}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB{old}",
-        "backbone": f"{card['source']['name']} ({card['source']['architecture']}), weights {card['source']['digest'][:12]}, "
+        "method": f"{card.method}, format {facts['format']}, {facts['bytes'] / 2**20:.1f} MiB{old}",
+        "backbone": f"{card.source.name} ({card.source.architecture}), weights {card.source.digest[:12]}, "
         + ("inside the file" if facts["backbone_embedded"] else "not in the file"),
-        "readout": f"{readout['kind']}, {grid}, {readout['rows_per_image']} row{'s' * (readout['rows_per_image'] > 1)} "
-        f"of width {readout['width']}",
+        "readout": f"{readout.kind}, {grid}, {readout.rows_per_image} row{'s' * (readout.rows_per_image > 1)} "
+        f"of width {readout.width}",
         "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
-        "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data['images']} images",
-        **_lines_of_method(facts, interpretation),
-        "made with": ", ".join(f"{k} {v}" for k, v in card["versions"].items() if k in {"protonmf", "torch", "timm"}),
+        "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data.images} images",
+        **_lines_of_method(facts, card, interpretation),
+        "made with": ", ".join(f"{k} {v}" for k, v in card.versions.items() if k in {"protonmf", "torch", "timm"}),
     }
-    if card["edits"]:
-        lines["edits"] = f"{len(card['edits'])}"
-    if data["skipped"]:
-        lines["skipped"] = f"{len(data['skipped'])} images, e.g. {data['skipped'][0]['path']}"
+    if card.edits:
+        lines["edits"] = f"{len(card.edits)}"
+    if data.skipped:
+        lines["skipped"] = f"{len(data.skipped)} images, e.g. {data.skipped[0].path}"
     return lines
 
 
@@ -96,85 +97,84 @@ def network_lines(inspection: "NetworkInspection") -> dict[str, str]:
     }
 
 
-def _stability_words(facts: Mapping[str, Any]) -> str:
-    measured = facts["card"]["measured"].get("stability", [])
-    median = median_of(measured)
+def _stability_words(stability: Sequence[float | None], unstable: int) -> str:
+    median = median_of(stability)
     if median is None:
         return "not measured"
-    known = sum(value is not None for value in measured)
-    return (
-        f"median cosine {median:.2f} between halves of the images, {facts['unstable']} of {known} prototypes unstable"
-    )
+    known = sum(value is not None for value in stability)
+    return f"median cosine {median:.2f} between halves of the images, {unstable} of {known} prototypes unstable"
 
 
-def _conversion_lines(facts: Mapping[str, Any]) -> dict[str, str]:
+def _conversion_lines(card: "Card", measured: "ConversionFigures", unstable: int) -> dict[str, str]:
     """What was measured when a black box was converted."""
-    readout, measured = facts["card"]["readout"], facts["card"]["measured"]
-    share = measured.get("residual_share")
+    readout, share = card.readout, measured.residual_share
     return {
-        "exactness": f"max |logit difference| {readout['max_abs_logit_difference']:.1e} on {readout['images_checked']} images, "
-        f"agreement {measured['agreement']:.2%}",
-        "accuracy": f"{measured['accuracy_black_box']:.1%} black box, {measured['accuracy_prototype_model']:.1%} prototype model "
+        "exactness": f"max |logit difference| {readout.max_abs_logit_difference:.1e} on {readout.images_checked} images, "
+        f"agreement {measured.agreement:.2%}",
+        "accuracy": f"{measured.accuracy_black_box:.1%} black box, {measured.accuracy_prototype_model:.1%} prototype model "
         "(on the images converted)",
-        "stability": _stability_words(facts),
+        "stability": _stability_words(measured.stability, unstable),
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
-        "errors": f"features {measured['feature_relative_error']:.3f}, head {measured['head_relative_error']:.3f} (squared, relative)",
-        **_amount_lines(facts),
+        "errors": f"features {measured.feature_relative_error:.3f}, head {measured.head_relative_error:.3f} (squared, relative)",
+        **_amount_lines(card, measured),
     }
 
 
-def _amount_lines(facts: Mapping[str, Any]) -> dict[str, str]:
+def _amount_lines(card: "Card", measured: "ConversionFigures") -> dict[str, str]:
     """How evidence is read, and how well it is defined."""
-    measured, below = facts["card"]["measured"], facts["card"]["readout"]["clipped_share"]
-    if facts["card"]["similarity"] != "dual":
+    below = card.readout.clipped_share
+    if card.similarity != "dual":
         return {"clipped": f"{below:.0%} of the squared rows lie below zero; the residual carries them"}
-    ridge = f"ridge {measured['ridge']:g}" if measured["ridge"] else "no ridge"
+    ridge = f"ridge {measured.ridge:g}" if measured.ridge else "no ridge"
     return {
-        "evidence": f"amounts, {ridge}, condition at most {measured['condition']:.0f}, "
-        f"{len(measured['alike'])} pairs of prototypes nearly the same",
-        "cancellation": cancellation_words(measured["cancellation"]),
+        "evidence": f"amounts, {ridge}, condition at most {measured.condition:.0f}, "
+        f"{len(measured.alike or ())} pairs of prototypes nearly the same",
+        "cancellation": cancellation_words(measured.cancellation),
         **({"signed": f"{below:.0%} of the squared rows lie below zero; they were split by sign"} if below else {}),
     }
 
 
-def _protopnet_lines(facts: Mapping[str, Any]) -> dict[str, str]:
+def _protopnet_lines(card: "Card", measured: "ProtoPNetFigures") -> dict[str, str]:
     """What was measured when a ProtoPNet was trained, and how its evidence is made."""
-    card = facts["card"]
-    measured = card["measured"]
-    known = {name: value for name, value in measured.get("accuracy", {}).items() if value is not None}
-    lines = {"similarity": f"{card['similarity']}, of the most similar patch"}
-    if card["members"]:
-        lines["networks"] = ", ".join(member["source"]["name"] for member in card["members"])
+    known = {name: value for name, value in measured.accuracy.items() if value is not None}
+    lines = {"similarity": f"{card.similarity}, of the most similar patch"}
+    if card.members:
+        lines["networks"] = ", ".join(member.source.name for member in card.members)
     if known:
         lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
-    if card["data"].get("boxes"):
+    if card.data.boxes:
         lines["images"] = "cut to bounding boxes: give --boxes to evaluate, push and prune"
-    if push := measured.get("push"):
+    if push := measured.push:
         lines["sources"] = f"{push['images']} training images, {push['duplicates']} duplicates"
-    if (apart := measured.get("distance_from_own_patch")) is not None:
+    if (apart := measured.distance_from_own_patch) is not None:
         lines["own patch"] = f"at most {apart:.1e} (squared distance) from the patch it was projected onto"
     return lines
 
 
-def _fewshot_lines(facts: Mapping[str, Any], interpretation: "Interpretation") -> dict[str, str]:
+def _fewshot_lines(
+    readout: "ReadoutFacts", measured: "FewShotFigures", interpretation: "Interpretation"
+) -> dict[str, str]:
     """How a few-shot model was chosen, and what is remarkable about its prototypes."""
-    measured, readout = facts["card"]["measured"], facts["card"]["readout"]
-    known = {name: value for name, value in measured["accuracy"].items() if value is not None}
-    layers = ", ".join(map(str, readout["layers"]))
+    known = {name: value for name, value in measured.accuracy.items() if value is not None}
+    layers = ", ".join(map(str, readout.layers))
     lines = {
-        "features": f"mean over the places of layers {layers}, normalisation {readout['normalisation']}",
-        "chosen": chosen_words(measured["chosen"], measured["held_out"], measured["folds"]),
+        "features": f"mean over the places of layers {layers}, normalisation {readout.normalisation}",
+        "chosen": chosen_words(measured.chosen, measured.held_out, measured.folds),
         "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in known.items()),
         **interpretation_lines(interpretation),
     }
-    if tuned := measured.get("finetuning"):
+    if tuned := measured.finetuning:
         lines["fine-tuned"] = (
             f"{tuned['options']['stages']}, {len(tuned['epochs'])} epochs of {tuned['options']['mode']}"
         )
     return lines
 
 
-def _lines_of_method(facts: Mapping[str, Any], interpretation: "Interpretation | None") -> dict[str, str]:
-    if interpretation is not None:
-        return _fewshot_lines(facts, interpretation)
-    return _conversion_lines(facts) if facts["card"]["method"] == "protonmf" else _protopnet_lines(facts)
+def _lines_of_method(facts: Mapping[str, Any], card: "Card", interpretation: "Interpretation | None") -> dict[str, str]:
+    if card.conversion is not None:
+        return _conversion_lines(card, card.conversion, facts["unstable"])
+    if card.protopnet is not None:
+        return _protopnet_lines(card, card.protopnet)
+    if card.fewshot is not None and interpretation is not None:
+        return _fewshot_lines(card.readout, card.fewshot, interpretation)
+    return {}

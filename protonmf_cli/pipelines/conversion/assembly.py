@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import cancellation
 from protonmf_cli.maths.metrics import logit_share, median_share
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import ClassFigures, ConversionFigures, DataFacts, ReadoutFacts
 from protonmf_cli.models.class_part import ClassPart, PartExamples
-from protonmf_cli.models.image_batches import ImageSource, digest_of_images
+from protonmf_cli.models.evidence import Projections
+from protonmf_cli.models.image_batches import ImageSource, Skipped, digest_of_images
 from protonmf_cli.models.prototype import Examples, PrototypeModel
 from protonmf_cli.models.readouts.readout import FORMULA_NOISE, spread
 from protonmf_cli.models.response import logit_parts
@@ -27,7 +29,7 @@ from protonmf_cli.pipelines.conversion.reconstruction import (
     reconstruct_heads,
 )
 from protonmf_cli.pipelines.conversion.residual_shares import augment_model
-from protonmf_cli.pipelines.model_cards import bare_card
+from protonmf_cli.pipelines.model_cards import bare_card, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 ILL_CONDITIONED = 1e6
@@ -47,7 +49,7 @@ def assemble_model(
     finished: Mapping[int, ClassPart],
     options: ConversionOptions,
     *,
-    data: Mapping[str, Any],
+    data: DataFacts,
     progress: Progress = SILENT,
 ) -> PrototypeModel:
     """Solve the head of all classes at once and measure the result on the training images.
@@ -77,16 +79,15 @@ def assemble_model(
         residual=heads.residual.float(),
         bias=bias.float(),
         intercept=torch.zeros(len(vectors)),
-        amounts=heads.amounts,
+        evidence=heads.amounts or Projections(),
         examples=_no_examples(),
         card=bare_card(
             backbone, options, method="protonmf", similarity="dual" if heads.amounts else "dot", pooling="sum",
-            readout={}, data=data,
+            readout=readout_facts(backbone), data=data,
         ),
     )  # fmt: skip
     _warn(bare, summary.bases.classes, heads, progress)
-    whole = _measure(bare, backbone, finished, summary.orders, vectors.numpy(), progress)
-    whole = whole.measured_as(**_condition_figures(heads))
+    whole = _measure(bare, backbone, finished, summary.orders, heads, progress)
     return augment_model(whole, options.augment, finished, progress)
 
 
@@ -115,12 +116,12 @@ MOST_PAIRS = 100
 """Pairs of nearly equal prototypes that a file names."""
 
 
-def _condition_figures(heads: Reconstruction) -> dict[str, Any]:
-    """How well the weights are defined, for the card."""
-    figures: dict[str, Any] = {"condition": float(heads.condition.max())}
-    if heads.amounts is not None:
-        figures |= {"ridge": heads.amounts.ridge, "alike": [list(pair) for pair in heads.alike[:MOST_PAIRS]]}
-    return figures
+def _with_condition(figures: ConversionFigures, heads: Reconstruction) -> ConversionFigures:
+    """The same figures with how well the weights are defined."""
+    figures = replace(figures, condition=float(heads.condition.max()))
+    if heads.amounts is None:
+        return figures
+    return replace(figures, ridge=heads.amounts.ridge, alike=tuple(heads.alike[:MOST_PAIRS]))
 
 
 def _warn(model: PrototypeModel, classes: Sequence[int], heads: Reconstruction, progress: Progress) -> None:
@@ -165,8 +166,8 @@ class _Totals:
     cancelled: list[Tensor] = field(default_factory=list)
     images: list[ImageSource] = field(default_factory=list)
     images_per_class: dict[int, int] = field(default_factory=dict)
-    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    per_class: dict[str, ClassFigures] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     stability: list[Tensor] = field(default_factory=list)
     curves: dict[str, Any] = field(default_factory=dict)
@@ -177,16 +178,17 @@ def _measure(
     backbone: Backbone,
     finished: Mapping[int, ClassPart],
     orders: Mapping[int, Tensor],
-    vectors: np.ndarray,
+    heads: Reconstruction,
     progress: Progress,
 ) -> PrototypeModel:
     """Second pass: figures on the training images, and the examples in their final order."""
     totals, gathered = _Totals(), _Gathered()
+    vectors = backbone.readout.vectors.double().cpu().numpy()
     head = torch.from_numpy(vectors).float()
     for class_index in sorted(finished):
         part = finished[class_index]
         progress.advance()
-        totals.skipped += [asdict(skip) for skip in part.skipped]
+        totals.skipped += part.skipped
         totals.figures.append(dict(part.figures))
         totals.images += part.images
         totals.images_per_class[class_index] = len(part.images)
@@ -196,36 +198,42 @@ def _measure(
             totals.stability.append(part.stability[orders[class_index]])
             _add_figures(totals, model, head, class_index, part)
             gathered.add(part.examples, orders[class_index])
-    classes = sorted(orders)
+    count = len(totals.images)
+    data = replace(
+        model.card.data,
+        images=count,
+        images_per_class={str(c): n for c, n in totals.images_per_class.items()},
+        digest=digest_of_images(totals.images),
+        skipped=tuple(totals.skipped),
+    )
+    card = replace(
+        model.card,
+        readout=_exactly(model.card.readout, backbone, totals, count),
+        data=data,
+        measured=_with_condition(_figures(totals, model, vectors[sorted(orders)], sorted(orders)), heads),
+    )
+    return replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+
+
+def _figures(totals: _Totals, model: PrototypeModel, vectors: np.ndarray, classes: Sequence[int]) -> ConversionFigures:
+    """What the card says of the training images; `vectors` of the head, of the classes with images."""
     error = sum(f.get("squared_error", 0.0) for f in totals.figures)
     size = sum(f.get("squared_norm", 0.0) for f in totals.figures)
     count = len(totals.images)
-    measured = {
-        "agreement": totals.agree / count,
-        "accuracy_black_box": totals.right_black_box / count,
-        "accuracy_prototype_model": totals.right_model / count,
-        "feature_relative_error": error / size if size else 0.0,
-        "head_relative_error": float(
-            model.residual[classes].double().square().sum() / np.square(vectors[classes]).sum()
-        ),
-        "residual_share": _one_minus(median_share(torch.cat(totals.shares))),
-        "cancellation": _cancellation_figures(torch.cat(totals.cancelled)),
-        "per_class": totals.per_class,
-        "stability": [
+    return ConversionFigures(
+        agreement=totals.agree / count,
+        accuracy_black_box=totals.right_black_box / count,
+        accuracy_prototype_model=totals.right_model / count,
+        feature_relative_error=error / size if size else 0.0,
+        head_relative_error=float(model.residual[classes].double().square().sum() / np.square(vectors).sum()),
+        residual_share=_one_minus(median_share(torch.cat(totals.shares))),
+        cancellation=_cancellation_figures(torch.cat(totals.cancelled)),
+        per_class=totals.per_class,
+        stability=tuple(
             round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()
-        ],
-    }
-    if totals.curves:
-        measured["curves"] = totals.curves
-    readout = dict(model.card.readout) | _exactness(backbone, totals, count)
-    data = dict(model.card.data) | {
-        "images": count,
-        "images_per_class": {str(c): n for c, n in totals.images_per_class.items()},
-        "digest": digest_of_images(totals.images),
-        "skipped": totals.skipped,
-    }
-    card = replace(model.card, readout=readout, data=data, measured=measured)
-    return replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+        ),
+        curves=totals.curves,
+    )
 
 
 def _as_amounts(examples: Examples, model: PrototypeModel) -> Examples:
@@ -251,24 +259,24 @@ def _add_figures(totals: _Totals, model: PrototypeModel, head: Tensor, class_ind
     totals.shares.append(share)
     weighted = model.weights.value[model.entries(class_index), None] * model.readers(class_index)
     totals.cancelled.append(cancellation(part.pooled[:, 0] @ weighted.mT))
-    totals.per_class[str(class_index)] = {
-        "accuracy": right / len(part.images),
-        "residual_share": _one_minus(median_share(share)),
-    }
+    totals.per_class[str(class_index)] = ClassFigures(
+        accuracy=right / len(part.images), residual_share=_one_minus(median_share(share))
+    )
 
 
-def _exactness(backbone: Backbone, totals: _Totals, count: int) -> dict[str, Any]:
+def _exactly(readout: ReadoutFacts, backbone: Backbone, totals: _Totals, count: int) -> ReadoutFacts:
     """Network against rows, measured image by image, plus rows against prototypes: together an upper bound."""
     rows_difference = max(f["max_abs_difference"] for f in totals.figures)
     relative = max(f["max_rel_difference"] for f in totals.figures)
-    means = {name: float(np.mean([f[name] for f in totals.figures])) for name in ("negative_share", "clipped_share")}
-    return {
-        "max_abs_logit_difference": rows_difference + totals.model_difference,
-        "relative_difference": relative + totals.model_difference / min(totals.spread),
-        "formula_difference": max(backbone.formula_difference, FORMULA_NOISE),  # so that equal models are equal bytes
-        "images_checked": count,
-        **means,
-    }
+    return replace(
+        readout,
+        max_abs_logit_difference=rows_difference + totals.model_difference,
+        relative_difference=relative + totals.model_difference / min(totals.spread),
+        formula_difference=max(backbone.formula_difference, FORMULA_NOISE),  # so that equal models are equal bytes
+        images_checked=count,
+        negative_share=float(np.mean([f["negative_share"] for f in totals.figures])),
+        clipped_share=float(np.mean([f["clipped_share"] for f in totals.figures])),
+    )
 
 
 @dataclass

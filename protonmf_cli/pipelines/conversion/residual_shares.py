@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.residual_shares import AUGMENTATIONS, residual_shares
 from protonmf_cli.models.class_part import ClassPart
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
+from protonmf_cli.models.response import summed
 from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.options import Augment
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -38,8 +38,9 @@ def augment_model(
     samples = ((c, finished[c].sample) for c in model.active_classes.tolist())
     augmented, report = share_out(model, kind, samples)
     _warn(model, report, progress)
-    card = replace(model.card, measured=dict(model.card.measured) | {"augmentation": report})
-    return replace(augmented, card=card)
+    measured = model.card.conversion
+    assert measured is not None
+    return augmented.measured_as(replace(measured, augmentation=report))
 
 
 def class_shares(model: PrototypeModel, kind: str, class_index: int) -> tuple[Tensor, bool]:
@@ -84,11 +85,7 @@ def share_out(
             much.append(class_index)
         changes.append(change)
         flat = sample.flatten(0, 1)
-        if model.amounts is not None:
-            correlations.append(_correlation(flat @ basis.mT, flat @ augmented.mT))
-        else:
-            clipped = flat.clamp_min(0)
-            correlations.append(_correlation(nonnegative_codes(clipped, basis), nonnegative_codes(clipped, augmented)))
+        correlations.append(_correlation(*(summed(model).presence(flat, each) for each in (basis, augmented))))
     change, correlation = torch.cat(changes), torch.cat(correlations)
     defined = correlation[correlation.isfinite()].numpy()
     report = {

@@ -4,6 +4,7 @@ ProtoPNet and combinations of them: the most similar patch. Few-shot models: the
 """
 
 from collections.abc import Mapping
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from protonmf_cli.maths.scoring import peak_box, percentile_box
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import NearestPatch, SoftMatch
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import Response
+from protonmf_cli.models.response import Response, compared
 from protonmf_cli.models.results import Contribution, ExampleView
 
 
@@ -55,20 +57,23 @@ def _contribution(
     examples: tuple[ExampleView, ...],
 ) -> Contribution:
     owner = int(model.owner[prototype])
-    number = 0 if model.member is None else int(model.member[prototype])
+    number = model.network_of(prototype)
     space, picture = model.spaces[number], pictures[number]
     activation = response.maps[0, space.start : space.stop, prototype]
     evidence = float(response.evidence[0, prototype])
     size = (picture.shape[1], picture.shape[2])
-    if model.matching is None:
-        grid = activation.reshape(space.grid or (1, -1))
-        box = percentile_box(grid, size)
-        counted = torch.zeros_like(grid)
-        counted.view(-1)[int(activation.argmax())] = weight * evidence
-    else:
-        grid = presence(activation, space.grid)
-        box = peak_box(grid, size)
-        counted = weight * evidence * _shares(grid)
+    match compared(model):
+        case NearestPatch():
+            grid = activation.reshape(space.grid or (1, -1))
+            box = percentile_box(grid, size)
+            counted = torch.zeros_like(grid)
+            counted.view(-1)[int(activation.argmax())] = weight * evidence
+        case SoftMatch():
+            grid = presence(activation, space.grid)
+            box = peak_box(grid, size)
+            counted = weight * evidence * _shares(grid)
+        case other:
+            assert_never(other)
     name = model.card.classes[owner]
     return Contribution(
         prototype=model.number(prototype),

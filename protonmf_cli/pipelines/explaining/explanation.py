@@ -9,12 +9,12 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import logit_share
-from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.residual_codes import residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import Projections
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import LogitParts, Response, parts_of_read, pooled_rows, respond
+from protonmf_cli.models.response import LogitParts, Response, parts_of_read, pooled_rows, respond, summed
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
@@ -36,7 +36,7 @@ class Answer:
     parts: LogitParts
     """Of the model, for this image alone."""
     response: Response | None
-    """Of models that are not additive."""
+    """Of models whose evidence does not add up."""
 
 
 def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list[Answer]:
@@ -52,7 +52,7 @@ def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list
     follows = backbone.readout.has_head and not model.card.edits
     answers = []
     for n, rows in enumerate(reading.rows.cpu().double()):
-        response = None if exact.is_additive else respond(exact, rows[None])
+        response = None if exact.adds_up else respond(exact, rows[None])
         parts = parts_of_read(exact, pooled_rows(rows[None], exact.placed) if response is None else response.evidence)
         logits = reading.logits[n].cpu().double() if follows else parts.logits[0]
         answers.append(Answer(crop=crops[n], rows=rows, logits=logits, parts=parts, response=response))
@@ -139,10 +139,9 @@ def explain_answer(
         ledger_error=abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit),
         map_kind=map_kind,
         form=form,
-        pooling=exact.card.pooling,
+        kind=exact.evidence.kind,
         without_prototypes=not own,
         best_with_prototypes=None if own else _best_with_prototypes(exact, answer.logits),
-        reads_amounts=exact.amounts is not None,
     )
 
 
@@ -221,7 +220,7 @@ def _residual_share(model: PrototypeModel, parts: LogitParts, class_index: int, 
     if not found.left:
         return 0.0
     if not model.entries(class_index):
-        return 1.0 if model.is_additive else None
+        return 1.0 if model.adds_up else None
     share = logit_share(parts.carried, parts.logits, torch.tensor([class_index]), model.active_classes)
     return 1 - float(share) if share.isfinite().all() else None
 
@@ -290,14 +289,10 @@ class _Maps:
         placed = rows[: backbone.readout.places]
         if residual is not None:
             self.residual = (placed @ residual).reshape(self.grid).numpy()
-        if model.amounts is not None:
-            codes = placed @ readers.mT
-        else:
-            clipped = placed.clamp_min(0)
-            codes = nonnegative_codes(clipped, readers)
-            if residual is not None:
-                leftover = clipped - codes @ readers
-                self.residual_codes = residual_codes(leftover, residual).reshape(self.grid).numpy()
+        codes = summed(model).presence(placed, readers)
+        if residual is not None and isinstance(model.evidence, Projections):
+            leftover = placed.clamp_min(0) - codes @ readers
+            self.residual_codes = residual_codes(leftover, residual).reshape(self.grid).numpy()
         self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
 
     def contributions(self, entries: Sequence[int], map_kind: MapKind) -> list[Contribution]:
@@ -348,20 +343,20 @@ def _contribution(
         maps=both,
         box=box,
         examples=tuple(example_views(model, prototype)),
-        usual=None if model.amounts is None else model.amounts.range_of(prototype),
-        peak=None if model.amounts is None else model.amounts.peak_of(prototype),
+        usual=model.usual_of(prototype),
+        peak=model.peak_of(prototype),
     )
 
 
 def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
     """The stored training patches of one prototype, strongest first."""
-    examples = model.examples
+    examples, full = model.examples, model.peak_of(prototype)
+    space = model.spaces[model.network_of(prototype)]
     views = []
-    space = model.spaces[0 if model.member is None else int(model.member[prototype])]
     for number in examples.of(prototype):
         left, top, right, bottom = examples.box[number].tolist()
         grid = examples.map[number].numpy()
-        if model.member is not None and space.grid is not None:  # smaller grids are filled up
+        if model.card.members and space.grid is not None:  # smaller grids are filled up
             grid = grid[: space.grid[0], : space.grid[1]]
         views.append(
             ExampleView(
@@ -371,7 +366,7 @@ def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
                 score=float(examples.score[number]),
                 path=examples.sources[number].path,
                 sha256=examples.sources[number].sha256,
-                full=None if model.amounts is None else model.amounts.peak_of(prototype),
+                full=full,
             )
         )
     return views

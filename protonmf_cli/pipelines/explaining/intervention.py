@@ -2,12 +2,14 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import parts_of_rows
@@ -29,22 +31,22 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     name = model.card.classes[class_index].shown
     owner_name = model.card.classes[owner].shown
     if not model.entries(class_index):
-        raise InputError(
-            f"class {name} has no prototypes in this model"
-            f"{' (no images were given for it)' if model.is_additive else ''}, so there is nothing to edit."
-        )
+        why = " (no images were given for it)" if model.adds_up else ""
+        raise InputError(f"class {name} has no prototypes in this model{why}, so there is nothing to edit.")
     prototype = _find_prototype(model, owner, number)
     entries = [e for e in model.entries(class_index) if int(model.weights.prototype[e]) == prototype]
     if not entries:
-        advice = " Give --everywhere to take it out of every class." if model.amounts is not None else ""
-        raise InputError(
-            f"class {name} does not use prototype {number} of {owner_name}, so it cannot be edited there.{advice}"
-        )
+        what = f"class {name} does not use prototype {number} of {owner_name}, so it cannot be edited there."
+        raise InputError(what + _advice_elsewhere(model))
     if float(model.weights.value[entries[0]]) == 0:
         raise InputError(
             f"prototype {number} of {owner_name} has the weight 0 in class {name}: there is nothing left to edit."
         )
     return Edit(class_index=class_index, prototype_id=prototype, factor=factor)
+
+
+def _advice_elsewhere(model: PrototypeModel) -> str:
+    return "" if model.amounts is None else " Give --everywhere to take it out of every class."
 
 
 def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor: float) -> Edit:
@@ -53,12 +55,7 @@ def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor:
     Raises:
         InputError: there is no such prototype, nothing of it is left, or the model does not read amounts.
     """
-    if model.amounts is None:
-        raise InputError(
-            f"--everywhere needs a model that reads amounts, and this file holds a {model.card.method} model"
-            f"{' that reads projections' if model.is_additive else ''}. "
-            + ("Convert again without --recipe paper." if model.is_additive else "Edit it class by class.")
-        )
+    _check_everywhere(model)
     prototype = _find_prototype(model, owner, number)
     part, head = model.exact.prototypes[prototype], model.head_vectors()
     if float((head @ part).abs().max()) <= NOTHING_OF_IT * float(part.norm()) * float(head.norm(dim=1).max()):
@@ -67,6 +64,20 @@ def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor:
             "there is nothing left to edit."
         )
     return Edit(class_index=-1, prototype_id=prototype, factor=factor)
+
+
+def _check_everywhere(model: PrototypeModel) -> None:
+    match model.evidence:
+        case Amounts():
+            return
+        case Projections():
+            found, advice = " that reads projections", "Convert again without --recipe paper."
+        case NearestPatch() | SoftMatch():
+            found, advice = "", "Edit it class by class."
+        case other:
+            assert_never(other)
+    held = f"a {model.card.method} model{found}"
+    raise InputError(f"--everywhere needs a model that reads amounts, and this file holds {held}. {advice}")
 
 
 NOTHING_OF_IT = 1e-6

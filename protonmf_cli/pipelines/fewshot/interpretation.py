@@ -15,7 +15,7 @@ from protonmf_cli.maths.principal_axes import Spread, spread_of
 from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.soft_matching import SoftMatching
+from protonmf_cli.models.soft_matching import SoftMatch
 
 Kind = Literal["pure", "ambiguous", "unused"]
 CLOSE = 0.5
@@ -144,23 +144,23 @@ class Position:
         return bool(second >= CLOSE * first)
 
 
-def matching_of(model: PrototypeModel) -> SoftMatching:
+def matching_of(model: PrototypeModel) -> SoftMatch:
     """How a few-shot model matches images.
 
     Raises:
         InputError: it is a model of another method.
     """
-    if model.matching is None:
+    if not isinstance(model.evidence, SoftMatch):
         raise InputError(
             f"this is a model of the method {model.card.method}, not a few-shot model. Make one with "
             "`protonmf fewshot fit`."
         )
-    return model.matching
+    return model.evidence
 
 
 def interpretation_of(model: PrototypeModel) -> Interpretation | None:
     """As `interpret`; None for a model of another method."""
-    return None if model.matching is None else interpret(model)
+    return interpret(model) if isinstance(model.evidence, SoftMatch) else None
 
 
 def interpret(model: PrototypeModel) -> Interpretation:

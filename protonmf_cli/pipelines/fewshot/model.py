@@ -1,8 +1,7 @@
 """From a few-shot fit to a prototype model, and the training images that stand for its prototypes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -10,14 +9,15 @@ from torch import Tensor
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.maths.soft_prototypes import matches
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import DataFacts, FewShotFigures
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
-from protonmf_cli.models.soft_matching import Samples, SoftMatching
+from protonmf_cli.models.soft_matching import Samples, SoftMatch
 from protonmf_cli.options import FewShotOptions
 from protonmf_cli.pipelines.explaining.by_similarity import presence
 from protonmf_cli.pipelines.fewshot.features import readout_of
 from protonmf_cli.pipelines.fewshot.fitting import PrototypeFit
-from protonmf_cli.pipelines.model_cards import bare_card, data_facts
+from protonmf_cli.pipelines.model_cards import bare_card, data_facts, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_examples, wanted_of
 
@@ -25,7 +25,7 @@ METHOD = "fewshot"
 
 
 def fewshot_model(
-    fit: PrototypeFit, backbone: Backbone, samples: Samples, options: FewShotOptions, data: Mapping[str, Any]
+    fit: PrototypeFit, backbone: Backbone, samples: Samples, options: FewShotOptions, data: DataFacts
 ) -> PrototypeModel:
     """The fitted model as the noun that every command takes, still without pictures.
 
@@ -43,26 +43,24 @@ def fewshot_model(
         method=METHOD,
         similarity="soft",
         pooling="soft",
-        readout={
-            "layers": list(readout.joined),
-            "blocks": list(readout.blocks),
-            "normalisation": fit.normaliser.kind,
-        },
-        data={
-            **data_facts(samples.labels, samples.sources),
-            **data,
-        },
+        readout=replace(
+            readout_facts(backbone),
+            layers=tuple(readout.joined),
+            blocks=tuple(readout.blocks),
+            normalisation=fit.normaliser.kind,
+        ),
+        data=data_facts(samples.labels, samples.sources, data),
     )
-    measured = {
-        "chosen": asdict(fit.choice),
-        "folds": fit.folds,
-        "held_out": None
+    measured = FewShotFigures(
+        chosen=asdict(fit.choice),
+        folds=fit.folds,
+        held_out=None
         if not fit.held_out
         else dict(zip(("accuracy", "loss"), map(_said, fit.held_out[fit.choice]), strict=True)),
-        "objective": _said(fit.objective),
-        "parts": list(fit.counts),
-        "accuracy": {"train": float((fit.logits(samples.features).argmax(dim=1) == samples.labels).double().mean())},
-    }
+        objective=_said(fit.objective),
+        parts=tuple(fit.counts),
+        accuracy={"train": float((fit.logits(samples.features).argmax(dim=1) == samples.labels).double().mean())},
+    )
     model = model_of_head(
         fit.model.prototypes[order],
         winner[order],
@@ -70,9 +68,9 @@ def fewshot_model(
         head != 0,
         examples=no_examples(),
         card=card,
-        matching=SoftMatching(scale=fit.model.scale, normaliser=fit.normaliser, samples=samples),
+        evidence=SoftMatch(scale=fit.model.scale, normaliser=fit.normaliser, samples=samples),
     )
-    return model.measured_as(**measured)
+    return model.measured_as(measured)
 
 
 def _said(figure: float) -> float:
@@ -103,8 +101,8 @@ def matching_examples(
         encode: crop -> JPEG file.
         count: examples per prototype.
     """
-    matching = model.matching
-    assert matching is not None
+    matching = model.evidence
+    assert isinstance(matching, SoftMatch)
     matched = matches(matching.known, model.prototypes.double(), matching.scale)
     ranked = matched.argsort(dim=0, descending=True, stable=True)[:count]
     sources = matching.samples.sources

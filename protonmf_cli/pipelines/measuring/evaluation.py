@@ -64,7 +64,7 @@ def evaluate_model(
         target = torch.full((len(batch.sources),), batch.class_index)
         targets.append(target)
         reading = backbone.read(batch.crops)
-        if not model.is_additive:
+        if not model.adds_up:
             kept = evidence_of(moved, reading.rows)
             tops.add({"prototype_model": parts_of_evidence(moved, kept).logits}, among)
         else:

@@ -1,11 +1,12 @@
 """The oracle intervention of the paper's Table 4, and what the same edit costs where nothing was wrong."""
 
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.maths.metrics import mean_with_interval
+from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import parts_of_read
 from protonmf_cli.models.results import KeptImages
@@ -60,6 +61,22 @@ def oracle_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
     )
 
 
+def _evidence(model: PrototypeModel, read: Tensor, class_index: int) -> tuple[Tensor, Tensor]:
+    """(B, s) evidence of a class's connections, and what the rows without a place add to it."""
+    nothing = torch.zeros(())
+    match model.evidence:
+        case NearestPatch() | SoftMatch():
+            return read[:, model.weights.prototype[model.entries(class_index)]], nothing
+        case Projections():
+            return read[:, 0] @ model.stored_readers(class_index).mT, nothing
+        case Amounts(unplaced_mean=mean):
+            readers = model.stored_readers(class_index)
+            beside = (read[:, 1:].sum(dim=1) - mean) @ readers.mT if read.shape[1] > 1 else nothing
+            return read[:, 0] @ readers.mT, beside
+        case other:
+            assert_never(other)
+
+
 def _lost(model: PrototypeModel, read: Tensor, predicted: Tensor, rule: str) -> Tensor:
     """(B,) what zeroing a prototype takes from each image's predicted class; 0 where it has none.
 
@@ -72,15 +89,8 @@ def _lost(model: PrototypeModel, read: Tensor, predicted: Tensor, rule: str) -> 
             continue
         weights = model.weights.value[entries]
         hit = predicted == class_index
-        beside = torch.zeros(())
-        if model.is_additive:
-            readers = model.stored_readers(class_index)
-            evidence = read[hit, 0] @ readers.mT
-            if model.amounts is not None and read.shape[1] > 1:
-                beside = (read[hit, 1:].sum(dim=1) - model.amounts.unplaced_mean) @ readers.mT * weights
-        else:
-            evidence = read[hit][:, model.weights.prototype[entries]]
-        contribution = evidence * weights
+        evidence, unplaced = _evidence(model, read[hit], class_index)
+        contribution, beside = evidence * weights, unplaced * weights
         strongest = weights.argmax().expand(int(hit.sum())) if rule == "coefficient" else contribution.argmax(dim=1)
         lost[hit] = (contribution + beside).gather(1, strongest[:, None])[:, 0]
     return lost

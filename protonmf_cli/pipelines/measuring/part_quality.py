@@ -6,7 +6,7 @@ Networks (box of 36 pixels around the peak, threshold 0.8, noise of 0.2 clipped 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import mean_with_interval
-from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.maths.scoring import upsample
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import similarity_maps
@@ -107,7 +107,7 @@ def _noisy_rows(backbone: Backbone, crops: Tensor, generator: torch.Generator) -
 
 def _evidence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int) -> Tensor:
     """(T, p) evidence of a class's own prototypes at every place: amounts, projections, or similarities."""
-    if not model.is_additive:
+    if not model.adds_up:
         return similarity_maps(model, rows[None], own)[0]
     return rows[: backbone.readout.places] @ model.readers(class_index)[: len(own)].mT  # own connections come first
 
@@ -147,18 +147,9 @@ def _add_hits(
 def _add_regions(
     regions: _Regions, backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int
 ) -> None:
-    """Regions are the places where a prototype has at least half its largest presence in the image.
-
-    Similarities, which have no zero of their own, count from their least value in the image.
-    """
+    """Regions are the places where a prototype has at least half its largest presence in the image."""
     placed = rows[: backbone.readout.places]
-    if model.is_additive and model.amounts is None:
-        codes = nonnegative_codes(placed.clamp_min(0), model.prototypes[own])
-    elif model.is_additive:
-        codes = _evidence(backbone, model, own, rows, class_index).clamp_min(0)
-    else:
-        found = _evidence(backbone, model, own, rows, class_index)
-        codes = found - found.amin(dim=0) if model.matching is None else found.clamp_min(0)
+    codes = _presence(backbone, model, own, rows, class_index)
     masks = codes >= codes.amax(dim=0).clamp_min(1e-12) / 2
     pairs = [(a, b) for a in range(len(own)) for b in range(a)]
     if pairs:
@@ -166,11 +157,28 @@ def _add_regions(
             float((masks[:, a] & masks[:, b]).sum() / (masks[:, a] | masks[:, b]).sum().clamp_min(1)) for a, b in pairs
         ]
         regions.distinct.append(1 - float(np.mean(overlap)))
-    if not model.is_additive:
+    if not model.adds_up:
         return
     evidence = (placed @ model.head_vector(class_index)).clamp_min(0)
     if float(evidence.sum()) > 0:
         regions.covered.append(float(evidence[masks.any(dim=1)].sum() / evidence.sum()))
+
+
+def _presence(backbone: Backbone, model: PrototypeModel, own: list[int], rows: Tensor, class_index: int) -> Tensor:
+    """(T, p) presence of a class's own prototypes, not negative.
+
+    Similarities, which have no zero of their own, count from their least value in the image.
+    """
+    match model.evidence:
+        case Projections() as projections:
+            return projections.presence(rows[: backbone.readout.places], model.prototypes[own])
+        case NearestPatch():
+            found = _evidence(backbone, model, own, rows, class_index)
+            return found - found.amin(dim=0)
+        case Amounts() | SoftMatch():
+            return _evidence(backbone, model, own, rows, class_index).clamp_min(0)
+        case other:
+            assert_never(other)
 
 
 def consistency(met: list[np.ndarray]) -> tuple[float, int] | None:

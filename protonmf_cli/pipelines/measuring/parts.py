@@ -12,6 +12,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import cancellation
 from protonmf_cli.maths.metrics import logit_share, mean_with_interval, median_interval, median_share
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.class_part import ClassPart, ClassReading
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import LogitParts, logit_parts
@@ -63,7 +64,7 @@ def _model_of(
     backbone: Backbone, parts: Mapping[int, ClassPart], options: ConversionOptions, count: int, progress: Progress
 ) -> PrototypeModel:
     wanted = replace(options, prototypes=count, examples=0, stability=False)
-    return assemble_model(backbone, parts, wanted, data={"left_out": {}}, progress=progress)
+    return assemble_model(backbone, parts, wanted, data=DataFacts(), progress=progress)
 
 
 def _no_picture(_: Tensor) -> bytes:
@@ -168,7 +169,7 @@ def parts_table(
             f"controls have {named[-1][1] if controls else 0} prototypes per class: "
             f"{'; '.join(CONTROLS.values())}. A share says something beside theirs",
         ),
-        facts={"reconstruction": models[next(iter(models))].card.options["reconstruction"]},
+        facts={"reconstruction": models[next(iter(models))].card.stored_options["reconstruction"]},
     )  # fmt: skip
 
 
@@ -188,7 +189,12 @@ def _part_scores(model: PrototypeModel, pooled: Tensor, target: Tensor, seed: in
         if part == "prototypes_only":
             row |= mean_with_interval("restricted_agreement", same.double().numpy(), seed=seed)
     row |= {"logit_share": median_share(shares), "logit_share_interval": median_interval(shares, seed=seed)}
-    return row | {key: model.card.measured[key] for key in ("feature_relative_error", "head_relative_error")}
+    figures = model.card.conversion
+    assert figures is not None
+    return row | {
+        "feature_relative_error": figures.feature_relative_error,
+        "head_relative_error": figures.head_relative_error,
+    }
 
 
 def _answers(model: PrototypeModel, parts: LogitParts, pooled: Tensor) -> dict[str, Tensor]:

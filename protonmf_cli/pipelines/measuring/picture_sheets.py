@@ -7,10 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.maths.nnls import nonnegative_codes
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
-from protonmf_cli.models.results import drawn
+from protonmf_cli.models.response import summed
 from protonmf_cli.models.sheets import Column, Panel, Table
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.pipelines.conversion.residual_shares import FALLBACK, class_shares
@@ -96,8 +96,7 @@ def _placed(backbone: Backbone, crop: Tensor) -> Tensor:
 
 def _maps(backbone: Backbone, model: PrototypeModel, rows: Tensor, readers: Tensor) -> tuple[np.ndarray, ...]:
     """Where prototypes are: amounts, or codes of projections."""
-    readers = readers.double()
-    codes = nonnegative_codes(rows.clamp_min(0), readers) if model.amounts is None else rows @ readers.mT
+    codes = summed(model).presence(rows, readers.double())
     return tuple(column.reshape(backbone.readout.grid or (1, 1)).numpy() for column in codes.T)
 
 
@@ -108,7 +107,7 @@ def _counts_row(backbone: Backbone, by_count: Mapping[int, PrototypeModel], crop
         own = model.own(c)
         if own:
             maps = _maps(backbone, model, rows, model.readers(c)[: len(own)])
-            full = () if model.amounts is None else tuple(model.amounts.peak_of(j) for j in own)
+            full = tuple(model.peak_of(j) for j in own) if model.amounts else ()
             panels.append(Panel(crop=pixels, maps=maps, caption=f"p = {count}", full=full))
     return panels
 
@@ -158,7 +157,7 @@ def _rival_panels(rival: RivalCrops, crop: Tensor, model: PrototypeModel, c: int
     return [
         Panel(
             crop=_pixels(crop),
-            maps=(drawn(part.maps["presence"], "max"),),
+            maps=(EvidenceKind.SIMILARITIES.drawn(part.maps["presence"]),),
             style="heat",
             caption=f"ProtoPNet {part.prototype} {part.contribution:+.1f} of {found.logit:.1f}",
         )

@@ -48,7 +48,7 @@ def check_rival(model: PrototypeModel, name: str) -> None:
     Raises:
         ModelFileError: it holds something else.
     """
-    if model.card.method != "protopnet":
+    if not model.evidence.kind.is_of_patches:
         raise ModelFileError(f"{name} holds a {model.card.method} model, but --protopnet needs a ProtoPNet.")
     if model.card.members:
         raise ModelFileError(f"{name} combines several networks: give the files it was made of.")

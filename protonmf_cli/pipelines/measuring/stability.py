@@ -12,6 +12,7 @@ from torch import Tensor
 from protonmf_cli.maths.matching import match_prototypes
 from protonmf_cli.maths.metrics import mean_with_interval, median_interval
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import logit_parts
@@ -53,7 +54,7 @@ def stability_tables(
     table = _stability_table(model, readings, options, halves)
     if not halves[0]:
         return (table,)
-    made = [assemble_model(backbone, half, options, data={"left_out": {}}) for half in halves]
+    made = [assemble_model(backbone, half, options, data=DataFacts()) for half in halves]
     return table, _explanation_table(made[0].exact, made[1].exact, halves[0], kept, options.seed)
 
 
@@ -191,7 +192,7 @@ def _stability_table(
                 half[reading.class_index] = _half_part(reading, images, basis, sample)
     flagged = [
         {"label": model.card.classes[int(model.owner[j])].label, "prototype": model.number(j), "stability": value}
-        for j, value in enumerate(model.card.measured.get("stability", []))
+        for j, value in enumerate(() if model.card.conversion is None else model.card.conversion.stability)
         if is_unstable(value)
     ]
     return Table(

@@ -1,17 +1,19 @@
 """Explained images of a report: what is drawn of each, and the numbers that every intervention follows from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.page import Case, Neighbours
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Contribution, Explanation
+from protonmf_cli.models.results import Contrast, Contribution, Explanation
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer
@@ -73,6 +75,7 @@ def _case(
     wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
     logits = answer.parts.logits[0]
     top = int(logits.argmax())
+    contrasts, similar, neighbours = _beyond(backbone, model, answer, wanted, best[0])
     return Case(
         explanations=tuple(
             _bare(
@@ -89,17 +92,31 @@ def _case(
         unplaced=answer.parts.unplaced[0].numpy() if _has_rest(model, answer) else None,
         reach=_reach(model, answer, form).numpy(),
         beside_reach=None if form == "plain" else _beside(answer, model, model.exact.residual),
-        contrasts=tuple(contrast_of(model, answer, wanted[0], c) for c in wanted[1:])
-        if model.amounts is not None
-        else (),
+        contrasts=contrasts,
         top=top,
         probability=float(logits.softmax(dim=0)[top]),
         target=target,
-        similar=_without_pictures(contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best[0]))
-        if model.card.pooling == "max"
-        else (),
-        neighbours=_neighbours(model, answer) if model.matching is not None else None,
+        similar=similar,
+        neighbours=neighbours,
     )
+
+
+def _beyond(
+    backbone: Backbone, model: PrototypeModel, answer: Answer, wanted: Sequence[int], best: int
+) -> tuple[tuple[Contrast, ...], tuple[Contribution, ...], Neighbours | None]:
+    """What only models of one kind show beside their explanations: contrasts, most similar prototypes, neighbours."""
+    match model.evidence:
+        case Projections():
+            return (), (), None
+        case Amounts():
+            return tuple(contrast_of(model, answer, wanted[0], c) for c in wanted[1:]), (), None
+        case NearestPatch():
+            similar = contributions_of(backbone, model, answer, most_similar(answer)[:SIMILAR], best)
+            return (), _without_pictures(similar), None
+        case SoftMatch():
+            return (), (), _neighbours(model, answer)
+        case other:
+            assert_never(other)
 
 
 def _bare(explanation: Explanation) -> Explanation:
@@ -120,7 +137,7 @@ def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
 
 def _has_rest(model: PrototypeModel, answer: Answer) -> bool:
     """Whether there are rows without a place, beside those that amounts are read from."""
-    return model.amounts is not None and model.placed is not None and model.placed < len(answer.rows)
+    return model.placed is not None and model.placed < len(answer.rows)
 
 
 def _beside(answer: Answer, model: PrototypeModel, vectors: Tensor) -> np.ndarray | None:

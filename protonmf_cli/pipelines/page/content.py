@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence import SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
 from protonmf_cli.models.page import Case, Report
 from protonmf_cli.models.prototype import PrototypeModel
@@ -70,7 +71,7 @@ def report_of(
         bias=bias_of(model, form),
         gallery=gallery,
         cases=cases,
-        plane=plane_of(model) if model.matching is not None else None,
+        plane=plane_of(model) if isinstance(model.evidence, SoftMatch) else None,
         evaluation=evaluation,
         unreadable=tuple(unreadable),
         shown=shown,

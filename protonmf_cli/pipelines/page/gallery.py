@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protonmf_cli.models.card import ClassFigures
+from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.page import Gallery, GalleryClass, GalleryPrototype, Near, Sign
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import ExampleView
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded
 from protonmf_cli.pipelines.explaining.explanation import example_views
-from protonmf_cli.pipelines.fewshot.interpretation import PrototypeFacts, interpret
+from protonmf_cli.pipelines.fewshot.interpretation import PrototypeFacts, interpretation_of
 
 NEAREST = 3
 """Prototypes of other classes named beside each."""
@@ -55,7 +57,8 @@ def gallery_of(
     near = list(_nearest_of_others(model))
     users = _users(model)
     related = _relatedness(model)
-    facts = interpret(model).prototypes if model.matching is not None else None
+    found = interpretation_of(model)
+    facts = None if found is None else found.prototypes
     prototypes = []
     for j, number in enumerate(_numbers(model)):
         owner = int(model.owner[j])
@@ -110,11 +113,13 @@ def _nearest_of_others(model: PrototypeModel) -> Iterator[tuple[Near, ...]]:
     Patches of a ProtoPNet lie far from zero in nearly one direction: they are compared by what sets them apart.
     """
     vectors = model.exact.prototypes.clone()
-    for number in range(len(model.spaces) if model.card.pooling == "max" else 0):
-        own = model.of_member(number)
-        vectors[own] -= vectors[own].mean(dim=0)
+    member = torch.zeros_like(model.owner)
+    if isinstance(model.evidence, NearestPatch):
+        for number in range(len(model.spaces)):
+            own = model.of_member(number)
+            vectors[own] -= vectors[own].mean(dim=0)
+            member[own] = number
     vectors = torch.nn.functional.normalize(vectors, dim=1)
-    member = torch.zeros_like(model.owner) if model.member is None else model.member
     for start in range(0, len(vectors), CHUNK):
         part = slice(start, start + CHUNK)
         cosine = vectors[part] @ vectors.mT
@@ -140,7 +145,7 @@ def _users(model: PrototypeModel) -> list[tuple[tuple[int, float], ...]]:
 
 def _relatedness(model: PrototypeModel) -> Tensor | None:
     """(C, C) cosine of the head's rows, less their mean over the classes with prototypes; of additive models."""
-    if not model.is_additive or len(model.active_classes) < 3:
+    if not model.adds_up or len(model.active_classes) < 3:
         return None
     rows = model.head_vectors()
     rows = rows - rows[model.active_classes].mean(dim=0)
@@ -164,7 +169,7 @@ def _signs(
     stability = model.stability(prototype)
     if stability is not None and is_unstable(stability):
         yield Sign(kind="unstable", words=f"unstable: cosine {stability:.2f} between two halves of the images")
-    if model.card.pooling == "sum" and _stands_on_one_image(examples):  # others are patches, or means, of images
+    if model.adds_up and _stands_on_one_image(examples):  # others are patches, or means, of images
         yield Sign(
             kind="one image", words="stands on one training image: the next one shows less than half as much of it"
         )
@@ -187,7 +192,7 @@ def _signs(
 def _signs_of_maps(model: PrototypeModel, examples: Sequence[ExampleView], decode: Decode) -> Iterator[Sign]:
     """What the maps on the training patches tell."""
     seen = [(view.map, view.jpeg) for view in examples if view.map is not None and view.map.any()]
-    if model.card.pooling == "max" or not seen or min(seen[0][0].shape) < SMALLEST_GRID:
+    if model.evidence.kind.is_of_patches or not seen or min(seen[0][0].shape) < SMALLEST_GRID:
         return  # similarities have no zero of their own
     border = float(np.mean([border_share(grid) for grid, _ in seen]))
     if border > BORDER * border_share(np.ones_like(seen[0][0])):
@@ -253,20 +258,21 @@ def _classes(
     model: PrototypeModel, prototypes: Sequence[GalleryPrototype], evaluation: Mapping[str, Any] | None
 ) -> Iterator[GalleryClass]:
     # the card's figures are those of the model before it was edited
-    measured = {} if model.card.edits else model.card.measured.get("per_class") or {}
+    figures = None if model.card.edits else model.card.conversion
+    measured = {} if figures is None else figures.per_class
     evaluated = {row["class_index"]: row for row in (evaluation or {}).get("per_class", ())}
-    images = model.card.data.get("images_per_class") or {}
+    images = model.card.data.images_per_class
     own: dict[int, list[GalleryPrototype]] = {c: [] for c in model.active_classes.tolist()}
     for prototype in prototypes:
         own[prototype.owner_index].append(prototype)
     for c, mine in own.items():
-        here = measured.get(str(c), {})
+        here = measured.get(str(c), ClassFigures())
         known = [p.stability for p in mine if p.stability is not None]
-        accuracy = evaluated.get(c, {}).get("prototype_model") if evaluation else here.get("accuracy")
+        accuracy = evaluated.get(c, {}).get("prototype_model") if evaluation else here.accuracy
         yield GalleryClass(
             class_index=c,
             images=images.get(str(c)),
-            residual_share=here.get("residual_share"),
+            residual_share=here.residual_share,
             accuracy=accuracy,
             stability=min(known, default=None),
         )

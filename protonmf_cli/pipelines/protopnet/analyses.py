@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Contribution, ExampleView, Prediction, drawn
+from protonmf_cli.models.results import Contribution, ExampleView, Prediction
 from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened_path
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
@@ -87,7 +88,7 @@ def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: i
             ),
             cells=(
                 Cell(crop=_seen(c, crop), box=c.box, cut=True),
-                Cell(crop=_seen(c, crop), map=drawn(c.maps["presence"], "max"), box=c.box),
+                Cell(crop=_seen(c, crop), map=EvidenceKind.SIMILARITIES.drawn(c.maps["presence"]), box=c.box),
                 *(_own_patch(c.examples[0]) if c.examples else ()),
             ),
             number=c.prototype,
@@ -112,22 +113,23 @@ def global_strips(
     Returns:
         Strips, and the headings of their columns.
     """
+    kind = model.evidence.kind
     strips, most = [], 0
     for j in model.own(class_index):
         views = example_views(model, j)
         most = max(most, len(views))
-        patched = model.card.pooling != "soft"  # a soft prototype is a mean feature and no patch
-        near = [_whole(view, model.card.pooling) for view in views[patched:]]
-        far = [_whole(view, model.card.pooling) for view in (others or {}).get(j, ())]
+        patched = kind is not EvidenceKind.MATCHES  # a soft prototype is a mean feature and no patch
+        near = [_whole(view, kind) for view in views[patched:]]
+        far = [_whole(view, kind) for view in (others or {}).get(j, ())]
         strips.append(
             Strip(
                 title=f"prototype {model.number(j)}",
                 words=_strip_words(model, j, views),
-                cells=(*(_own_patch(views[0], model.card.pooling) if views and patched else ()), *near, *far),
+                cells=(*(_own_patch(views[0], kind) if views and patched else ()), *near, *far),
                 number=model.number(j),
             )
         )
-    if model.card.pooling == "soft":
+    if kind is EvidenceKind.MATCHES:
         return strips, ("training images that match it most",)
     apart = ("nearest training patches", *[""] * max(0, most - 2)) if most > 1 else ()
     return strips, (*OWN_PATCH, *apart, *(("nearest patches of the other images",) if others else ()))
@@ -139,12 +141,12 @@ def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleV
     return (f"weight {weight:+.3f}", *([shortened_path(views[0].path, 26)] if views else []))
 
 
-def _own_patch(view: ExampleView, pooling: str = "max") -> tuple[Cell, Cell]:
-    return Cell(crop=view.jpeg, box=view.box, cut=True), _whole(view, pooling)
+def _own_patch(view: ExampleView, kind: EvidenceKind = EvidenceKind.SIMILARITIES) -> tuple[Cell, Cell]:
+    return Cell(crop=view.jpeg, box=view.box, cut=True), _whole(view, kind)
 
 
-def _whole(view: ExampleView, pooling: str) -> Cell:
-    grid = None if view.map is None else drawn(view.map, pooling)
+def _whole(view: ExampleView, kind: EvidenceKind) -> Cell:
+    grid = None if view.map is None else kind.drawn(view.map)
     return Cell(crop=view.jpeg, map=grid, box=view.box)
 
 

@@ -1,6 +1,7 @@
 """From a trained ProtoPNet to a prototype model: the last layer as connections, and patches for every prototype."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.scoring import percentile_box
 from protonmf_cli.maths.similarity import seen_by
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.card import Card
+from protonmf_cli.models.card import Card, DataFacts
+from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
 from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
 from protonmf_cli.options import ProtoPNetOptions
-from protonmf_cli.pipelines.model_cards import bare_card
+from protonmf_cli.pipelines.model_cards import bare_card, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.protopnet.activations import Activations
 from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_examples, wanted_of
@@ -23,7 +25,7 @@ from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_exa
 METHOD = "protopnet"
 
 
-def protopnet_card(net: ProtoPNet, backbone: Backbone, options: ProtoPNetOptions, *, data: Mapping[str, Any]) -> Card:
+def protopnet_card(net: ProtoPNet, backbone: Backbone, options: ProtoPNetOptions, *, data: DataFacts) -> Card:
     """Everything about a ProtoPNet that is not a tensor, before anything is measured."""
     readout = backbone.readout
     assert isinstance(readout, LatentPatches)
@@ -34,12 +36,13 @@ def protopnet_card(net: ProtoPNet, backbone: Backbone, options: ProtoPNetOptions
         method=METHOD,
         similarity=net.similarity,
         pooling="max",
-        readout={
-            "addon": options.addon,
-            "features": readout.features,
-            "channels": channels,
-            "patch": list(readout.patch),
-        },
+        readout=replace(
+            readout_facts(backbone),
+            addon=options.addon,
+            features=readout.features,
+            channels=channels,
+            patch=readout.patch,
+        ),
         data=data,
     )
 
@@ -56,7 +59,7 @@ def as_prototype_model(
     head, owner = net.head.detach().cpu().float(), net.owner.cpu()
     kept = ~other_class_mask(owner, len(head)) | (head != 0)
     prototypes = net.prototypes.detach().cpu().clone()
-    return model_of_head(prototypes, owner.clone(), head, kept, examples=examples, card=card)
+    return model_of_head(prototypes, owner.clone(), head, kept, examples=examples, card=card, evidence=NearestPatch())
 
 
 def head_of(model: PrototypeModel) -> Tensor:
