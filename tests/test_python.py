@@ -121,7 +121,7 @@ def test_report_writes_a_page(toy, conversion, tmp_path):
 
 WRONG = {
     "no model": (lambda toy: load("missing.safetensors"), ModelFileError, "no prototype model at missing"),
-    "no data": (lambda toy: convert(toy.name, "missing"), InputError, "data missing does not exist"),
+    "no data": (lambda toy: convert("resnet0", "missing"), InputError, "data missing does not exist"),
     "no network": (lambda toy: convert("resnet0", toy.data), UsageError, "no model called 'resnet0'"),
     "no device": (lambda toy: convert(toy.name, toy.data, machine=Machine(device="cuda:99")), UsageError, "^device cuda:99 is not"),
     "no number": (lambda toy: convert(toy.name, toy.data, machine=Machine(dtype="float8")), UsageError, "^dtype float8 is not one"),

@@ -45,7 +45,6 @@ def model_of(rows, labels, options=PLAIN, names=("left", "right")):
             input_size=(3, 8, 8), interpolation="bicubic", crop_pct=1.0, crop_mode="center", mean=(0.5,) * 3, std=(0.5,) * 3
         ),
         classes=tuple(ClassName(label=name) for name in names), source=Source(name="made", architecture="made"),
-        formula_difference=0.0,
     )  # fmt: skip
     samples = Samples(features=rows.float(), labels=labels, sources=sources)
     return fewshot_model(fit, backbone, samples, options, DataFacts(skipped=()))

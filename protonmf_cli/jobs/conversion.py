@@ -15,7 +15,7 @@ from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.cached_features import CachedFeatures
 from protonmf_cli.files.work.finished_classes import Shards
 from protonmf_cli.files.work.folder import digest_of_facts
-from protonmf_cli.jobs.images import check_skipped, labelled_images
+from protonmf_cli.jobs.images import check_data, check_skipped, labelled_images
 from protonmf_cli.jobs.loaded import Loaded, image_reader
 from protonmf_cli.jobs.machine import device_of, dtype_of, threads_of, workers_of
 from protonmf_cli.jobs.networks import check_kept, request_of
@@ -144,6 +144,7 @@ def prepare_conversion(
     started = time.monotonic()
     network, words, target = NetworkWords.of(model), ImageWords.of(data, split="train"), Output.of(output)
     check_kept(network, embed)
+    check_data(words.data)
     if writes:
         check_writable(target.path, target.force)
     progress.stage("loading the model")

@@ -114,8 +114,8 @@ class Backbone:
     preprocessing: Preprocessing
     classes: tuple[ClassName, ...]
     source: Source
-    formula_difference: float
-    """Relative difference of the readout's logits in float64 on the probing images."""
+    formula_difference: float = 0.0
+    """Relative difference of the readout's logits in float64 on the probing images; nothing differs without a head."""
 
     @property
     def device(self) -> torch.device:

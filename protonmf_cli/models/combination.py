@@ -76,7 +76,6 @@ def combined_backbone(backbones: Sequence[Backbone], card: Card) -> Backbone:
         preprocessing=card.preprocessing,
         classes=card.classes,
         source=card.source,
-        formula_difference=0.0,
     )
 
 

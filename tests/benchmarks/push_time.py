@@ -89,7 +89,7 @@ def main() -> None:
     prototypes = torch.rand(len(owner), words.width, generator=generator)
     net = ProtoPNet(network, readout, prototypes, owner, words.classes, "log").eval()
     backbone = Backbone(
-        network=network, readout=readout, rows_option="latent", formula_difference=0.0,
+        network=network, readout=readout, rows_option="latent",
         preprocessing=Preprocessing(
             input_size=size, interpolation="bicubic", crop_pct=1.0, crop_mode="center",
             mean=(0.0,) * words.width, std=(1 / 255,) * words.width,

@@ -73,6 +73,48 @@ def test_a_table_that_converts_again_ignores_what_it_does_not_know(toy, changed)
     assert (name or "") in err
 
 
+@pytest.fixture(scope="module")
+def later(converted, tmp_path_factory):
+    """A model file as a later version might write it: more options, more facts of every group, more on the card."""
+    loaded = protonmf_cli.load(converted)
+    stored = loaded.model.card.as_json()
+    groups = ("readout", "data", "measured", "options")
+    card = Card.from_json(
+        stored | {name: stored[name] | {"polish": [1, {"a": None}]} for name in groups} | {"mood": "good"}
+    )
+    file = tmp_path_factory.mktemp("later") / "later.safetensors"
+    replace(loaded, model=replace(loaded.model, card=card)).save(file)
+    return file
+
+
+@pytest.mark.parametrize("command", ["explain", "intervene", "report", "export", "evaluate", "inspect"])
+def test_a_later_file_does_what_ours_does(toy, converted, later, tmp_path, command):
+    def of(file):
+        words = {
+            "explain": (toy.image(0), "--json"),
+            "intervene": (toy.image(0), "--class", "red things", "--zero", "1", "-o", tmp_path / "e.safetensors", "--json"),
+            "report": ("--data", toy.data, "-o", tmp_path / "page.html", "--json"),
+            "export": ("-o", tmp_path / "timm", "--json"),
+            "evaluate": ("--data", toy.data, "--json"),
+            "inspect": ("--json",),
+        }[command]  # fmt: skip
+        code, out, err = run(
+            command, *words, "--model", file, *(() if command in ("explain", "evaluate", "inspect") else ("--force",))
+        )
+        assert code == 0, err
+        assert "Error" not in err
+        return json.loads(out.replace(str(file), "FILE"))
+
+    later_said, ours_said = of(later), of(converted)
+    if command == "report":  # its options are listed on it
+        assert later_said.pop("bytes") >= ours_said.pop("bytes")
+    if command == "inspect":
+        assert later_said["card"].pop("mood") == "good"
+        assert all(later_said["card"][name].pop("polish") for name in ("readout", "data", "measured", "options"))
+        assert later_said.pop("bytes") > ours_said.pop("bytes")
+    assert later_said == ours_said
+
+
 def test_what_is_known_is_kept(converted):
     model = protonmf_cli.load(converted).model
     heard = Heard()

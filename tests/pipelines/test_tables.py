@@ -301,7 +301,6 @@ def bright_backbone():
         preprocessing=preprocessing,
         classes=(ClassName(label="a"), ClassName(label="b")),
         source=Source(name="bright", architecture="bright"),
-        formula_difference=0.0,
     )
 
 

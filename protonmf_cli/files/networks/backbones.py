@@ -158,7 +158,6 @@ def features_backbone(
         preprocessing=preprocessing,
         classes=classes,
         source=source,
-        formula_difference=0.0,
     )
 
 
@@ -193,7 +192,6 @@ def latent_backbone(network: Network, layers: nn.Module, card: Card) -> Backbone
         preprocessing=card.preprocessing,
         classes=card.classes,
         source=card.source,
-        formula_difference=0.0,
     )
 
 

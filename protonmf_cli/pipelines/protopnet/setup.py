@@ -51,7 +51,6 @@ def new_protopnet(
         preprocessing=preprocessing,
         classes=classes,
         source=source,
-        formula_difference=0.0,
     )
     return net, backbone
 
