@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf, isnan
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from protonmf_cli.errors import UsageError
 
 Init = Literal["abs", "nndsvda", "paper"]
 Solver = Literal["mu", "hals"]
@@ -26,9 +30,54 @@ TrainingMode = Literal["batches", "episodes"]
 Precision = Literal["float32", "bfloat16"]
 
 
+class Checked:
+    """Options whose numbers lie within limits, and whose words are among those there are.
+
+    Raises:
+        UsageError: naming the option, its value, and what is allowed.
+    """
+
+    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Field -> least and largest value of a number, of each of several, or of one that is given."""
+
+    def __post_init__(self) -> None:
+        for name, words in _words_of(type(self)).items():
+            if getattr(self, name) not in words:
+                allowed = ", ".join(map(str, words))
+                raise UsageError(f"{_option(name)} {getattr(self, name)!r} is not one of {allowed}.")
+        for name, (least, most) in self.LIMITS.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and (isnan(number) or not least <= number <= most):
+                    raise UsageError(f"{_option(name)} must be a number {_between(least, most)}, not {number}.")
+
+
+def _words_of(kind: type[Checked]) -> dict[str, tuple[Any, ...]]:
+    """Fields that hold one of a few words, and the words; None where it may be left out."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        each = [hint, *get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
+        words = [word for part in each if get_origin(part) is Literal for word in get_args(part)]
+        if words:
+            found[name] = (*words, *([None] if NoneType in each else []))
+    return found
+
+
+def _between(least: float, most: float) -> str:
+    if most == inf:
+        return f"of at least {least:g}"
+    return f"of at most {most:g}" if least == -inf else f"from {least:g} to {most:g}"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Machine(Checked):
     """Where and how a job computes."""
+
+    LIMITS: ClassVar = {"threads": (1, inf), "batch_size": (1, inf), "workers": (1, inf)}
 
     device: str = "auto"
     """auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps."""
@@ -45,8 +94,10 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkWords:
+class NetworkWords(Checked):
     """Which network, as `timm.create_model` or a folder has it."""
+
+    LIMITS: ClassVar = {"num_classes": (1, inf), "img_size": (1, inf)}
 
     name: str
     """timm name, hf-hub:org/name, local-dir:PATH, or a name without its image size."""
@@ -70,8 +121,10 @@ class NetworkWords:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageWords:
+class ImageWords(Checked):
     """Which labelled images, and how their folders name the classes."""
+
+    LIMITS: ClassVar = {"max_skipped": (0, 1)}
 
     data: Path
     """Class folders, train/ and val/ above them, a zip archive of either, or a list of `path label` lines."""
@@ -108,8 +161,15 @@ class Output:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NmfOptions:
+class NmfOptions(Checked):
     """Non-negative matrix factorisation of one class's rows (ProtoNMF, eq. 1-3)."""
+
+    LIMITS: ClassVar = {
+        "inner_updates": (1, inf),
+        "balance": (0, inf),
+        "tolerance": (0, inf),
+        "max_iterations": (1, inf),
+    }
 
     init: Init = "nndsvda"
     """Start: |Gaussian|, NNDSVD with filled zeros, or the paper's clipped Gaussian."""
@@ -130,8 +190,13 @@ PAPER_NMF = NmfOptions(init="paper", inner_updates=1, balance=0.0, tolerance=1e-
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversionOptions:
+class ConversionOptions(Checked):
     """Black box to prototype model."""
+
+    LIMITS: ClassVar = {
+        "prototypes": (1, inf), "max_prototypes": (1, inf), "near": (0, inf), "ridge": (0, inf), "examples": (0, inf),
+        "batch_size": (1, inf), "group": (1, inf), "memory": (1, inf), "seed": (0, inf),
+    }  # fmt: skip
 
     prototypes: int | None = 3
     """Prototypes per class; None chooses a number for each class, up to `max_prototypes`."""
@@ -163,8 +228,10 @@ class ConversionOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
+class ExplainOptions(Checked):
     """What is asked of an image."""
+
+    LIMITS: ClassVar = {"top": (1, inf)}
 
     class_name: str | None = None
     """Class by label, description, WordNet id or index; the predicted one if None."""
@@ -179,8 +246,10 @@ class ExplainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditWords:
+class EditWords(Checked):
     """One prototype that is removed or scaled."""
+
+    LIMITS: ClassVar = {"number": (1, inf), "factor": (-1e6, 1e6)}
 
     number: int
     """Of the prototype within its owner, from 1."""
@@ -193,8 +262,10 @@ class EditWords:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageOptions:
+class PageOptions(Checked):
     """What a report shows, and how large it may be."""
+
+    LIMITS: ClassVar = {"per_class": (1, inf), "seed": (0, inf)}
 
     form: Form | None = None
     """Whether prototypes carry the residual; as the file is stored if None."""
@@ -225,8 +296,10 @@ equal distribution of the residual."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentationOptions:
+class AugmentationOptions(Checked):
     """Online augmentation: one of rotation, skew and shear per image, and a flip (Chen et al. 2019, supplement)."""
+
+    LIMITS: ClassVar = {"rotation": (0, 360), "skew": (0, 1), "shear": (0, 90), "flip": (0, 1), "copies": (1, inf)}
 
     rotation: float = 15.0
     """Degrees, either way."""
@@ -243,8 +316,16 @@ class AugmentationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtoPNetOptions:
+class ProtoPNetOptions(Checked):
     """Architecture, losses and the whole schedule of a ProtoPNet."""
+
+    LIMITS: ClassVar = {
+        "prototypes": (1, inf), "width": (1, inf), "widths": (1, inf), "patch": (1, inf), "epochs": (1, inf),
+        "warm_epochs": (0, inf), "cycles": (1, inf), "push_every": (1, inf), "backbone_rate": (0, inf),
+        "addon_rate": (0, inf), "prototype_rate": (0, inf), "backbone_decay": (0, inf), "addon_decay": (0, inf),
+        "rate_step": (1, inf), "batch_size": (1, inf), "l1": (0, inf), "head_epochs": (0, inf), "head_rate": (0, inf),
+        "per_image": (1, inf), "validation": (0, 0.9), "examples": (1, inf), "seed": (0, inf),
+    }  # fmt: skip
 
     prototypes: int = 10
     """Per class, unless `per_class` says otherwise."""
@@ -348,8 +429,14 @@ taken from, and log similarities of far patches have no slope to learn by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotOptions:
+class FewShotOptions(Checked):
     """Soft prototypes on features of a frozen network; where there are several values, cross-validation takes one."""
+
+    LIMITS: ClassVar = {
+        "scales": (0, inf), "alphas": (0, inf), "sparse_alphas": (0, inf), "refits": (0, inf), "anchors": (0, inf),
+        "dense_anchors": (0, inf), "folds": (2, inf), "prototypes": (1, inf), "most": (1, inf), "rounds": (1, inf),
+        "steps": (0, inf), "seed": (0, inf),
+    }  # fmt: skip
 
     norm: WeightNorm = "l2"
     """Of the class weights."""
@@ -390,8 +477,13 @@ class FewShotOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneOptions:
+class FineTuneOptions(Checked):
     """Readjusting the network of a few-shot model."""
+
+    LIMITS: ClassVar = {
+        "epochs": (1, inf), "rate": (0, inf), "prototype_rate": (0, inf), "pull": (0, inf), "ways": (2, inf),
+        "per_class": (2, inf), "batch_size": (1, inf), "seed": (0, inf),
+    }  # fmt: skip
 
     stages: FineTuned = "none"
     """What is trained: nothing, the last stage, or the whole network."""
@@ -416,8 +508,10 @@ class FineTuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateOptions:
+class GateOptions(Checked):
     """What an evaluation must reach; None: anything."""
+
+    LIMITS: ClassVar = {"min_accuracy": (0, 1), "min_agreement": (0, 1), "max_residual_share": (-inf, 1)}
 
     min_accuracy: float | None = None
     """Of the prototype model."""
@@ -428,8 +522,10 @@ class GateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions:
+class TableOptions(Checked):
     """What the further tables of an evaluation are made of."""
+
+    LIMITS: ClassVar = {"counts": (1, inf), "limit": (1, inf), "seed": (0, inf)}
 
     counts: tuple[int, ...] = (1, 3, 5, 10)
     """Numbers of prototypes per class of the table parts."""

@@ -134,6 +134,30 @@ def test_what_goes_wrong_is_an_error_of_its_kind(toy, tmp_path, monkeypatch, nam
     assert list(tmp_path.iterdir()) == []
 
 
+OUT_OF_RANGE = {
+    "prototypes must be a number of at least 1, not 0": lambda: protonmf_cli.ConversionOptions(prototypes=0),
+    "near must be a number of at least 0, not -1": lambda: protonmf_cli.ConversionOptions(near=-1),
+    "reconstruction 'best' is not one of amounts, paper": lambda: protonmf_cli.ConversionOptions(reconstruction="best"),
+    "tolerance must be .* not nan": lambda: protonmf_cli.NmfOptions(tolerance=float("nan")),
+    "batch_size must be": lambda: Machine(batch_size=0),
+    "workers must be": lambda: Machine(workers=-1),
+    "max_skipped must be a number from 0 to 1, not 2": lambda: ImageWords(data=Path("data"), max_skipped=2),
+    "number must be": lambda: EditWords(number=0),
+    "factor must be .* not nan": lambda: EditWords(number=1, factor=float("nan")),
+    "top must be": lambda: ExplainOptions(top=0),
+    "form 'round' is not one of plain, augmented": lambda: PageOptions(form="round"),
+    "patch must be": lambda: protonmf_cli.ProtoPNetOptions(patch=(0, 1)),
+    "folds must be a number of at least 2": lambda: protonmf_cli.FewShotOptions(folds=1),
+    "max_residual_share must be a number of at most 1": lambda: protonmf_cli.GateOptions(max_residual_share=1.5),
+}
+
+
+@pytest.mark.parametrize("words", OUT_OF_RANGE)
+def test_options_out_of_range_are_refused(words):
+    with pytest.raises(UsageError, match=f"^{words}"):
+        OUT_OF_RANGE[words]()
+
+
 def test_options_have_their_names_in_python_and_on_the_command_line():
     failure = PartialError("give --batch-size 8, or run `protonmf convert --no-stability`.")
     assert str(failure) == "give batch_size 8, or run `protonmf convert --no-stability`."

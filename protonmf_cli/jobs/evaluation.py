@@ -10,7 +10,7 @@ from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.folders import make_folder
-from protonmf_cli.jobs.gates import Gate, check_limits, gates_of, write_junit
+from protonmf_cli.jobs.gates import Gate, gates_of, write_junit
 from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
@@ -87,7 +87,6 @@ def evaluate(
     started, words, names = time.monotonic(), ImageWords.of(data, split="val"), tuple(dict.fromkeys(tables))
     gates, options = gates or GateOptions(), options or TableOptions()
     folder, report = None if figures is None else Path(figures), None if junit is None else Output.of(junit)
-    check_limits(gates, words.max_skipped)
     check_names(names, draws=folder is not None)
     if report is not None:
         check_writable(report.path, report.force)

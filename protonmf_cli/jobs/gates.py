@@ -1,12 +1,11 @@
 """Thresholds for batch jobs: what was measured against them, and a JUnit report of all."""
 
-import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from protonmf_cli.errors import GateError, UsageError
+from protonmf_cli.errors import GateError
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.models.results import Scores
 from protonmf_cli.options import GateOptions
@@ -38,16 +37,6 @@ class Gate:
             "is not above" if self.met else "is above"
         )  # fmt: skip
         return f"{what} {value} {side} --{self.name} {self.limit:g}"
-
-
-def check_limits(options: GateOptions, max_skipped: float) -> None:
-    """Refuse a threshold that nothing can be compared with.
-
-    Raises:
-        UsageError: it is not a number.
-    """
-    if any(limit is not None and math.isnan(limit) for limit in (*asdict(options).values(), max_skipped)):
-        raise UsageError("a gate's value is not a number.")
 
 
 def gates_of(options: GateOptions, scores: Scores, *, skipped: int, max_skipped: float) -> tuple[Gate, ...]:
