@@ -6,8 +6,9 @@ the command line has them; what Python shows names them as its arguments.
 
 import re
 
-OPTION = re.compile(r"`[^`]*`|--([a-z]+(?:-[a-z]+)*)")
+OPTION = re.compile(r"`[^`]*`|--([a-z]+(?:-[a-z]+)*)|(?<![\w-])-([op])\b")
 """A command in backticks, which stays, or an option."""
+SHORT = {"o": "output", "p": "prototypes"}
 
 
 def in_python(text: str) -> str:
@@ -16,7 +17,13 @@ def in_python(text: str) -> str:
     >>> in_python("class A is larger than --memory: give --batch-size 8, or --no-stability.")
     'class A is larger than memory: give batch_size 8, or no_stability.'
     """
-    return OPTION.sub(lambda found: found[0] if found[1] is None else found[1].replace("-", "_"), text)
+
+    def named(found: re.Match[str]) -> str:
+        if found[2]:
+            return SHORT[found[2]]
+        return found[1].replace("-", "_") if found[1] else found[0]
+
+    return OPTION.sub(named, text)
 
 
 class ProtonmfError(Exception):

@@ -41,6 +41,9 @@ class Checked:
     """Field -> least and largest value of a number, of each of several, or of one that is given."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if Path in (hint, *get_args(hint)) and isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
         for name, words in _words_of(type(self)).items():
             if getattr(self, name) not in words:
                 allowed = ", ".join(map(str, words))
@@ -147,7 +150,7 @@ class ImageWords(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class Output(Checked):
     """Where a job writes."""
 
     path: Path
@@ -195,7 +198,7 @@ class ConversionOptions(Checked):
 
     LIMITS: ClassVar = {
         "prototypes": (1, inf), "max_prototypes": (1, inf), "near": (0, inf), "ridge": (0, inf), "examples": (0, inf),
-        "batch_size": (1, inf), "group": (1, inf), "memory": (1, inf), "seed": (0, inf),
+        "batch_size": (1, inf), "group": (1, inf), "memory": (1e6, inf), "seed": (0, inf),
     }  # fmt: skip
 
     prototypes: int | None = 3
@@ -233,9 +236,9 @@ class ExplainOptions(Checked):
 
     LIMITS: ClassVar = {"top": (1, inf)}
 
-    class_name: str | None = None
+    class_name: str | int | None = None
     """Class by label, description, WordNet id or index; the predicted one if None."""
-    against: str | None = None
+    against: str | int | None = None
     """Class that it is compared with, on the same amounts."""
     map_kind: MapKind = "presence"
     """Map that is drawn and that boxes stand around: where a prototype is, or what each place adds to the logit."""
@@ -255,9 +258,9 @@ class EditWords(Checked):
     """Of the prototype within its owner, from 1."""
     factor: float = 0.0
     """0 removes it."""
-    owner: str | None = None
+    owner: str | int | None = None
     """Class that the prototype belongs to; the one that is edited if None."""
-    class_name: str | None = None
+    class_name: str | int | None = None
     """Class whose logit is edited; the one that the whole intervention is about if None."""
 
 

@@ -158,11 +158,45 @@ def test_options_out_of_range_are_refused(words):
         OUT_OF_RANGE[words]()
 
 
+def test_a_path_is_one_image_and_a_word_is_one_name(toy, conversion, tmp_path):
+    model = conversion.loaded
+    written = protonmf_cli.report(model, str(toy.image(0)), output=str(tmp_path / "page.html"))
+    assert written.images == 1
+    (found,) = protonmf_cli.explain(model, str(toy.image(0)), png=str(tmp_path / "why.png"), html=tmp_path / "why.html")
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "why.png", "why.html"}
+    assert list(protonmf_cli.evaluate(model, toy.data, tables="oracle").tables) == ["oracle"]
+    again = protonmf_cli.intervene(model, EditWords(number=1), toy.image(0), class_name=found.explanation.class_index)
+    assert again.outcomes is not None
+    assert model.explain(toy.image(0), 1).label == LABELS[1]
+    assert protonmf_cli.inspect(model).path == model.path
+    assert ImageWords(data="data").data == Path("data") and Output(path="m").path == Path("m")
+
+
+NOTHING = {
+    "there is no image to explain": lambda model, image: protonmf_cli.explain(model, []),
+    "nothing to do": lambda model, image: protonmf_cli.intervene(model, [], image),
+    "map_kind 'place' is not one of": lambda model, image: model.explain(image, map_kind="place"),
+    "form 'round' is not one of": lambda model, image: model.explain(image, form="round"),
+    "factor must be": lambda model, image: model.scale(LABELS[0], {1: float("nan")}),
+    "number must be": lambda model, image: model.scale_everywhere({(LABELS[0], 0): 0.0}),
+    "recipe 'best' is not one of default, paper": lambda model, image: protonmf_cli.train_protopnet("n", "data", recipe="best"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", NOTHING)
+def test_calls_that_say_nothing_sensible(toy, conversion, tmp_path, monkeypatch, words):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        NOTHING[words](conversion.loaded, toy.image(0))
+
+
 def test_options_have_their_names_in_python_and_on_the_command_line():
     failure = PartialError("give --batch-size 8, or run `protonmf convert --no-stability`.")
     assert str(failure) == "give batch_size 8, or run `protonmf convert --no-stability`."
     assert failure.words == "give --batch-size 8, or run `protonmf convert --no-stability`."
-    assert in_python("a - b, -o, --") == "a - b, -o, --"
+    assert in_python("a - b, --") == "a - b, --"
+    assert in_python("another -o, a smaller -p, re-open") == "another output, a smaller prototypes, re-open"
 
 
 def test_the_process_stays_as_it_was(toy, conversion, tmp_path, capsys):

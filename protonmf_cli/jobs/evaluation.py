@@ -58,7 +58,7 @@ def evaluate(
     model: Loaded | str | PathLike[str],
     data: ImageWords | str | PathLike[str],
     *,
-    tables: Iterable[str] = (),
+    tables: str | Iterable[str] = (),
     options: TableOptions | None = None,
     figures: str | PathLike[str] | None = None,
     gates: GateOptions | None = None,
@@ -84,7 +84,11 @@ def evaluate(
         InputError: the data cannot be used, or an output cannot be written.
         GateError: too many images could not be read.
     """
-    started, words, names = time.monotonic(), ImageWords.of(data, split="val"), tuple(dict.fromkeys(tables))
+    started, words, names = (
+        time.monotonic(),
+        ImageWords.of(data, split="val"),
+        tuple(dict.fromkeys([tables] if isinstance(tables, str) else tables)),
+    )
     gates, options = gates or GateOptions(), options or TableOptions()
     folder, report = None if figures is None else Path(figures), None if junit is None else Output.of(junit)
     check_names(names, draws=folder is not None)

@@ -37,8 +37,8 @@ def explain(
     images: str | PathLike[str] | Sequence[str | PathLike[str]],
     options: ExplainOptions | None = None,
     *,
-    png: Output | None = None,
-    html: Output | None = None,
+    png: str | PathLike[str] | Output | None = None,
+    html: str | PathLike[str] | Output | None = None,
     machine: Machine | None = None,
     progress: Progress = LOGGED,
 ) -> list[Explained | Skipped]:
@@ -58,7 +58,10 @@ def explain(
         UsageError: there is no such class, or the outputs do not fit.
     """
     words = [images] if isinstance(images, str | PathLike) else images
-    targets = Targets.of([str(word) for word in words], png, html)
+    if not words:
+        raise UsageError("there is no image to explain.")
+    drawn, page = (None if each is None else Output.of(each) for each in (png, html))
+    targets = Targets.of([str(word) for word in words], drawn, page)
     with threads_of(machine or Machine()):
         loaded = loaded_from(model, machine, progress)
         return list(explained_each(loaded, targets, options or ExplainOptions(), progress))

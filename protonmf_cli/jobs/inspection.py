@@ -9,6 +9,7 @@ from typing import Any
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.store import load_model
+from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.stored_options import note_unknown
 from protonmf_cli.models.evidence import SoftMatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -33,7 +34,7 @@ class Inspection:
 
 
 def inspect(
-    path: str | PathLike[str],
+    model: Loaded | str | PathLike[str],
     class_name: str | None = None,
     *,
     png: str | PathLike[str] | Output | None = None,
@@ -42,7 +43,7 @@ def inspect(
     """Look into a prototype model file.
 
     Args:
-        path: of the .safetensors file.
+        model: a file, or a model that is loaded from one, which is read again.
         class_name: label, description, WordNet id or index of a class that is looked at alone.
         png: picture to write: of the class's prototypes, or without a class of the curves of `-p auto`.
         progress: is told of stored options that this version does not know.
@@ -51,15 +52,16 @@ def inspect(
         ModelFileError: the file is missing, damaged or foreign.
         InputError: there is no such class, nothing to draw, or the picture cannot be written.
     """
-    model, network = load_model(Path(path))
+    path = model.path if isinstance(model, Loaded) else Path(model)
+    prototypes, network = load_model(path)
     found = Inspection(
-        path=Path(path),
-        model=model,
+        path=path,
+        model=prototypes,
         embedded=network is not None,
-        class_index=None if class_name is None else model.find_class(class_name),
-        interpretation=interpretation_of(model),
+        class_index=None if class_name is None else prototypes.find_class(class_name),
+        interpretation=interpretation_of(prototypes),
     )
-    note_unknown(model.card.unknown_options, progress)
+    note_unknown(prototypes.card.unknown_options, progress)
     if png is not None:
         _draw(found, Output.of(png), progress)
     return found

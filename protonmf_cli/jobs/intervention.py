@@ -57,11 +57,11 @@ class Target:
 
 def intervene(
     model: Loaded | str | PathLike[str],
-    edits: Sequence[EditWords],
+    edits: EditWords | Sequence[EditWords],
     image: str | PathLike[str] | None = None,
     *,
     data: ImageWords | str | PathLike[str] | None = None,
-    class_name: str | None = None,
+    class_name: str | int | None = None,
     everywhere: bool = False,
     form: Form | None = None,
     output: Output | str | PathLike[str] | None = None,
@@ -87,6 +87,9 @@ def intervene(
         InputError: the image, the data or the output cannot be used.
         GateError: too many images could not be read.
     """
+    edits = [edits] if isinstance(edits, EditWords) else edits
+    if not edits:
+        raise UsageError("nothing to do: there is no edit.")
     words = None if data is None else ImageWords.of(data, split="val")
     target = None if output is None else Output.of(output)
     path = model.path if isinstance(model, Loaded) else Path(model)

@@ -16,7 +16,7 @@ from protonmf_cli.jobs.machine import device_of, dtype_of, workers_of
 from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Explanation, Outcome
-from protonmf_cli.options import Form, Machine, MapKind
+from protonmf_cli.options import EditWords, ExplainOptions, Form, Machine, MapKind
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import answers_of, chosen_form, explain_image
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, find_edit_everywhere, outcome
@@ -51,7 +51,7 @@ class Loaded:
     def explain(
         self,
         image: str | PathLike[str],
-        class_name: str | None = None,
+        class_name: str | int | None = None,
         *,
         map_kind: MapKind = "presence",
         form: Form | None = None,
@@ -64,6 +64,7 @@ class Loaded:
             map_kind: which map the boxes are drawn around.
             form: "plain" or "augmented"; as the file is stored if None.
         """
+        words = ExplainOptions(map_kind=map_kind, form=form)
         return explain_image(
             self.backbone,
             self.model,
@@ -71,11 +72,11 @@ class Loaded:
             image=str(image),
             model_name=str(self.path),
             class_index=None if class_name is None else self.model.find_class(class_name),
-            map_kind=map_kind,
-            form=form,
+            map_kind=words.map_kind,
+            form=words.form,
         )
 
-    def contrast(self, image: str | PathLike[str], first: str, second: str) -> Contrast:
+    def contrast(self, image: str | PathLike[str], first: str | int, second: str | int) -> Contrast:
         """Why one class and not another, on the same amounts: see `Contrast`.
 
         Args:
@@ -85,7 +86,9 @@ class Loaded:
         (answer,) = answers_of(self.backbone, self.model, self.crop(image)[None])
         return contrast_of(self.model, answer, self.model.find_class(first), self.model.find_class(second))
 
-    def scale(self, class_name: str, factors: dict[int | tuple[str, int], float], *, form: Form | None = None) -> Self:
+    def scale(
+        self, class_name: str | int, factors: dict[int | tuple[str, int], float], *, form: Form | None = None
+    ) -> Self:
         """The same with contributions to a class's logit scaled; nothing is written to disk.
 
         Args:
@@ -97,7 +100,8 @@ class Loaded:
         edits = []
         for key, factor in factors.items():
             owner, number = (c, key) if isinstance(key, int) else (self.model.find_class(key[0]), key[1])
-            edits.append(find_edit(self.model, c, owner, number, factor))
+            word = EditWords(number=number, factor=factor)
+            edits.append(find_edit(self.model, c, owner, word.number, word.factor))
         return replace(self, model=apply_edits(self.model, edits, form=chosen_form(self.model, form)))
 
     def scale_everywhere(self, factors: dict[tuple[str, int], float]) -> Self:
@@ -107,12 +111,12 @@ class Loaded:
             factors: (owner, number) of a prototype -> factor; 0 takes it out of every class.
         """
         edits = [
-            find_edit_everywhere(self.model, self.model.find_class(owner), number, factor)
-            for (owner, number), factor in factors.items()
+            find_edit_everywhere(self.model, self.model.find_class(owner), word.number, word.factor)
+            for owner, word in ((owner, EditWords(number=n, factor=factor)) for (owner, n), factor in factors.items())
         ]
         return replace(self, model=apply_edits(self.model, edits))
 
-    def predict(self, image: str | PathLike[str], class_name: str) -> Outcome:
+    def predict(self, image: str | PathLike[str], class_name: str | int) -> Outcome:
         """Logit of one class and the best classes of an image."""
         return outcome(self.backbone, self.model, self.crop(image), self.model.find_class(class_name))
 

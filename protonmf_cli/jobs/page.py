@@ -46,7 +46,7 @@ class WrittenReport:
 
 def report(
     model: Loaded | str | PathLike[str],
-    images: Sequence[str | PathLike[str]] = (),
+    images: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     data: ImageWords | str | PathLike[str] | None = None,
     options: PageOptions | None = None,
     *,
@@ -80,7 +80,8 @@ def report(
         if known is not None:
             _check_evaluation(known, options.evaluation, loaded.model)
         options = replace(options, form=chosen_form(loaded.model, options.form))
-        files = list(_loose_images([Path(image) for image in images]))
+        named = [images] if isinstance(images, str | PathLike) else images
+        files = list(_loose_images([Path(image) for image in named]))
         if data is not None:
             files += _labelled(loaded, ImageWords.of(data, split="val"), options, progress)
         return _written(loaded, files, known, options, target, progress)

@@ -302,13 +302,13 @@ class PrototypeModel:
             evidence=self.evidence.to(device, dtype) if isinstance(self.evidence, Amounts) else self.evidence,
         )
 
-    def find_class(self, words: str) -> int:
+    def find_class(self, words: str | int) -> int:
         """The class that a user means: label, description, one of its synonyms, folder-like label, or index.
 
         Raises:
             InputError: no class or several are called so.
         """
-        return find_class(self.card.classes, words)
+        return find_class(self.card.classes, str(words))
 
 
 def model_of_head(

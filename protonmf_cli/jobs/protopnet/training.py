@@ -209,6 +209,8 @@ def train_protopnet(
 
 def usual_options(recipe: Recipe = "default", *, pretrained: bool = True) -> ProtoPNetOptions:
     """A recipe's options; by default with other ones for a network without pretrained weights."""
+    if recipe not in PROTOPNET_RECIPES:
+        raise UsageError(f"--recipe {recipe!r} is not one of {', '.join(PROTOPNET_RECIPES)}.")
     changes = FROM_SCRATCH if recipe == "default" and not pretrained else {}
     return replace(PROTOPNET_RECIPES[recipe], **changes)
 
