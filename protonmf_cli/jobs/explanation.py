@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import UsageError
 from protonmf_cli.files.atomic import check_writable, write_atomically
-from protonmf_cli.files.images.reader import crop_of_jpeg
 from protonmf_cli.files.last_explanation import LastExplanation, remember
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
@@ -19,6 +18,7 @@ from protonmf_cli.models.results import Contrast, Explanation
 from protonmf_cli.options import ExplainOptions, Machine, Output, PageOptions
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import answers_of, chosen_form, explain_answer
+from protonmf_cli.pipelines.fewshot.interpretation import interpretation_of
 from protonmf_cli.pipelines.page.content import report_of
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
@@ -108,13 +108,10 @@ def explained_each(
     seen: dict[str, Tensor] = {}
     unread: list[Skipped] = []
     for path, target in zip(targets.images, targets.pictures, strict=True):
-        try:
-            crop = loaded.crop(path)
-        except InputError as failure:
-            if len(targets.images) == 1:
-                raise
-            unread.append(Skipped(path=path, reason=str(failure).removeprefix(path).strip()))
-            yield unread[-1]
+        crop = loaded.crop_or_why(path, alone=len(targets.images) == 1)
+        if isinstance(crop, Skipped):
+            unread.append(crop)
+            yield crop
             continue
         seen[path] = crop
         (answer,) = answers_of(loaded.backbone, loaded.model, crop[None])
@@ -149,7 +146,7 @@ def _write_page(
     progress: Progress,
 ) -> None:
     """The report of the images that were explained."""
-    from protonmf_cli.jobs.page import drawn_page, write_page  # matplotlib
+    from protonmf_cli.jobs.page import decoded, drawn_page, write_page  # matplotlib
 
     nothing = torch.empty(0, 0, 0, 0, dtype=torch.uint8)
     batches = [
@@ -159,11 +156,12 @@ def _write_page(
         ),
         ImageBatch(class_index=-1, crops=nothing, sources=(), skipped=tuple(unread)),
     ]
+    interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, batches, file=str(loaded.path), decode=lambda jpeg: crop_of_jpeg(jpeg, 3),
-        form=options.form, class_index=class_index, explained_only=True,
+        loaded.backbone, loaded.model, batches, file=str(loaded.path), decode=decoded, form=options.form,
+        class_index=class_index, explained_only=True, interpretation=interpretation,
     )  # fmt: skip
-    write_page(target, drawn_page(loaded, content, PageOptions()), progress)
+    write_page(target, drawn_page(loaded, content, interpretation, PageOptions()), progress)
 
 
 def _picture_names(images: Sequence[str], png: Output | None) -> list[Path | None]:

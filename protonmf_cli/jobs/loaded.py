@@ -14,6 +14,7 @@ from protonmf_cli.files.networks.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.machine import device_of, dtype_of, workers_of
 from protonmf_cli.models.backbone import Backbone, Preprocessing
+from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Explanation, Outcome
 from protonmf_cli.options import EditWords, ExplainOptions, Form, Machine, MapKind
@@ -47,6 +48,15 @@ class Loaded:
             )[0]
         except InputError as failure:
             raise InputError(f"{path} {failure}.") from failure
+
+    def crop_or_why(self, image: str, *, alone: bool) -> Tensor | Skipped:
+        """As `crop`; why not, where the file cannot be read and is not alone."""
+        try:
+            return self.crop(image)
+        except InputError as failure:
+            if alone:
+                raise
+            return Skipped(path=image, reason=str(failure).removeprefix(image).strip())
 
     def explain(
         self,

@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.datasets import images_below
@@ -25,7 +27,7 @@ from protonmf_cli.output.page.words import evaluation_tables, page_words
 from protonmf_cli.output.records.inspection import inspection_facts
 from protonmf_cli.output.text.inspection import inspection_lines
 from protonmf_cli.pipelines.explaining.explanation import chosen_form
-from protonmf_cli.pipelines.fewshot.interpretation import interpretation_of
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, interpretation_of
 from protonmf_cli.pipelines.page.content import report_of
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
@@ -100,15 +102,16 @@ def _written(
     if not files:
         progress.note("the page shows the gallery only: give images to explain with --images or --data.")
     progress.stage("explaining the images", len(files))
+    interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=str(loaded.path),
-        decode=lambda jpeg: crop_of_jpeg(jpeg, 3), form=options.form, evaluation=known, progress=progress,
+        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=str(loaded.path), decode=decoded,
+        form=options.form, evaluation=known, interpretation=interpretation, progress=progress,
     )  # fmt: skip
     if files and not content.cases:
         first = content.unreadable[0]
         raise InputError(f"none of the {len(files)} images could be read, e.g. {first.path} {first.reason}.")
     nameless = any(not isinstance(file.path, Path) or file.box is not None for file in files)
-    page = drawn_page(loaded, content, options, nameless=nameless)
+    page = drawn_page(loaded, content, interpretation, options, nameless=nameless)
     write_page(target.path, page, progress, folder=options.folder)
     for skip in content.unreadable[:5]:
         progress.warn(f"{skip.path} {skip.reason}; it is not on the page.")
@@ -127,17 +130,30 @@ def check_page(output: Output, *, folder: bool) -> None:
         check_writable(output.path, output.force)
 
 
-def drawn_page(loaded: Loaded, content: Report, options: PageOptions, *, nameless: bool = False) -> Page:
+def decoded(jpeg: bytes) -> Tensor:
+    """The picture of a training patch, in colour."""
+    return crop_of_jpeg(jpeg, 3)
+
+
+def drawn_page(
+    loaded: Loaded,
+    content: Report,
+    interpretation: Interpretation | None,
+    options: PageOptions,
+    *,
+    nameless: bool = False,
+) -> Page:
     """The page of a report.
 
     Args:
         loaded: the model.
         content: what is shown.
+        interpretation: of a few-shot model.
         options: size, and whether pictures go beside the page.
         nameless: no command can name what was explained.
     """
     facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
-    lines = inspection_lines(facts, loaded.model, interpretation_of(loaded.model))
+    lines = inspection_lines(facts, loaded.model, interpretation)
     words = page_words(content, facts, lines, nameless=nameless)
     if options.folder:
         return report_folder(content, words)

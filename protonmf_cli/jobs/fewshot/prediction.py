@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
-from protonmf_cli.errors import InputError
+from torch import Tensor
+
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.image_batches import Skipped
@@ -63,19 +64,15 @@ def _predictions(
     loaded: Loaded, paths: Sequence[str], neighbours: int, machine: Machine
 ) -> Iterator[FewShotPrediction | Skipped]:
     for path in paths:
-        try:
-            with threads_of(machine):
-                found: FewShotPrediction | Skipped = _predicted(loaded, path, neighbours)
-        except InputError as failure:
-            if len(paths) == 1:
-                raise
-            found = Skipped(path=path, reason=str(failure).removeprefix(path).strip())
+        with threads_of(machine):
+            crop = loaded.crop_or_why(path, alone=len(paths) == 1)
+            found = crop if isinstance(crop, Skipped) else _predicted(loaded, path, crop, neighbours)
         yield found
 
 
-def _predicted(loaded: Loaded, path: str, neighbours: int) -> FewShotPrediction:
+def _predicted(loaded: Loaded, path: str, crop: Tensor, neighbours: int) -> FewShotPrediction:
     model = loaded.model
-    rows = loaded.backbone.read(loaded.crop(path)[None]).rows[0].cpu()
+    rows = loaded.backbone.read(crop[None]).rows[0].cpu()
     position = position_of(model, rows, count=neighbours)
     return FewShotPrediction(
         image=path,

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.evidence import SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
 from protonmf_cli.models.page import Case, Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
 from protonmf_cli.pipelines.fewshot.plane import plane_of
 from protonmf_cli.pipelines.page.cases import bias_of, cases_of
 from protonmf_cli.pipelines.page.gallery import Decode, gallery_of
@@ -28,6 +28,7 @@ def report_of(
     evaluation: Mapping[str, Any] | None = None,
     class_index: int | None = None,
     explained_only: bool = False,
+    interpretation: Interpretation | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Explain images and gather the gallery.
@@ -41,6 +42,7 @@ def report_of(
         evaluation: `protonmf.evaluation/1` of this model.
         class_index: a class that is explained first, instead of the predicted one.
         explained_only: show only the classes that are explained.
+        interpretation: of a few-shot model.
         progress: advanced by the images.
 
     Raises:
@@ -60,7 +62,7 @@ def report_of(
         )
     )  # fmt: skip
     shown = _shown(model, cases) if explained_only else frozenset(range(len(model.prototypes)))
-    gallery = gallery_of(model, evaluation, decode, shown)
+    gallery = gallery_of(model, evaluation, decode, shown, interpretation)
     if explained_only:
         classes = {explanation.class_index for case in cases for explanation in case.explanations}
         gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in classes))
@@ -71,7 +73,7 @@ def report_of(
         bias=bias_of(model, form),
         gallery=gallery,
         cases=cases,
-        plane=plane_of(model) if isinstance(model.evidence, SoftMatch) else None,
+        plane=None if interpretation is None else plane_of(model, interpretation),
         evaluation=evaluation,
         unreadable=tuple(unreadable),
         shown=shown,

@@ -15,7 +15,7 @@ from protonmf_cli.models.results import ExampleView
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded
 from protonmf_cli.pipelines.explaining.explanation import example_views
-from protonmf_cli.pipelines.fewshot.interpretation import PrototypeFacts, interpretation_of
+from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, PrototypeFacts, interpretation_of
 
 NEAREST = 3
 """Prototypes of other classes named beside each."""
@@ -44,6 +44,7 @@ def gallery_of(
     evaluation: Mapping[str, Any] | None,
     decode: Decode,
     shown: Collection[int] | None = None,
+    interpretation: Interpretation | None = None,
 ) -> Gallery:
     """Facts about every class that has prototypes.
 
@@ -53,11 +54,12 @@ def gallery_of(
             training images.
         decode: reads the pictures of the training patches.
         shown: prototypes that are looked at; the others are named only. All if None.
+        interpretation: of a few-shot model, where it is known already.
     """
     near = list(_nearest_of_others(model))
     users = _users(model)
     related = _relatedness(model)
-    found = interpretation_of(model)
+    found = interpretation or interpretation_of(model)
     facts = None if found is None else found.prototypes
     prototypes = []
     for j, number in enumerate(_numbers(model)):
