@@ -1,7 +1,8 @@
 """Every hyper-parameter with its default: the only place where defaults live."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from math import inf, isnan
 from os import PathLike
 from pathlib import Path
@@ -41,7 +42,7 @@ class Checked:
     """Field -> least and largest value of a number, of each of several, or of one that is given."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+        for name, hint in _hints(type(self)).items():
             if Path in (hint, *get_args(hint)) and isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)))
         for name, words in _words_of(type(self)).items():
@@ -55,10 +56,14 @@ class Checked:
                     raise UsageError(f"{_option(name)} must be a number {_between(least, most)}, not {number}.")
 
 
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+"""Fields and their types, looked up once for each class."""
+
+
 def _words_of(kind: type[Checked]) -> dict[str, tuple[Any, ...]]:
     """Fields that hold one of a few words, and the words; None where it may be left out."""
     found = {}
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         each = [hint, *get_args(hint)] if get_origin(hint) in (Union, UnionType) else [hint]
         words = [word for part in each if get_origin(part) is Literal for word in get_args(part)]
         if words:

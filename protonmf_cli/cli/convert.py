@@ -9,6 +9,7 @@ import typer
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.groups import given
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import (
     RECIPES,
@@ -95,5 +96,5 @@ def _with_recipe(recipe: Recipe, *, init: Init | None, solver: Solver | None, **
     return replace(
         found,
         nmf=replace(found.nmf, init=init or found.nmf.init, solver=solver or found.nmf.solver),
-        **{name: value for name, value in single.items() if value is not None},
+        **given(single),
     )

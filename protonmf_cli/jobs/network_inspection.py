@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from protonmf_cli.errors import UsageError
 from protonmf_cli.files.images.sample_images import sample_crops
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.preprocessing import crop_of
 from protonmf_cli.jobs.machine import threads_of
-from protonmf_cli.jobs.networks import request_of
+from protonmf_cli.jobs.networks import check_weights, request_of
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import ReadoutFacts
 from protonmf_cli.options import Machine, NetworkWords, RowsOption
@@ -57,8 +56,7 @@ def inspect_network(
         NotExactError: its classifier cannot be written as a sum over rows.
     """
     words, machine = NetworkWords.of(network), machine or Machine()
-    if words.weights is not None and not words.pretrained:
-        raise UsageError("--weights and --no-pretrained exclude each other.")
+    check_weights(words)
     with threads_of(machine):
         progress.stage("loading the model and proving how its head is read")
         backbone, notes = load_backbone(request_of(words, rows=rows, offline=machine.offline))

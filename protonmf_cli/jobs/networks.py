@@ -17,6 +17,16 @@ def request_of(
     )  # fmt: skip
 
 
+def check_weights(words: NetworkWords) -> None:
+    """Refuse a network that is to have weights and none.
+
+    Raises:
+        UsageError: naming both options.
+    """
+    if words.weights is not None and not words.pretrained:
+        raise UsageError("--weights and --no-pretrained exclude each other.")
+
+
 def check_kept(network: NetworkWords, embed: bool) -> None:
     """Refuse to leave weights out of a model file that could not be found again.
 

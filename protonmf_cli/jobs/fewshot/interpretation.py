@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import UsageError
 from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.reader import crop_of_jpeg
+from protonmf_cli.jobs.folders import make_folder
 from protonmf_cli.jobs.loaded import Loaded, check_there, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.options import Machine, Output
@@ -103,10 +104,7 @@ def draw_plane(found: Interpretation, target: Path, progress: Progress) -> None:
 
 def _check_folder(folder: Output, names: Sequence[str]) -> None:
     """Make the folder, and refuse pictures in it that exist, before any work."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise InputError(f"the folder {folder.path} of --figures cannot be made: {failure.strerror}.") from failure
+    make_folder(folder.path)
     for name in names:
         check_writable(folder.path / name, folder.force)
 

@@ -25,7 +25,7 @@ from protonmf_cli.jobs.folders import make_folder
 from protonmf_cli.jobs.images import check_data
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.machine import processes_of, threads_of, workers_of
-from protonmf_cli.jobs.networks import request_of
+from protonmf_cli.jobs.networks import check_weights, request_of
 from protonmf_cli.jobs.protopnet.finished import Trained, figures_of, finished_model, save_finished
 from protonmf_cli.jobs.protopnet.images import (
     TrainingSet,
@@ -177,8 +177,7 @@ def train_protopnet(
     """
     started = time.monotonic()
     network, words, target = NetworkWords.of(model), ImageWords.of(train, split="train"), Output.of(output)
-    if network.weights is not None and not network.pretrained:
-        raise UsageError("--weights and --no-pretrained exclude each other.")
+    check_weights(network)
     chosen = options or usual_options(recipe, pretrained=network.pretrained)
     chosen = replace(chosen, warm_epochs=min(chosen.warm_epochs, max(0, chosen.epochs - 1)))
     check_data(words.data)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded, shortened
-from protonmf_cli.output.text.blocks import Block, Line, Row, TextTable
+from protonmf_cli.output.text.blocks import Block, Row, TextTable
 
 if TYPE_CHECKING:
     from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome
@@ -169,8 +169,3 @@ def outcome_blocks(before: "Outcome", after: "Outcome", edits: Sequence[str]) ->
         cells = ("then" if rank == 1 else "", f"{p.name} {p.probability:.1%}", f"{q.name} {q.probability:.1%}", "")
         rows.append(Row(cells=cells))
     yield TextTable(headings=("", "before", "after", "change"), rows=tuple(rows))
-
-
-def line_of(text: str, style: str = "") -> Line:
-    """One line in one style."""
-    return ((text, style),) if style else (text,)

@@ -24,8 +24,6 @@ from protonmf_cli.pipelines.conversion.classes import factorise_classes
 from protonmf_cli.pipelines.conversion.factorisation import factorise_rows
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
-COUNTS = (1, 3, 5, 10)
-"""Numbers of prototypes per class in the paper's Table 3."""
 PARTS = ("prototypes_only", "residual_only", "augmented", "black_box")
 
 
