@@ -168,12 +168,12 @@ class PrototypeModel:
     @cached_property
     def ledger(self) -> tuple[Tensor, Tensor]:
         """(E,) connections class by class, own prototypes first, then borrowed ones; (C + 1,) where classes begin."""
-        weights = self.weights
-        order = weights.prototype.argsort(stable=True)
-        for key in (self.owner[weights.prototype] != weights.class_index, weights.class_index):
+        prototype, class_index = self.weights.prototype.cpu(), self.weights.class_index.cpu()
+        order = prototype.argsort(stable=True)
+        for key in (self.owner.cpu()[prototype] != class_index, class_index):
             order = order[key[order].argsort(stable=True)]
-        counts = torch.bincount(weights.class_index, minlength=len(self.bias))
-        return order.cpu(), torch.nn.functional.pad(counts.cumsum(dim=0), (1, 0)).cpu()
+        counts = torch.bincount(class_index, minlength=len(self.bias))
+        return order, torch.nn.functional.pad(counts.cumsum(dim=0), (1, 0))
 
     def entries(self, class_index: int) -> list[int]:
         """Connections of a class: own prototypes first, in their order, then borrowed ones."""
