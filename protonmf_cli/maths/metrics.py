@@ -77,3 +77,22 @@ def median_interval(values: Tensor, *, seed: int, draws: int = 1000) -> list[flo
     drawn = defined[generator.integers(0, len(defined), (draws, len(defined)))]
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
     return [float(low), float(high)]
+
+
+def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share of which `hits` of `trials` were seen (Wilson 1927); [0, 1] without trials.
+
+    >>> low, high = wilson_interval(0, 10)
+    >>> low, round(high, 4)
+    (0.0, 0.2775)
+    """
+    if not trials:
+        return 0.0, 1.0
+    share, squared = hits / trials, Z_95**2 / trials
+    centre = share + squared / 2
+    spread = Z_95 * (share * (1 - share) / trials + squared / (4 * trials)) ** 0.5
+    return max(0.0, (centre - spread) / (1 + squared)), min(1.0, (centre + spread) / (1 + squared))
+
+
+Z_95 = 1.959964
+"""Of the normal distribution."""

@@ -1,4 +1,4 @@
-"""The quadratic program of ProtoNMF, solved with cvxpy: head reconstruction."""
+"""Quadratic programs, solved with cvxpy: head reconstruction (ProtoNMF), and a step of the head under constraints."""
 
 import warnings
 from collections.abc import Sequence
@@ -96,12 +96,64 @@ def _least_squares(design: scipy.sparse.spmatrix, target: Array) -> tuple[Array,
     scale = float(np.abs(target).max(initial=0.0)) or 1.0
     unknown = cvxpy.Variable(design.shape[1])
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum_squares(design @ unknown - target / scale)))
+    _solve(problem, unknown, "the head reconstruction")
+    return np.asarray(unknown.value) * scale, problem.status == cvxpy.OPTIMAL
+
+
+def _solve(problem: cvxpy.Problem, unknown: cvxpy.Variable, what: str) -> None:
+    """Solve in place.
+
+    Raises:
+        NotExactError: the solver failed.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # cvxpy's "inaccurate" note: returned instead
+            warnings.simplefilter("ignore", UserWarning)  # cvxpy's "inaccurate" note: the status says it
             problem.solve(solver=cvxpy.CLARABEL)
     except cvxpy.SolverError as failure:
-        raise NotExactError(f"the solver failed at the head reconstruction: {failure}") from failure
+        raise NotExactError(f"the solver failed at {what}: {failure}") from failure
     if unknown.value is None:
-        raise NotExactError(f"the solver found no solution of the head reconstruction (status {problem.status})")
-    return np.asarray(unknown.value) * scale, problem.status == cvxpy.OPTIMAL
+        raise NotExactError(f"the solver found no solution of {what} (status {problem.status})")
+
+
+def constrained_step(design: Array, target: Array, ridge: float, fixed: Array, held: Array) -> Array:
+    """min_A ||design A - target||^2 + ridge ||A||^2 subject to fixed A = held, column by column of A.
+
+    Args:
+        design: (n, p)
+        target: (n, m) one column for each class.
+        ridge: > 0
+        fixed: (k, p) linearly independent rows, k < p.
+        held: (k, m)
+
+    Returns:
+        (p, m) A.
+
+    Raises:
+        NotExactError: the solver failed.
+
+    Reference: ridge of Hoerl and Kennard 1970 with linear equality constraints.
+
+    >>> A = constrained_step(np.eye(2), np.array([[4.0], [2.0]]), 1.0, np.array([[0.0, 1.0]]), np.array([[0.0]]))
+    >>> np.abs(A).round(6).tolist()
+    [[2.0], [0.0]]
+    """
+    whole = np.empty((design.shape[1], target.shape[1]))
+    sparse = scipy.sparse.csc_array(design)
+    for start in range(0, target.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        whole[:, part] = _constrained(sparse, target[:, part], ridge, fixed, held[:, part])
+    return whole
+
+
+COLUMNS = 64
+"""Classes that are solved for at once."""
+
+
+def _constrained(design: scipy.sparse.csc_array, target: Array, ridge: float, fixed: Array, held: Array) -> Array:
+    scale = float(max(np.abs(target).max(initial=0.0), np.abs(held).max(initial=0.0))) or 1.0
+    unknown = cvxpy.Variable((design.shape[1], target.shape[1]))
+    loss = cvxpy.sum_squares(design @ unknown - target / scale) + ridge * cvxpy.sum_squares(unknown)
+    problem = cvxpy.Problem(cvxpy.Minimize(loss), [fixed @ unknown == held / scale])
+    _solve(problem, unknown, "the refit of the last layer")
+    return np.asarray(unknown.value) * scale

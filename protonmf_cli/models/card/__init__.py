@@ -67,6 +67,21 @@ class DataFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefitFacts(Facts):
+    """A step of the last layer after prototypes were taken out of every class."""
+
+    images: int = 0
+    digest: str = ""
+    """Of the images, see `digest_of_images`."""
+    classes: int = 0
+    """That have images."""
+    ridge: float = nan
+    """Weight of the step, chosen by cross-validation."""
+    removed: tuple[int, ...] = ()
+    """Prototypes that no class gives anything for."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassFigures:
     """A conversion's figures of one class."""
 
@@ -162,6 +177,8 @@ class Card:
     measured: Facts
     """See `conversion`, `protopnet` and `fewshot`; without names before anything is measured."""
     edits: tuple[Mapping[str, Any], ...] = ()
+    refits: tuple[RefitFacts, ...] = ()
+    """Of the last layer, after edits."""
     members: tuple["Card", ...] = ()
     """Cards of the models that were combined, in the order of `NearestPatch.member`; none in any other model."""
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -207,6 +224,7 @@ class Card:
             "options": self.stored_options,
             "data": self.data.as_json(),
             "measured": self.measured.as_json(),
+            "refits": [refit.as_json() for refit in self.refits],
             "members": [member.as_json() for member in self.members],
             **{name: value for name, value in self.stored.items() if name not in names},
         }
@@ -224,6 +242,7 @@ class Card:
         nested["preprocessing"] = Preprocessing(**sizes)
         nested["classes"] = tuple(ClassName(**name) for name in nested["classes"])
         nested["edits"] = tuple(nested.get("edits", ()))
+        nested["refits"] = tuple(RefitFacts.read(refit) for refit in nested.get("refits", ()))
         nested["members"] = tuple(cls.from_json(member) for member in nested.get("members", ()))
         nested["readout"] = ReadoutFacts.read(nested["readout"])
         if not nested["readout"].kind or nested["readout"].width < 1:

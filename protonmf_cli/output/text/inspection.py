@@ -43,6 +43,12 @@ def inspection_lines(
     }
     if card.edits:
         lines["edits"] = f"{len(card.edits)}"
+    if card.refits:
+        lines["refit"] = "; ".join(
+            f"last layer on {refit.images} images of {refit.classes} classes, ridge {refit.ridge:g}, off "
+            f"{len(refit.removed)} removed prototypes"
+            for refit in card.refits
+        )
     if data.skipped:
         lines["skipped"] = f"{len(data.skipped)} images, e.g. {data.skipped[0].path}"
     return lines

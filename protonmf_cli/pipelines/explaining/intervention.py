@@ -227,6 +227,7 @@ def intervene_on_data(
     progress: Progress = SILENT,
     *,
     edited: Collection[int] = (),
+    unrefitted: PrototypeModel | None = None,
 ) -> InterventionOnData:
     """Accuracy before and after an edit, and every image whose top class changed.
 
@@ -235,25 +236,28 @@ def intervene_on_data(
         batches: labelled images.
         progress: advanced by the images.
         edited: classes that are counted whether or not anything changed for them.
+        unrefitted: the model of the edit alone, where the last layer was refitted after it; counted too.
 
     Raises:
         InputError: no image could be read.
     """
-    old, new = (model.to(backbone.device, backbone.dtype) for model in (before, after))
+    models = [before, after, *([] if unrefitted is None else [unrefitted])]
+    moved = [model.to(backbone.device, backbone.dtype) for model in models]
     flips: list[Flip] = []
     counts: dict[int, tuple[int, int, int]] = {}
-    right_before = right_after = images = 0
+    right_in_all, images = [0] * len(models), 0
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
             continue
         rows = backbone.read(batch.crops).rows
-        tops = [parts_of_rows(model, rows).logits.argmax(dim=1).cpu() for model in (old, new)]
+        tops = [parts_of_rows(model, rows).logits.argmax(dim=1).cpu() for model in moved]
         target = batch.class_index
         right = [int((top == target).sum()) for top in tops]
         count, first, second = counts.get(target, (0, 0, 0))
         counts[target] = (count + len(batch.sources), first + right[0], second + right[1])
-        images, right_before, right_after = images + len(batch.sources), right_before + right[0], right_after + right[1]
+        images += len(batch.sources)
+        right_in_all = [sum(pair) for pair in zip(right_in_all, right, strict=True)]
         for source, b, a in zip(batch.sources, tops[0].tolist(), tops[1].tolist(), strict=True):
             if a != b:
                 flips.append(Flip(path=source.path, target=target, before=b, after=a))
@@ -261,8 +265,9 @@ def intervene_on_data(
         raise InputError("no image of the data could be read")
     return InterventionOnData(
         images=images,
-        accuracy_before=right_before / images,
-        accuracy_after=right_after / images,
+        accuracy_before=right_in_all[0] / images,
+        accuracy_after=right_in_all[1] / images,
+        accuracy_unrefitted=None if unrefitted is None else right_in_all[2] / images,
         flips=tuple(flips),
         per_class={c: figures for c, figures in counts.items() if figures[1] != figures[2] or c in edited},
     )
