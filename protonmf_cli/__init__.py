@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from protonmf_cli.errors import GateError, InputError, ModelFileError, NotExactError, ProtonmfError, UsageError
 
 if TYPE_CHECKING:
+    from protonmf_cli.jobs.audit import Audited, audit
     from protonmf_cli.jobs.conversion import Conversion, convert
     from protonmf_cli.jobs.evaluation import Evaluation, evaluate
     from protonmf_cli.jobs.explanation import explain
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from protonmf_cli.jobs.fewshot.fitting import fit_fewshot
     from protonmf_cli.jobs.gates import check_gates
     from protonmf_cli.jobs.inspection import inspect
-    from protonmf_cli.jobs.intervention import Intervention, intervene
+    from protonmf_cli.jobs.intervention import Intervention, intervene, suspicious_edits
     from protonmf_cli.jobs.loaded import Loaded, load
     from protonmf_cli.jobs.network_inspection import inspect_network
     from protonmf_cli.jobs.page import report
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
     from protonmf_cli.models.results import Contrast, Edit, Explanation
     from protonmf_cli.options import (
+        AuditOptions,
         ConversionOptions,
         EditWords,
         ExplainOptions,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _PLACES = {
+    "jobs.audit": ("Audited", "audit"),
     "jobs.conversion": ("Conversion", "convert"),
     "jobs.evaluation": ("Evaluation", "evaluate"),
     "jobs.explanation": ("explain",),
@@ -51,7 +54,7 @@ _PLACES = {
     "jobs.fewshot.fitting": ("fit_fewshot",),
     "jobs.gates": ("check_gates",),
     "jobs.inspection": ("inspect",),
-    "jobs.intervention": ("Intervention", "intervene"),
+    "jobs.intervention": ("Intervention", "intervene", "suspicious_edits"),
     "jobs.loaded": ("Loaded", "load"),
     "jobs.network_inspection": ("inspect_network",),
     "jobs.page": ("report",),
@@ -59,14 +62,16 @@ _PLACES = {
     "models.prototype": ("PrototypeModel",),
     "models.results": ("Contrast", "Edit", "Explanation"),
     "options": (
-        "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions", "GateOptions",
-        "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions", "ProtoPNetOptions",
-        "TableOptions",
+        "AuditOptions", "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions",
+        "GateOptions", "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions",
+        "ProtoPNetOptions", "TableOptions",
     ),
 }  # fmt: skip
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "AuditOptions",
+    "Audited",
     "Contrast",
     "Conversion",
     "ConversionOptions",
@@ -96,6 +101,7 @@ __all__ = [
     "TableOptions",
     "UsageError",
     "__version__",
+    "audit",
     "check_gates",
     "convert",
     "evaluate",
@@ -107,6 +113,7 @@ __all__ = [
     "intervene",
     "load",
     "report",
+    "suspicious_edits",
     "train_protopnet",
 ]
 

@@ -153,6 +153,14 @@ class ImageWords(Checked):
         found = words if isinstance(words, cls) else cls(data=Path(words))  # type: ignore[arg-type]
         return found if found.split is not None else replace(found, split=split)
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Words of a command that names the same images; val is what most commands read."""
+        found = ["--data", str(self.data)]
+        found += ["--split", self.split] if self.split not in (None, "val") else []
+        found += ["--class-map", str(self.class_map)] if self.class_map is not None else []
+        return (*found, "--class-order") if self.class_order else tuple(found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output(Checked):
@@ -270,6 +278,25 @@ class EditWords(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditOptions(Checked):
+    """How hard an audit looks."""
+
+    LIMITS: ClassVar = {"hosts": (1, inf), "seed": (0, inf), "max_shortcuts": (0, inf)}
+
+    hosts: int = 5
+    """Images of other classes that each patch of a telling prototype is pasted into."""
+    masks: Path | None = None
+    """Folder of masks, each named as its image: what is not black is the object."""
+    boxes: Path | None = None
+    """Bounding boxes of the objects: folder or zip of CUB-200-2011's text files."""
+    groups: Path | None = None
+    """Lines `path,group`: accuracy is also counted by group."""
+    max_shortcuts: int | None = None
+    """Most prototypes that may look like a shortcut."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageOptions(Checked):
     """What a report shows, and how large it may be."""
 
@@ -294,6 +321,10 @@ LEAST_SHARE = 0.9
 """Median share of the logit that the prototypes must carry for a larger ridge to be taken."""
 MOST_CANCELLATION = 1.5
 """Median sum of sizes over size of the sum of an explanation's rows at which no larger ridge is tried."""
+
+REFIT_RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Weights of a step of the last layer after an edit, in mean squared lengths of images; cross-validation takes one."""
+REFIT_FOLDS = 5
 
 RECIPES: dict[str, ConversionOptions] = {
     "default": ConversionOptions(),
@@ -519,7 +550,9 @@ class FineTuneOptions(Checked):
 class GateOptions(Checked):
     """What an evaluation must reach; None: anything."""
 
-    LIMITS: ClassVar = {"min_accuracy": (0, 1), "min_agreement": (0, 1), "max_residual_share": (-inf, 1)}
+    LIMITS: ClassVar = {
+        "min_accuracy": (0, 1), "min_agreement": (0, 1), "max_residual_share": (-inf, 1), "max_unlike": (-inf, inf),
+    }  # fmt: skip
 
     min_accuracy: float | None = None
     """Of the prototype model."""
@@ -527,6 +560,8 @@ class GateOptions(Checked):
     """Of the prototype model with the black box."""
     max_residual_share: float | None = None
     """Of the true class's logit."""
+    max_unlike: float | None = None
+    """That nineteen in twenty images are within: how unlike the training images of their predicted classes they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,12 @@ TOO_LONG = {"demo", "protopnet train", "fewshot benchmark"}
 """Read, not run: their own tests run them."""
 SHORTER = {"fewshot fit": ["--shots", "5", "-p", "1", "--anchor", "1"]}
 """Added to a document's command where it is run, after its own options."""
-HERE = {"revolver": "red things", "protonmf-demo/data/val/eight/0028.png": "img.jpg"}
+HERE = {
+    "revolver": "red things",
+    "seven": "red things",
+    "tagged": "val",
+    "protonmf-demo/data/val/eight/0028.png": "img.jpg",
+}
 """What a document names -> what the toy has."""
 
 each_document = pytest.mark.parametrize("name", DOCUMENTS)
@@ -84,9 +89,9 @@ def lacks_something(failure: Exception) -> bool:
 @pytest.fixture
 def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Path:
     """A folder where everything that the documents name is there: networks, data, images, a model."""
-    for network in ("mobilenetv2", "deit_tiny", "vit_base_patch32", "mine", "protonmf-demo/network"):
+    for network in ("mobilenetv2", "deit_tiny", "vit_base_patch32", "mine", "protonmf-demo/network", "planted/network"):
         shutil.copytree(toy.network, tmp_path / network)  # a document may write there
-    for data in ("imagenet", "caltech24", "my-images", "protonmf-demo/data"):
+    for data in ("imagenet", "caltech24", "my-images", "protonmf-demo/data", "planted/data", "DIR"):
         (tmp_path / data).symlink_to(toy.data)
     for model in ("prototypes.safetensors", "protonmf-demo/prototypes.safetensors"):
         (tmp_path / model).write_bytes(converted.read_bytes())

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from protonmf_cli import __version__
+from protonmf_cli.cli.audit import audit
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
@@ -106,7 +107,7 @@ def _root(
 ) -> None: ...
 
 
-for _command in (convert, explain, intervene, evaluate, report, inspect, export, demo, doctor, manual):
+for _command in (convert, explain, audit, intervene, evaluate, report, inspect, export, demo, doctor, manual):
     app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(with_groups(_command)))
 
 

@@ -51,6 +51,7 @@ GATES = Group(
     min_accuracy=Annotated[float | None, typer.Option("--min-accuracy", min=0, max=1, help="Exit 5 when the prototype model is below.")],
     min_agreement=Annotated[float | None, typer.Option("--min-agreement", min=0, max=1, help="Exit 5 when it agrees less with the black box.")],
     max_residual_share=Annotated[float | None, typer.Option("--max-residual-share", min=-1e9, max=1, help="Exit 5 when the residual carries more.")],
+    max_unlike=Annotated[float | None, typer.Option("--max-unlike", help="Exit 5 when more than one in twenty images are less usual for their predicted class (1: as one in twenty training images).")],
 )  # fmt: skip
 
 

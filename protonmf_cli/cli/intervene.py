@@ -1,7 +1,7 @@
 """protonmf intervene: edit prototypes, before and after."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.groups import Group
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import EditWords, ImageWords, Machine, Output
 from protonmf_cli.output.records.intervention import intervention_json
@@ -36,7 +37,53 @@ class OrderedCommand(TyperCommand):
 
 
 ORDER = "protonmf.order"
-DATA = Annotated[Path | None, typer.Option("--data", help="Measure over labelled images instead of one image.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Labelled images of an intervention."""
+
+    data: ImageWords | None
+    """To measure over."""
+    refit: ImageWords | None
+    """To refit the last layer on."""
+
+
+def images_of(
+    *,
+    data: Path | None = None,
+    refit: Path | None = None,
+    split: str = "val",
+    class_map: Path | None = None,
+    class_order: bool = False,
+    max_skipped: float = 0.01,
+) -> Images:
+    """What is said of images holds for those of --data and of --refit.
+
+    Raises:
+        UsageError: neither is given.
+    """
+    lost = {"--class-map": class_map is not None, "--class-order": class_order}
+    if data is None and refit is None and (found := [option for option, said in lost.items() if said]):
+        raise UsageError(f"{found[0]} is about the images of --data and --refit: give one of them too.")
+    made = [
+        None if path is None else ImageWords(
+            data=path, split=split, class_map=class_map, class_order=class_order, max_skipped=max_skipped
+        )
+        for path in (data, refit)
+    ]  # fmt: skip
+    return Images(data=made[0], refit=made[1])
+
+
+IMAGES = Group(
+    images_of,
+    data=Annotated[Path | None, typer.Option("--data", help="Measure over labelled images instead of one image.")],
+    refit=Annotated[Path | None, typer.Option("--refit", help="Labelled images: after --everywhere, refit the last layer on them so that it keeps away from what was removed.")],
+    split=arguments.Split,
+    class_map=arguments.ClassMapFile,
+    class_order=arguments.ClassOrder,
+    max_skipped=arguments.MaxSkipped,
+)  # fmt: skip
 
 
 def intervene(
@@ -46,32 +93,55 @@ def intervene(
     scale: Annotated[list[str] | None, typer.Option("--scale", help="[OWNER:]N=FACTOR: prototype to scale. Repeatable.")] = None,
     class_name: Annotated[list[str] | None, typer.Option("--class", help="Class whose logit is edited, by label, description, WordNet id or index; may be repeated, each before its own edits. Default: the class explained last, or the predicted one.")] = None,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Edit the prototypes in the logit of every class, not only of the one they are from.")] = False,
+    audit: Annotated[Path | None, typer.Option("--audit", help="What `protonmf audit --json` said of the model.")] = None,
+    remove_suspicious: Annotated[int | None, typer.Option("--remove-suspicious", min=1, metavar="N", help="Remove the first N prototypes of --audit from every class.")] = None,
     form: arguments.FormOption = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     *,
-    data: Annotated[ImageWords | None, arguments.images_if_given("val", DATA, max_skipped=arguments.MaxSkipped)],
+    images: Annotated[Images, IMAGES],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the edited model.")] = None,
     machine: Annotated[Machine, arguments.MACHINE] = Machine(),
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
     """Zero or scale prototypes of a class and see what changes, on one image or over a data set."""
-    edits = words_of(context.meta[ORDER])  # of zero and scale, in their order among the classes
-    if image is not None and data is not None:
+    suspicious = suspicious_of(audit, remove_suspicious, context.meta[ORDER])
+    edits = [] if suspicious else words_of(context.meta[ORDER])  # of zero and scale, in their order among the classes
+    if image is not None and images.data is not None:
         raise UsageError("give an image or --data, not both.")
     target = None if output is None else Output(path=output, force=force)
     jobs.intervention.check_target(model, target)
     with jobs.machine.threads_of(machine), shown.progress() as bars:
         loaded = jobs.loaded.load(model, machine=machine, progress=bars)
+        if suspicious:
+            edits = jobs.intervention.suspicious_edits(loaded, *suspicious, progress=bars)
         named = class_name[0] if class_name else None
-        on = jobs.intervention.last_target(loaded, image, named, over_data=data is not None)
+        over = images.data is not None or images.refit is not None
         found = jobs.intervention.intervention(
-            loaded, edits, on, data, everywhere=everywhere, form=form, output=target, progress=bars
-        )
+            loaded, edits, jobs.intervention.last_target(loaded, image, named, over_data=over), images.data,
+            everywhere=everywhere or suspicious is not None, form=form, refit=images.refit, output=target,
+            progress=bars,
+        )  # fmt: skip
     if shown.as_json:
         shown.json(intervention_json(found))
     else:
         show_blocks(intervention_blocks(found), shown)
+
+
+def suspicious_of(audit: Path | None, count: int | None, order: Sequence[tuple[str, Any]]) -> tuple[Path, int] | None:
+    """The audit and how many of its prototypes are removed; None where --zero and --scale say what is edited.
+
+    Raises:
+        UsageError: one of the two is given without the other, or other edits beside them.
+    """
+    if audit is None and count is None:
+        return None
+    if audit is None or count is None:
+        raise UsageError("--audit FILE and --remove-suspicious N belong together: give both.")
+    if others := sorted({name for name, _ in order} & {"zero", "scale", "class_name"}):
+        option = f"--{others[0]}".replace("_name", "")
+        raise UsageError(f"--remove-suspicious says itself what is removed: leave out {option}, or edit in two steps.")
+    return audit, count
 
 
 def words_of(order: Sequence[tuple[str, Any]]) -> list[EditWords]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
+from protonmf_cli.models.amounts import LEVELS, UsualImages
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.card import Card, ReadoutFacts
 from protonmf_cli.models.evidence import Amounts, Evidence, NearestPatch, Projections, SoftMatch
@@ -51,13 +52,19 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "usual": (torch.float32, ("P", "4")),
     "unplaced_mean": (torch.float32, ("D",)),
     "edit_readers": (torch.float32, ("P", "D")),
+    "image_mean": (torch.float32, ("A", "D")),
+    "image_covariance": (torch.float32, ("F",)),
+    "image_rest": (torch.float32, ("A",)),
+    "image_distance": (torch.float32, ("A", str(LEVELS))),
 }
 """Tensors: dtype and named sizes; equal names are equal sizes."""
 OF_MATCHING = frozenset({"scale", "normalisation.mean", "sample_features", "sample_labels"})
 """Of few-shot models only."""
 OF_AMOUNTS = frozenset({"ridge", "usual", "unplaced_mean", "edit_readers"})
 """Of conversions that read amounts, which format 1 did not know."""
-OPTIONAL = OF_MATCHING | OF_AMOUNTS | {"member", "intercept"}
+OF_IMAGES = frozenset({"image_mean", "image_covariance", "image_rest", "image_distance"})
+"""Which images are usual, which older conversions did not keep."""
+OPTIONAL = OF_MATCHING | OF_AMOUNTS | OF_IMAGES | {"member", "intercept"}
 """`member` is of combined models only, `intercept` of format 1."""
 
 
@@ -185,6 +192,7 @@ def _tensors_of(evidence: Evidence) -> dict[str, Tensor]:
                 "usual": evidence.usual,
                 "unplaced_mean": evidence.unplaced_mean,
                 "edit_readers": evidence.edit_readers,
+                **_tensors_of_images(evidence.images),
             }
         case NearestPatch():
             return {} if evidence.member is None else {"member": evidence.member}
@@ -197,6 +205,17 @@ def _tensors_of(evidence: Evidence) -> dict[str, Tensor]:
             }
         case _:
             assert_never(evidence)
+
+
+def _tensors_of_images(images: UsualImages | None) -> dict[str, Tensor]:
+    if images is None:
+        return {}
+    return {
+        "image_mean": images.mean,
+        "image_covariance": images.covariance,
+        "image_rest": images.rest,
+        "image_distance": images.distances,
+    }
 
 
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> PrototypeModel:
@@ -247,6 +266,7 @@ def _evidence(tensors: Mapping[str, Tensor], header: Mapping[str, Any], card: Ca
                 usual=tensors["usual"],
                 unplaced_mean=tensors["unplaced_mean"],
                 edit_readers=tensors["edit_readers"],
+                images=_images(tensors),
             )
         case EvidenceKind.SIMILARITIES:
             return NearestPatch(member=tensors.get("member"))
@@ -254,6 +274,17 @@ def _evidence(tensors: Mapping[str, Tensor], header: Mapping[str, Any], card: Ca
             return _matching(tensors, header, card.readout)
         case _:
             assert_never(kind)
+
+
+def _images(tensors: Mapping[str, Tensor]) -> UsualImages | None:
+    if "image_mean" not in tensors:
+        return None
+    return UsualImages(
+        mean=tensors["image_mean"],
+        covariance=tensors["image_covariance"],
+        rest=tensors["image_rest"],
+        distances=tensors["image_distance"],
+    )
 
 
 def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any], readout: ReadoutFacts) -> SoftMatch:
@@ -283,11 +314,11 @@ def _check_layout(tensors: Mapping[str, Tensor]) -> None:
     missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
-    for group in (OF_MATCHING, OF_AMOUNTS):
+    for group in (OF_MATCHING, OF_AMOUNTS, OF_IMAGES):
         some = group & tensors.keys()
         if some and some != group:
             raise ValueError(f"tensors missing: {sorted(group - some)}")
-    sizes: dict[str, int] = {"4": 4, "2": 2, "1": 1}
+    sizes: dict[str, int] = {"4": 4, "2": 2, "1": 1, str(LEVELS): LEVELS}
     for name, (dtype, shape) in LAYOUT.items():
         if name not in tensors:
             continue
@@ -322,6 +353,16 @@ def _check_ranges(model: PrototypeModel) -> None:
             raise ValueError(f"{name} is outside {low}..{high - 1}")
     if len(model.card.classes) != classes or len(model.examples.sources) != len(model.examples.prototype):
         raise ValueError("the numbers of classes or sources do not match the tensors")
+    if model.amounts is not None and model.amounts.images is not None:
+        _check_images(model, model.amounts.images)
+
+
+def _check_images(model: PrototypeModel, images: UsualImages) -> None:
+    classes = model.active_classes.tolist()
+    if len(images.mean) != len(classes) or len(images.covariance) != sum(len(model.entries(c)) ** 2 for c in classes):
+        raise ValueError("image_mean or image_covariance do not fit the classes and their connections")
+    if bool((images.distances.diff(dim=1) < 0).any()) or not bool((images.distances[:, -1] > 0).any()):
+        raise ValueError("image_distance does not rise")
 
 
 def _canonical(value: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs import (
+        audit,
         conversion,
         demo,
         doctor,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "audit",
     "conversion",
     "demo",
     "doctor",

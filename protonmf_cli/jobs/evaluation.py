@@ -10,7 +10,7 @@ from protonmf_cli.files.atomic import check_writable, write_atomically
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.folders import make_folder
-from protonmf_cli.jobs.gates import Gate, gates_of, write_junit
+from protonmf_cli.jobs.gates import Gate, check_says_unlike, gates_of, write_junit
 from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
@@ -81,7 +81,7 @@ def evaluate(
 
     Raises:
         UsageError: there is no such table, or not for this model.
-        InputError: the data cannot be used, or an output cannot be written.
+        InputError: the data cannot be used, an output cannot be written, or there is a gate that is not for this model.
         GateError: too many images could not be read.
     """
     started, words, names = (
@@ -99,6 +99,8 @@ def evaluate(
     with threads_of(machine or Machine()):
         loaded = loaded_from(model, machine, progress)
         check_fit(names, loaded.model, options)
+        if gates.max_unlike is not None:
+            check_says_unlike(loaded.model)
         images = images_of_model(words, loaded.model.card)
         for note in images.notes:
             progress.note(note)
@@ -106,7 +108,7 @@ def evaluate(
         scores = _scores(loaded, images, watch, kept if names else None, progress)
         found = gates_of(gates, scores, skipped=len(watch.skipped), max_skipped=words.max_skipped)
         if report is not None:
-            write_junit(report.path, found, time.monotonic() - started)
+            write_junit(report.path, found, time.monotonic() - started, "evaluate")
             progress.note(f"wrote {report.path}")
         watch.check(words.max_skipped, scores.images, progress)
         job = TableJob(loaded=loaded, words=words, images=images, kept=kept, options=options, progress=progress)

@@ -1,14 +1,16 @@
 """Thresholds for batch jobs: what was measured against them, and a JUnit report of all."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protonmf_cli.errors import GateError
+from protonmf_cli.errors import GateError, InputError
 from protonmf_cli.files.atomic import write_atomically
-from protonmf_cli.models.results import Scores
+from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.results import Scores, Unlike
 from protonmf_cli.options import GateOptions
+from protonmf_cli.pipelines.explaining.unlikeness import Unlikeness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Gate:
     def said(self) -> str:
         """In words."""
         what = self.name.partition("-")[2].replace("-", " ")
-        value = "not defined" if self.value is None else f"{self.value:.4f}"
+        value = "not defined" if self.value is None else f"{self.value:{'' if isinstance(self.value, int) else '.4f'}}"
         side = ("is not below" if self.met else "is below") if self.name.startswith("min-") else (
             "is not above" if self.met else "is above"
         )  # fmt: skip
@@ -48,9 +50,51 @@ def gates_of(options: GateOptions, scores: Scores, *, skipped: int, max_skipped:
             options.max_residual_share,
             None if scores.logit_share is None else 1 - scores.logit_share,
         ),
+        "max-unlike": (options.max_unlike, None if scores.unlike is None else scores.unlike.quantiles.get("0.95")),
         "max-skipped": (max_skipped, skipped / (scores.images + skipped)),
     }
     return tuple(Gate(name=n, limit=limit, value=value) for n, (limit, value) in measured.items() if limit is not None)
+
+
+def check_unlike(found: Mapping[str, Unlike | None], options: GateOptions) -> None:
+    """Pass, or stop at images that are less usual for their predicted class than `max_unlike`.
+
+    Args:
+        found: image -> how unlike it is, of a model that says it, see `check_says_unlike`.
+        options: equal passes; what is not known does not.
+
+    Raises:
+        GateError: naming every such image.
+    """
+    limit = options.max_unlike
+    if limit is None:
+        return
+    failed = [
+        f"{image} (unlike: {'not known' if unlike is None else unlike.said})"
+        for image, unlike in found.items()
+        if unlike is None or unlike.score is None or unlike.score > limit
+    ]
+    if failed:
+        raise GateError(
+            f"{len(failed)} of {len(found)} images are not within --max-unlike {limit:g}: {'; '.join(failed)}."
+        )
+
+
+def check_says_unlike(model: PrototypeModel) -> None:
+    """Refuse --max-unlike of a model that does not say what is usual.
+
+    Raises:
+        InputError: with the models that do.
+    """
+    if Unlikeness.of(model) is not None:
+        return
+    if model.amounts is None:
+        why = f"this file holds a {model.card.method} model whose evidence is no amount"
+        advice = "Give one of `protonmf convert` without --recipe paper."
+    else:
+        why = "this file does not say it: it is older, or no class had two different training images"
+        advice = "Convert again."
+    raise InputError(f"--max-unlike needs a model that says which images are usual, but {why}. {advice}")
 
 
 def check_gates(gates: Sequence[Gate]) -> None:
@@ -63,19 +107,19 @@ def check_gates(gates: Sequence[Gate]) -> None:
         raise GateError("; ".join(failed) + ".")
 
 
-def write_junit(path: Path, gates: Sequence[Gate], seconds: float) -> None:
-    """Every gate as a test case, as CI servers read them.
+def write_junit(path: Path, gates: Sequence[Gate], seconds: float, command: str) -> None:
+    """Every gate of a command as a test case, as CI servers read them.
 
     Raises:
         InputError: the file cannot be written.
     """
     failures = sum(not gate.met for gate in gates)
     suite = ET.Element(
-        "testsuite", name="protonmf evaluate", tests=str(len(gates)), failures=str(failures), errors="0",
+        "testsuite", name=f"protonmf {command}", tests=str(len(gates)), failures=str(failures), errors="0",
         time=f"{seconds:.3f}",
     )  # fmt: skip
     for gate in gates:
-        case = ET.SubElement(suite, "testcase", classname="protonmf.evaluate", name=gate.name, time="0")
+        case = ET.SubElement(suite, "testcase", classname=f"protonmf.{command}", name=gate.name, time="0")
         if gate.met:
             ET.SubElement(case, "system-out").text = gate.said
         else:

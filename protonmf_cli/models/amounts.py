@@ -1,6 +1,6 @@
 """What a model that reads amounts keeps beside its prototypes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -13,6 +13,35 @@ QUANTILES = (0.05, 0.5, 0.95)
 """Of a prototype's amounts in the training images of its own class; the middle one is the unit: it is 1."""
 PEAK = 0.5
 """Quantile, over those images, of the largest amount at one place."""
+
+LEVELS = 21
+"""Quantiles of distances that are kept: 0, 5, ..., 100 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsualImages:
+    """What the training images of the A classes with prototypes are like, rising; see `pipelines.explaining.unlikeness`."""
+
+    mean: Tensor
+    """(A, D) float32, mean of the images, each the sum of its rows with a place at length one."""
+    covariance: Tensor
+    """(F,) float32, of the amounts in the order of the ledger, (s, s) class after class: how images of one class vary
+    around their mean, over all classes."""
+    rest: Tensor
+    """(A,) float32, mean squared size of what the parts leave of these deviations."""
+    distances: Tensor
+    """(A, `LEVELS`) float32 quantiles of the distances of the class's training images, each left out of its class's
+    mean; zeros where there was one image."""
+
+    def scaled(self, distance: Tensor) -> Tensor:
+        """Distances so that 0 is the middle training image, and 1 is what one in twenty is above."""
+        known = self.distances[self.distances[:, -1] > 0].double().flatten()
+        middle, limit = (float(known.quantile(level)) for level in (0.5, 0.95))
+        return (distance - middle) / (limit - middle)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same with its tensors moved."""
+        return replace(self, **{each.name: getattr(self, each.name).to(device, dtype) for each in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +60,8 @@ class Amounts:
 
     edit_readers: Tensor
     """(P, D) float32 e_k with e_k . b_k = 1: what an edit of every class takes a prototype out with."""
+    images: UsualImages | None = None
+    """Which images are usual; None in older files, and where there was one image per class."""
 
     @property
     def added_ridge(self) -> float:
@@ -54,4 +85,4 @@ class Amounts:
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors moved."""
         moved = {name: getattr(self, name).to(device, dtype) for name in ("usual", "unplaced_mean", "edit_readers")}
-        return replace(self, **moved)
+        return replace(self, images=self.images and self.images.to(device, dtype), **moved)

@@ -6,20 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from protonmf_cli.models.audit import Audit, Sign
 from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane
-
-SignKind = Literal["border", "background", "one image", "unstable", "shared", "twin", "ambiguous", "unused"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sign:
-    """A reason to look at a prototype twice: it may not mean what its class is about."""
-
-    kind: SignKind
-    words: str
-    """For the reader, with the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +123,18 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditPart:
+    """An audit of the model, with what the page says beside it."""
+
+    audit: Audit
+    data: tuple[str, ...]
+    """Words of a command that name the images of the audit."""
+    regions: Mapping[int, tuple[tuple[int, ...], ...]]
+    """Prototypes that are shown with pictures -> of each training patch the places of its map that are pasted, numbered
+    row by row."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything on the page."""
 
@@ -153,6 +155,7 @@ class Report:
     """Images that were asked for."""
     shown: frozenset[int]
     """Prototypes whose pictures are on the page."""
+    audit: AuditPart | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,69 @@ class Contribution:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnusualAmount:
+    """An amount that is far from what is usual in a class."""
+
+    prototype: int
+    """Number within its owner, from 1."""
+    prototype_id: int
+    owner_index: int
+    owner_name: str
+    amount: float
+    usual: float
+    """Mean of the class's training images, in an image as large as this one."""
+    deviations: float
+    """How many standard deviations, of images of one class, the amount is off; below zero: less than usual."""
+
+    def said(self, class_index: int) -> str:
+        """In words, for the class that it is unusual in."""
+        owner = "" if self.owner_index == class_index else f" of {self.owner_name}"
+        return f"prototype {self.prototype}{owner} is {self.amount:.2f}, usually {self.usual + 0.0:.2f}"
+
+
+UNUSUAL_REST = 1.25
+"""From which what the parts leave is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlike:
+    """How unlike the training images of the predicted class an image is, see `pipelines.explaining.unlikeness`."""
+
+    class_index: int
+    """The predicted class, whichever one is explained."""
+    name: str
+    score: float | None
+    """0 is as usual as the middle training image, and one in twenty of those is above 1; None where the predicted class
+    has no training images, so that nobody knows."""
+    share: float | None
+    """Of the class's training images that are more usual; None where there are none, or one alone."""
+    images: int | None
+    """Training images of the class, where the file says so."""
+    rest: float | None
+    """How far what the parts leave of the image is from what they usually leave; 1 on average over training images."""
+    amounts: tuple[UnusualAmount, ...]
+    """Amounts that stand out, the most unusual first."""
+
+    @property
+    def said(self) -> str:
+        """In words, with what stands out where the image is unusual."""
+        if self.score is None:
+            return f"not known, as this model has no training images of {self.name}"
+        score = f"{round(self.score, 1) + 0.0:.1f}"
+        if self.share is None:
+            than = f"{score}, for {self.name}, of which this model has one training image"
+        elif self.share == 0:
+            than = f"{score}, as usual for {self.name} as its most usual training images"
+        else:
+            count = f"all {self.images or ''}".strip() if self.share == 1 else f"{min(int(100 * self.share), 99)} %"
+            than = f"{score}, less usual for {self.name} than {count} of its training images"
+        reasons = [each.said(self.class_index) for each in self.amounts]
+        if self.rest is not None and self.rest > UNUSUAL_REST:
+            reasons.append(f"what the parts leave is {self.rest:.1f} times as far off as usual")
+        return f"{than} ({'; '.join(reasons)})" if self.score > 1 and reasons else than
+
+
+@dataclass(frozen=True, kw_only=True)
 class Explanation:
     """The whole ledger of one class's logit for one image."""
 
@@ -125,6 +188,8 @@ class Explanation:
     """The class has no prototypes of its own: its rows, if any, come from other classes' parts."""
     best_with_prototypes: Prediction | None
     """The best class that has prototypes, when the explained one has none."""
+    unlike: Unlike | None = None
+    """How usual the image is for the predicted class; None where the model does not say."""
 
     @property
     def reads_amounts(self) -> bool:
@@ -222,6 +287,56 @@ class InterventionOnData:
     flips: tuple[Flip, ...]
     per_class: dict[int, tuple[int, int, int]]
     """class -> (images, right before, right after), classes with a change and those that were edited."""
+    accuracy_unrefitted: float | None = None
+    """With the edit alone; None where no last layer was refitted after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How many of the images that a cross-validation holds out once go to a class: their own, unless said otherwise."""
+
+    images: int
+    before: int
+    edited: int
+    """With the edit alone."""
+    refitted: int | None
+    """With the step, of heads that had not seen the image; None where none could be tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitCandidate:
+    """A step of the last layer that was tried."""
+
+    ridge: float | None
+    """None: no step."""
+    loss: float
+    """Mean cross-entropy of the images held out, with and without patches, in nats."""
+    right: int
+    """Of those images, without patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """A step of the last layer after prototypes were taken out of every class: what was tried, and what was taken."""
+
+    images: int
+    classes: int
+    """That have images; their rows of the head move."""
+    removed: tuple[int, ...]
+    """Prototypes that no class gives anything for, before and after."""
+    ridge: float | None
+    """Of the step that was taken; None: the model is that of the edit alone."""
+    reason: str
+    """Why no step was taken, else empty."""
+    spoils: bool
+    """Whether that is because an edited class would lose."""
+    candidates: tuple[RefitCandidate, ...]
+    whole: HeldOut
+    """Of the step taken, or else of the best one tried."""
+    per_class: dict[int, HeldOut]
+    """The same of the classes whose prototypes were taken out."""
+    taken_along: dict[int, HeldOut]
+    """Prototype -> how many images of other classes go to its class once one of its training patches is pasted in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +359,20 @@ class Scores:
     """class -> images, black_box, prototype_model, prototypes_only"""
     intervals: dict[str, Any] = field(default_factory=dict)
     """The keys of the means over images, with [low, high]"""
+    unlike: "UnlikeFigures | None" = None
+    """How usual the images are; None where the model does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlikeFigures:
+    """How unlike the training images of their predicted classes the images of an evaluation are."""
+
+    share: float | None
+    """Of the images above 1, which one in twenty training images is; None where no image has a score."""
+    quantiles: dict[str, float]
+    """Of the scores, by level: "0.5", "0.9", "0.95" and "0.99"; empty where no image has a score."""
+    unknown: int
+    """Images whose predicted class has no training images; they are not counted."""
 
 
 @dataclass(kw_only=True)

@@ -111,6 +111,15 @@ def test_convert_explain_and_intervene(kind, photographs, tmp_path):
     lost = was[gone]["contribution"] + (before["no_place"] or 0) - (after["no_place"] or 0)
     assert found["before"]["logit"] - found["after"]["logit"] == pytest.approx(lost, abs=1e-4)
 
+    code, out, err = run("audit", "--model", model, "--data", photographs, "--json")
+    assert code == 0, err
+    ranking = json.loads(out)["ranking"]
+    assert len(ranking) == 4 and all((each["transplant"] is not None) <= spatial for each in ranking)
+    words = ("--everywhere", "--class", ranking[0]["label"], "--zero", ranking[0]["prototype"], "--data", photographs)
+    code, out, err = run("intervene", "--model", model, *words, "--json")
+    assert code == 0, err
+    assert json.loads(out)["after"]["accuracy"] == ranking[0]["without"]["accuracy"][1]
+
 
 WITHOUT_PLACE = {"attention-pool", "token-writes", "token-writes and votes"}
 

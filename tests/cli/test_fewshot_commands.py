@@ -509,3 +509,15 @@ def test_python_fits_predicts_and_interprets(toy, tmp_path):
     again = interpret_fewshot(str(output), fgsm=True, machine=machine)
     assert again.virtual is None and len(again.attacked.check.images) == len(again.attacked.names)
     assert [f.members for f in again.found.prototypes] == [f.members for f in found.interpretation.prototypes]
+
+
+def test_an_audit_takes_a_prototype_out_of_its_own_class(few, toy, tmp_path):
+    page = tmp_path / "audit.html"
+    code, out, err = run("audit", "-m", few, "--data", toy.data, "--json", "-o", page)
+    assert code == 0, err
+    record, model = json.loads(out), load(few).model
+    assert len(record["ranking"]) == len(model.prototypes) and page.exists()
+    one = next(each for each in record["ranking"] if each["transplant"] is not None)
+    words = ("intervene", "-m", few, "--class", one["label"], "--zero", one["prototype"], "--data", toy.data)
+    after = json.loads(run(*words, "--json")[1])["after"]["accuracy"]
+    assert after == pytest.approx(one["without"]["accuracy"][1])

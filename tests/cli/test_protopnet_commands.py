@@ -247,6 +247,8 @@ def test_push_prune_and_combine(net, toy, tmp_path):
     for path in (net, pushed, pruned):
         loaded = load(path)
         single.append(logits_of(loaded, crop))
+    code, _, err = run("audit", "-m", both, "--data", toy.data)
+    assert code == 3 and "combined of several networks, and an audit reads one. Audit them one by one" in err
     combined = load(both)
     whole = combined.crop(toy.image())
     logits = logits_of(combined, whole)
@@ -433,3 +435,15 @@ def test_a_last_layer_that_does_not_converge_is_refused(net, toy, tmp_path, monk
     code, _, err = run("protopnet", "push", net, "--data", toy.data, "-o", tmp_path / "x.safetensors")
     assert code == 4 and "the last layer was not solved: KKT residual" in err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_an_audit_takes_a_prototype_out_of_its_own_class(net, toy):
+    code, out, err = run("audit", "-m", net, "--data", toy.data, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    one = next(each for each in record["ranking"] if each["transplant"]["flips"]["trials"])
+    words = ("intervene", "-m", net, "--class", one["label"], "--zero", one["prototype"], "--data", toy.data)
+    after = json.loads(run(*words, "--json")[1])["after"]["accuracy"]
+    assert after == pytest.approx(one["without"]["accuracy"][1])
+    text = run("audit", "-m", net, "--data", toy.data)[1]
+    assert "--everywhere" not in text

@@ -11,7 +11,7 @@ import torch
 
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
-from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OPTIONAL, load_model, save_model
+from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OF_IMAGES, OPTIONAL, load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.evidence import Projections
 from toys import run
@@ -29,7 +29,7 @@ def test_round_trip(request, tmp_path, kind):
     assert (model.amounts is None) == (other.amounts is None) == (kind == "paper")
     pairs = [(model, other), (model.weights, other.weights), (model.examples, other.examples)]
     if model.amounts is not None:
-        pairs.append((model.amounts, other.amounts))
+        pairs += [(model.amounts, other.amounts), (model.amounts.images, other.amounts.images)]
         assert model.amounts.ridge == other.amounts.ridge
     for part, twin in pairs:
         for field in fields(part):
@@ -42,7 +42,7 @@ def test_round_trip(request, tmp_path, kind):
     assert set(weights) == set(network)
 
 
-@pytest.mark.parametrize(("kind", "more"), [("converted", OF_AMOUNTS), ("paper", frozenset())])
+@pytest.mark.parametrize(("kind", "more"), [("converted", OF_AMOUNTS | OF_IMAGES), ("paper", frozenset())])
 def test_the_format_is_the_documented_one(request, kind, more):
     with safetensors.safe_open(request.getfixturevalue(kind), framework="pt") as file:
         assert list(file.metadata()) == [KEY]
@@ -128,11 +128,18 @@ def test_missing_file_says_how_to_make_one(tmp_path):
         ("evidence", {"usual": torch.ones(7, 4)}, "usual has size 7 along P"),
         ("evidence", {"usual": torch.full((8, 4), torch.nan)}, "usual holds NaN"),
         ("evidence", {"unplaced_mean": torch.zeros(95)}, "unplaced_mean has size 95 along D"),
+        ("images", {"mean": torch.zeros(4, 95)}, "image_mean has size 95 along D"),
+        ("images", {"rest": torch.zeros(3)}, "image_rest has size 3 along A"),
+        ("images", {"covariance": torch.zeros(63)}, "do not fit the classes and their connections"),
+        ("images", {"distances": torch.ones(4, 21).cumsum(dim=1).flip(1)}, "image_distance does not rise"),
+        ("images", {"distances": torch.zeros(4, 21)}, "image_distance does not rise"),
     ],
 )
 def test_wrong_content_with_a_right_checksum_is_refused(converted, tmp_path, field, value, words):
     model, network = load_model(converted)
     target = tmp_path / "wrong.safetensors"
+    if field == "images":
+        field, value = "evidence", {"images": replace(model.amounts.images, **value)}
     if isinstance(value, dict):
         value = replace(getattr(model, field), **value)
     save_model(target, replace(model, **{field: value}), network)

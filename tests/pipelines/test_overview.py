@@ -1,4 +1,4 @@
-"""The gallery's facts: counted by hand, and suspicious prototypes that were planted."""
+"""The gallery's facts: counted by hand, and signs that were planted."""
 
 from dataclasses import replace
 
@@ -11,7 +11,8 @@ from protonmf_cli.files.store import load_model
 from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples
-from protonmf_cli.pipelines.page.gallery import border_share, gallery_of, plain_share
+from protonmf_cli.pipelines.auditing.signs import border_share, plain_share
+from protonmf_cli.pipelines.page.gallery import gallery_of
 
 
 def decode(jpeg):
@@ -143,6 +144,61 @@ def test_one_image_is_flagged(model):
         assert ("one image" in kinds(replace(model, examples=examples), 1)) == wanted
         shuffled = replace(examples, sources=(examples.sources[0],) * 3)  # three patches of one picture
         assert "one image" in kinds(replace(model, examples=shuffled), 1)
+
+
+def peaked(cells, pictures=None):
+    """Training patches whose maps (7, 7) have one place each: prototype -> places, numbered row by row."""
+    flat = [(j, cell) for j, places in sorted(cells.items()) for cell in places]
+    found = examples_of(
+        np.eye(49)[[cell for _, cell in flat]].reshape(-1, 7, 7), [textured(0)] * len(flat), of=0,
+        scores=[1.0] * len(flat),
+    )  # fmt: skip
+    numbers = range(len(flat)) if pictures is None else pictures
+    return replace(
+        found,
+        prototype=torch.tensor([j for j, _ in flat]),
+        sources=tuple(ImageSource(path=f"{n}.jpg", sha256=f"{n:064x}") for n in numbers),
+    )
+
+
+SPREAD = {4: [0, 8, 16, 24, 32], 5: [40, 48, 6, 12, 18], 6: [30, 36, 42, 3, 45], 7: [21, 27, 14, 44, 10]}
+"""Of the prototypes of other classes: all over the picture."""
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        ({3: [22, 23, 29, 30, 22]}, "at the same spot in 5 of 5 training pictures, and other classes in 5% of theirs"),
+        ({3: [22, 23, 29, 30, 48]}, None),  # four of five, and other classes are there now and then
+        ({3: [22, 22, 22, 22, 22], 2: [22, 22, 22]}, "at the same spot in 5 of 5"),  # its class may be there too
+        ({3: [22, 22, 22, 48, 0]}, None),  # most are elsewhere
+        ({3: [0, 20, 41, 5, 31]}, None),
+        ({3: [24, 24, 24, 24, 24], 4: [24] * 5, 5: [24, 6, 12, 18, 0]}, None),  # where other objects are too
+        ({3: [22, 22]}, None),  # too few to tell
+    ],
+)
+def test_the_same_spot_is_flagged_where_other_classes_are_elsewhere(model, cells, wanted):
+    planted = replace(model, examples=peaked(SPREAD | cells))
+    words = [s.words for s in gallery_of(planted, None, decode).prototypes[3].signs if s.kind == "same spot"]
+    assert len(words) == (wanted is not None) and all(each.startswith(wanted) for each in words)
+
+
+def test_patches_of_one_picture_are_no_spot(model):
+    cells = SPREAD | {3: [22] * 5}
+    count = sum(map(len, cells.values()))
+    assert "same spot" in kinds(replace(model, examples=peaked(cells)), 3)
+    assert "same spot" not in kinds(replace(model, examples=peaked(cells, [0] * 5 + [*range(1, count - 4)])), 3)
+    twice = SPREAD | {3: [22] * 5 + [0, 6, 42, 48, 20]}  # of each picture the stronger patch counts
+    pictures = [*range(5), *range(5), *range(5, count)]
+    assert "same spot" in kinds(replace(model, examples=peaked(twice, pictures)), 3)
+
+
+def test_a_spot_holds_most_of_the_peaks(model):
+    """However rarely other classes are there."""
+    elsewhere = [cell for cell in range(49) if cell % 7 > 3 or cell > 41]
+    for places, wanted in (([22, 22, 22, 22, 48], True), ([22, 22, 22, 6, 48], False)):
+        cells = {3: places, **dict.fromkeys((4, 5, 6, 7), elsewhere * 3)}
+        assert ("same spot" in kinds(replace(model, examples=peaked(cells)), 3)) == wanted
 
 
 def test_twins_and_unstable_prototypes_are_flagged(model):

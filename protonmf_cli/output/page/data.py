@@ -16,6 +16,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Contribution, ExampleView, Explanation, Plane
 from protonmf_cli.models.stability import UNSTABLE
 from protonmf_cli.output.figures.overlay import DIVERGING, PALETTE, RAMP
+from protonmf_cli.output.page.audit import audit_data
 from protonmf_cli.output.page.pictures import Pictures
 
 SHADES = 32
@@ -61,6 +62,7 @@ def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str,
         "own": own,
         "prototypes": [_prototype(report, prototype, pictures) for prototype in gallery.prototypes],
         "cases": [_case(model, case, listed, pictures) for case in report.cases],
+        "audit": audit_data(report.audit, pictures),
         "plane": None if report.plane is None else _plane(report.plane),
         "pictures": pictures.listed,
     }

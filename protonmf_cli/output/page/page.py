@@ -1,11 +1,12 @@
 """The report as one HTML page: data in, bytes out. What it is made of lies beside: page.html, page.css, js."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
@@ -14,7 +15,7 @@ from protonmf_cli.models.page import PageWords, Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.output.figures.overlay import as_rgb
 from protonmf_cli.output.page.data import page_data
-from protonmf_cli.output.page.pictures import DETAILS, FULL, Detail, Pictures, as_jpeg, opened
+from protonmf_cli.output.page.pictures import DETAILS, FULL, WITHOUT_AUDIT, Detail, Pictures, as_jpeg, opened
 
 NUMBER = 16 / 3
 """Bytes of a float32 in base64."""
@@ -22,7 +23,7 @@ SAMPLED = 48
 """Pictures encoded to guess the size of all."""
 SCRIPT = (
     "data", "numbers", "evidence", "elements", "pictures", "state", "images", "explain", "cards", "contrast",
-    "intervene", "plane", "gallery", "main",
+    "intervene", "plane", "audit", "gallery", "main",
 )  # fmt: skip
 """Parts of the page's script, in js, in their order: values are made of those before them, functions use any."""
 
@@ -55,10 +56,15 @@ def report_page(report: Report, words: PageWords, most_bytes: int) -> Page:
         InputError: even the least detailed page is larger.
     """
     if _size_without_pictures(report, words) <= most_bytes:
-        for detail in DETAILS:
+        audited = report.audit is not None
+        for detail in DETAILS if audited else WITHOUT_AUDIT:
             if detail is not DETAILS[-1] and _guess(report, detail) > 1.1 * most_bytes:
                 continue
-            left_out = () if detail is DETAILS[0] else (f"To stay below {_megabytes(most_bytes)}, {detail.words()}.",)
+            left_out = (
+                ()
+                if detail is DETAILS[0]
+                else (f"To stay below {_megabytes(most_bytes)}, {detail.words(audited=audited)}.",)
+            )
             html = _render(report, words, Pictures(detail=detail), left_out)
             if len(html) <= most_bytes:
                 return Page(html=html, pictures={}, left_out=left_out)
@@ -99,6 +105,7 @@ def _guess(report: Report, detail: Detail) -> float:
     shown = [p for p in report.gallery.prototypes if p.prototype_id in report.shown]
     patches = list({view.jpeg: None for p in shown for view in p.examples[: detail.patches]})
     crops = [crop for case in report.cases for crop in case.crops]
+    pairs = list(_pasted(report, detail.pairs))
 
     def mean(items: Sequence[Any], encode: Any) -> float:
         chosen = items[:: max(1, len(items) // SAMPLED)]
@@ -106,11 +113,21 @@ def _guess(report: Report, detail: Detail) -> float:
 
     of_patch = mean(patches, lambda jpeg: as_jpeg(opened(jpeg), detail.patch, detail.quality))
     of_crop = mean(crops, lambda pixels: as_jpeg(Image.fromarray(as_rgb(pixels)), detail.crop, detail.quality))
-    return (of_patch * len(patches) + of_crop * len(crops)) * 4 / 3
+    of_pair = mean(pairs, lambda pixels: as_jpeg(Image.fromarray(as_rgb(pixels)), detail.pair, detail.quality))
+    return (of_patch * len(patches) + of_crop * len(crops) + of_pair * len(pairs)) * 4 / 3
+
+
+def _pasted(report: Report, most: int) -> Iterator[np.ndarray]:
+    """Images before and after something was pasted into them, of the prototypes that are shown with pictures."""
+    part = report.audit
+    for candidate in part.audit.candidates if part else ():
+        if part and candidate.prototype_id in part.regions:
+            for one in candidate.pasted[:most]:
+                yield from (one.host, one.changed)
 
 
 def _size_without_pictures(report: Report, words: PageWords) -> int:
-    bare = Pictures(detail=Detail(patch=1, crop=1, patches=0, quality=1))
+    bare = Pictures(detail=Detail(patch=1, crop=1, patches=0, quality=1, pair=1, pairs=0))
     return len(_render(report, words, bare, ()))
 
 
@@ -120,11 +137,16 @@ def _render(report: Report, words: PageWords, pictures: Pictures, left_out: tupl
     text = environment.from_string(_text("page.html")).render(
         title=words.title, subtitle=words.subtitle, badge=words.badge, lines=words.lines, tables=words.tables,
         skipped=words.skipped, provenance=words.provenance, glossary=words.glossary, version=words.version,
-        cases=len(report.cases), classes=len(report.gallery.classes), left_out=left_out,
+        cases=len(report.cases), shortcuts=_shortcuts(report), classes=len(report.gallery.classes), left_out=left_out,
         style=Markup(_text("page.css")), script=Markup(script()),
         data=jinja2.utils.htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
     )  # fmt: skip
     return text.encode()
+
+
+def _shortcuts(report: Report) -> int | None:
+    """Prototypes that look like shortcuts; None without an audit."""
+    return None if report.audit is None else len(report.audit.audit.shortcuts)
 
 
 def script() -> str:

@@ -22,24 +22,43 @@ class Detail:
     """Of each prototype, the strongest first."""
     quality: int
     """Of JPEG."""
+    pair: int
+    """Longest side of an image that something was pasted into."""
+    pairs: int
+    """Of these, before and after, of each prototype of an audit."""
 
-    def words(self) -> str:
-        """What was left out."""
-        return (
-            f"training patches are shown at {self.patch} pixels, at most {self.patches} of each prototype; explained "
-            f"images at {self.crop} pixels"
-        )
+    def words(self, *, audited: bool) -> str:
+        """What was left out.
+
+        Args:
+            audited: an audit is shown too.
+        """
+        found = []
+        if self.patches < MANY:
+            found.append(
+                f"training patches are shown at {self.patch} pixels, at most {self.patches} of each prototype; "
+                f"explained images at {self.crop} pixels"
+            )
+        if audited:
+            count = f"at most {self.pairs} of each prototype" if self.pairs else "none"
+            found.append(f"images with something pasted in at {self.pair} pixels, {count}")
+        return "; ".join(found)
 
 
-FULL = Detail(patch=100_000, crop=100_000, patches=1000, quality=90)
+MANY = 1000
+"""More than there are."""
+FULL = Detail(patch=100_000, crop=100_000, patches=MANY, quality=90, pair=100_000, pairs=MANY)
 DETAILS = (
-    Detail(patch=168, crop=384, patches=1000, quality=78),
-    Detail(patch=128, crop=256, patches=4, quality=72),
-    Detail(patch=112, crop=224, patches=3, quality=68),
-    Detail(patch=96, crop=192, patches=2, quality=62),
-    Detail(patch=80, crop=160, patches=1, quality=55),
-    Detail(patch=56, crop=128, patches=1, quality=45),
+    Detail(patch=168, crop=384, patches=MANY, quality=78, pair=224, pairs=MANY),
+    Detail(patch=168, crop=384, patches=MANY, quality=78, pair=128, pairs=2),
+    Detail(patch=128, crop=256, patches=4, quality=72, pair=112, pairs=1),
+    Detail(patch=112, crop=224, patches=3, quality=68, pair=96, pairs=1),
+    Detail(patch=96, crop=192, patches=2, quality=62, pair=96, pairs=0),
+    Detail(patch=80, crop=160, patches=1, quality=55, pair=96, pairs=0),
+    Detail(patch=56, crop=128, patches=1, quality=45, pair=96, pairs=0),
 )
+"""The most detailed first; images with something pasted in are the first to shrink."""
+WITHOUT_AUDIT = tuple(detail for detail in DETAILS if detail.pair != 128)
 
 
 @dataclass(kw_only=True)
@@ -67,6 +86,13 @@ class Pictures:
     def crop(self, pixels: Pixels) -> int:
         """Number of an explained image (height, width, channels)."""
         return self._add(as_jpeg(Image.fromarray(as_rgb(pixels)), self.detail.crop, self.detail.quality))
+
+    def pasted(self, pixels: Pixels) -> int:
+        """Number of an image (height, width, channels) that something is pasted into."""
+        jpeg = as_jpeg(Image.fromarray(as_rgb(pixels)), self.detail.pair, self.detail.quality)
+        if jpeg not in self.known:  # one image may be chosen for many prototypes
+            self.known[jpeg] = self._add(jpeg)
+        return self.known[jpeg]
 
     def _add(self, jpeg: bytes) -> int:
         number = len(self.listed)

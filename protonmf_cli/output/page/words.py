@@ -42,11 +42,14 @@ AUGMENTED = {
     "contribution": "Weight × evidence, and the prototype's share of the residual: what it adds to the logit.",
     "residual": "What the prototypes leave of the head. Here it is shared out: every prototype carries a part of it.",
 }
-SIGNS = (
-    "A prototype is called suspicious when most of it lies on the pictures' border or on plain background, when it stands "
-    "on one image, is unstable, speaks for several classes unlike its own, or nearly equals one of another class. That is "
-    "a reason to look, not a verdict."
-)
+AUDIT = {
+    "shortcut": "A feature that a class is told by without being a part of it: a logo, a border, a watermark. The audit tries every prototype; what it finds is a reason to look and to take the prototype out, not a proof.",
+    "pasted": "The strongest places of the prototype's training pictures, at most a sixth of each, put at their own place into images of other classes. Beside it stand as large pieces of the same pictures from other places, and the patches of the class's other prototypes.",
+    "taken out": "The prototype removed from every class, or from its own class where the model cannot do more.",
+    "recoloured": "Images of other classes with the mean and the spread of the colours of the prototype's training pictures.",
+    "interval": "Where the true share lies with a probability of 95 % (Wilson): the fewer the images, the wider.",
+    "outside": "The share of the prototype's maps that lies outside the masks or boxes of the objects.",
+}
 
 
 BEFORE_EDITS = ("exactness", "accuracy", "residual share", "cancellation")
@@ -80,7 +83,7 @@ def page_words(report: Report, facts: dict[str, Any], lines: dict[str, str], *, 
             **GLOSSARY,
             **_glossary_of(model.evidence.kind),
             **(AUGMENTED if report.form == "augmented" else {}),
-            "suspicious": SIGNS,
+            **({} if report.audit is None else AUDIT),
         },
         version=__version__,
         evidence=model.evidence.kind.said,

@@ -40,6 +40,13 @@ def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
             "max_abs_logit_difference": scores.max_abs_logit_difference,
             "relative_difference": scores.relative_difference,
         },
+        "unlike": None
+        if scores.unlike is None
+        else {
+            "share": scores.unlike.share,
+            "quantiles": scores.unlike.quantiles,
+            "unknown": scores.unlike.unknown,
+        },
         "feature_relative_error": None if figures is None else _known(figures.feature_relative_error),
         "head_relative_error": None if figures is None else _known(figures.head_relative_error),
         "intervals": scores.intervals,

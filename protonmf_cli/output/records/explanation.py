@@ -7,7 +7,7 @@ from protonmf_cli.models.stability import is_unstable
 if TYPE_CHECKING:
     import numpy as np
 
-    from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome, Prediction
+    from protonmf_cli.models.results import Contrast, Contribution, Explanation, Outcome, Prediction, Unlike
 
 
 def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = None) -> dict[str, Any]:
@@ -38,6 +38,7 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         "best_with_prototypes": None
         if explanation.best_with_prototypes is None
         else prediction_json(explanation.best_with_prototypes),
+        "unlike": None if explanation.unlike is None else unlike_json(explanation.unlike),
         **({} if contrast is None else {"against": contrast_json(contrast)}),
     }
 
@@ -64,6 +65,29 @@ def contribution_json(contribution: "Contribution") -> dict[str, Any]:
         "examples": [
             {"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples
         ],
+    }
+
+
+def unlike_json(unlike: "Unlike") -> dict[str, Any]:
+    """`unlike` of an explanation: how usual the image is for the predicted class."""
+    return {
+        "class_index": unlike.class_index,
+        "score": unlike.score,
+        "share": unlike.share,
+        "images": unlike.images,
+        "rest": unlike.rest,
+        "amounts": [
+            {
+                "prototype": amount.prototype,
+                "prototype_id": amount.prototype_id,
+                "owner_index": amount.owner_index,
+                "amount": amount.amount,
+                "usual": amount.usual,
+                "deviations": amount.deviations,
+            }
+            for amount in unlike.amounts
+        ],
+        "words": unlike.said,
     }
 
 

@@ -9,6 +9,7 @@ from protonmf_cli.output.text.tables import table_blocks
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.evaluation import Evaluation
+    from protonmf_cli.models.results import UnlikeFigures
 
 
 def evaluation_blocks(evaluation: "Evaluation") -> Iterator[Block]:
@@ -45,10 +46,24 @@ def _scores_lines(evaluation: "Evaluation") -> Iterator[str]:
         yield f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
     if scores.max_abs_logit_difference is not None:
         yield f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}"
+    if scores.unlike is not None:
+        yield from _unlike_lines(scores.unlike)
     if evaluation.is_partial:
         yield (
             f'accuracy is among all {evaluation.classes} classes; "of {scores.classes}" only among the classes present'
         )
+
+
+def _unlike_lines(unlike: "UnlikeFigures") -> Iterator[str]:
+    """How usual the images are for their predicted classes."""
+    if unlike.share is not None:
+        middle, most = unlike.quantiles["0.5"], unlike.quantiles["0.95"]
+        yield (
+            f"unlike: {unlike.share:.1%} of the images are less usual for their predicted class than nineteen in twenty "
+            f"training images (score above 1; median {middle:.2f}, nineteen in twenty below {most:.2f})"
+        )
+    if unlike.unknown:
+        yield f"unlike: not known of {unlike.unknown} images, whose predicted class has no training images in this model"
 
 
 def bare_classes_note(evaluation: "Evaluation") -> str | None:

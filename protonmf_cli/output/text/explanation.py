@@ -38,6 +38,8 @@ def explanation_blocks(
     if explanation.form == "augmented" and not explanation.residual:
         yield (("augmented prototypes: each carries its share of the residual", "dim"),)
     yield ((f"{_unit_words(explanation)}   ledger error {explanation.ledger_error:.1e}", "dim"),)
+    if explanation.unlike is not None:
+        yield (f"unlike: {explanation.unlike.said}",)
     if contrast is not None:
         yield from _contrast_blocks(contrast, top)
 

@@ -29,6 +29,7 @@ from protonmf_cli.pipelines.conversion.reconstruction import (
     reconstruct_heads,
 )
 from protonmf_cli.pipelines.conversion.residual_shares import augment_model
+from protonmf_cli.pipelines.conversion.usual_images import with_usual_images
 from protonmf_cli.pipelines.model_cards import bare_card, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -54,7 +55,7 @@ def assemble_model(
 ) -> PrototypeModel:
     """Solve the head of all classes at once and measure the result on the training images.
 
-    The parts are visited three times, one at a time, so that memory does not grow with the images.
+    The parts are visited five times, one at a time, so that memory does not grow with the images.
 
     Args:
         backbone: the classifier.
@@ -88,6 +89,7 @@ def assemble_model(
     )  # fmt: skip
     _warn(bare, summary.bases.classes, heads, progress)
     whole = _measure(bare, backbone, finished, summary.orders, heads, progress)
+    whole = with_usual_images(whole, finished, progress)
     return augment_model(whole, options.augment, finished, progress)
 
 

@@ -15,9 +15,10 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import Projections
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import LogitParts, Response, parts_of_read, pooled_rows, respond, summed
-from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction
+from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction, Unlike
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
+from protonmf_cli.pipelines.explaining.unlikeness import Unlikeness
 
 BEST = 5
 """Predictions listed."""
@@ -142,7 +143,16 @@ def explain_answer(
         kind=exact.evidence.kind,
         without_prototypes=not own,
         best_with_prototypes=None if own else _best_with_prototypes(exact, answer.logits),
+        unlike=_unlike(exact, answer),
     )
+
+
+def _unlike(model: PrototypeModel, answer: Answer) -> Unlike | None:
+    """How unlike the training images of the predicted class an image is; None where the model does not say."""
+    measure = Unlikeness.of(model)
+    if measure is None:
+        return None
+    return measure.of_image(pooled_rows(answer.rows[None], model.placed)[0, 0], answer.logits)
 
 
 @dataclass(frozen=True, kw_only=True)

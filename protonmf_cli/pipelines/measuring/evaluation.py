@@ -1,7 +1,7 @@
 """One pass over labelled images: is the model the black box, and how much do its prototypes carry?"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.readout import relative_difference
 from protonmf_cli.models.response import LogitParts, evidence_of, logit_parts, parts_of_evidence, pooled_rows
-from protonmf_cli.models.results import KeptImages, Scores
+from protonmf_cli.models.results import KeptImages, Scores, UnlikeFigures
+from protonmf_cli.pipelines.explaining.unlikeness import Unlikeness
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 BLACK_BOX = "black_box"
@@ -57,6 +58,7 @@ def evaluate_model(
     among = torch.tensor(sorted(present), device=backbone.device)
     augmented = moved.augmented_vectors() if model.is_augmented else None
     tops, targets, shares, exactness = _Tops(), [], [], _Exactness()
+    measure, unlike = Unlikeness.of(model), list[Tensor]()
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
@@ -75,13 +77,31 @@ def evaluate_model(
                 answers["augmented"] = kept.sum(dim=1) @ augmented.mT + moved.bias
             tops.add(answers, among)
             exactness.add(parts.logits, reading.logits)
+            if measure is not None:
+                unlike.append(measure.scores(kept[:, 0], parts.logits))
             shares.append(logit_share(parts.carried.cpu(), parts.logits.cpu(), target, model.active_classes))
         if keep is not None:
             keep.read.append(kept.float().cpu())
             keep.target.append(target)
     if not targets:
         raise InputError("no image of the data could be read")
-    return _scores(model, tops, torch.cat(targets), torch.cat(shares) if shares else None, among, exactness)
+    found = _scores(model, tops, torch.cat(targets), torch.cat(shares) if shares else None, among, exactness)
+    return replace(found, unlike=_unlike_figures(torch.cat(unlike)) if unlike else None)
+
+
+UNLIKE_LEVELS = (0.5, 0.9, 0.95, 0.99)
+"""Quantiles of the scores."""
+
+
+def _unlike_figures(scores: Tensor) -> UnlikeFigures:
+    """Of scores (N,), NaN where an image has none."""
+    known = scores[scores.isfinite()]
+    found = known.quantile(known.new_tensor(UNLIKE_LEVELS)).tolist() if len(known) else ()
+    return UnlikeFigures(
+        share=float((known > 1).double().mean()) if len(known) else None,
+        quantiles=dict(zip(map(str, UNLIKE_LEVELS), found, strict=False)),
+        unknown=len(scores) - len(known),
+    )
 
 
 @dataclass

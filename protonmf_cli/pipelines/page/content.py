@@ -1,19 +1,22 @@
 """Everything that a report shows of a model and of some images."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from protonmf_cli.models.audit import Audit
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
 from protonmf_cli.models.page import Case, Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import Form
+from protonmf_cli.pipelines.auditing.signs import Decode
 from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
 from protonmf_cli.pipelines.fewshot.plane import plane_of
+from protonmf_cli.pipelines.page.audited import audit_part
 from protonmf_cli.pipelines.page.cases import bias_of, cases_of
-from protonmf_cli.pipelines.page.gallery import Decode, gallery_of
+from protonmf_cli.pipelines.page.gallery import gallery_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 
@@ -29,9 +32,11 @@ def report_of(
     class_index: int | None = None,
     explained_only: bool = False,
     interpretation: Interpretation | None = None,
+    audit: Audit | None = None,
+    audit_data: Sequence[str] = ("--data", "DIR"),
     progress: Progress = SILENT,
 ) -> Report:
-    """Explain images and gather the gallery.
+    """Explain images, gather the gallery, and show an audit.
 
     Args:
         backbone, model: the network and its prototypes.
@@ -43,6 +48,8 @@ def report_of(
         class_index: a class that is explained first, instead of the predicted one.
         explained_only: show only the classes that are explained.
         interpretation: of a few-shot model.
+        audit: of the model.
+        audit_data: words of a command that name the images of the audit.
         progress: advanced by the images.
 
     Raises:
@@ -77,6 +84,7 @@ def report_of(
         evaluation=evaluation,
         unreadable=tuple(unreadable),
         shown=shown,
+        audit=None if audit is None else audit_part(audit, audit_data, gallery),
     )
 
 

@@ -31,7 +31,8 @@ function partCard(one, c, { e, j }) {
   const kind = data.pooling === "max" ? "its patch: " : lacking ? "less than none of: " : "that: ";
   const that = patches.slice(0, PATCHES).map((patch, n) =>
     figure({ ...patchOf(j, patch, shade), caption: (n ? "" : kind) + fileOf(patch[4]) }));
-  const flags = prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words));
+  const flags = [suspectChip(j), ...prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words))]
+    .filter(Boolean);
   const node = el("article", { class: "card part", "data-prototype": j },
     el("header", {},
       el("h3", {}, swatch(shade), titleOf(j, c)),

@@ -101,6 +101,49 @@
  * @property {[first: number, second: number]} shares
  * @property {number[]} flagged
  *
+ * @typedef {[hits: number, trials: number, low: number, high: number]} Share  with its interval
+ *
+ * @typedef {object} Transplant  shares of images of other classes that go to the prototype's class
+ * @property {Share} flips
+ * @property {Share} elsewhere
+ * @property {Share} siblings
+ * @property {Share} left
+ * @property {Share} recoloured
+ * @property {Share} recolouredLeft
+ * @property {boolean} byColours  whether the images that are shown have its colours, not its patches
+ *
+ * @typedef {[before: number, after: number]} Change
+ *
+ * @typedef {object} Need  what is lost when a prototype is taken out
+ * @property {Change} own  accuracy of the class
+ * @property {Change} probability  mean, of the class on its own images
+ * @property {Change} everything  accuracy of all images
+ * @property {number} images  of the class
+ * @property {Change | null} worst  accuracy of a group
+ *
+ * @typedef {{ path: string, target: number, before: number, after: number, pictures: [before: number, after: number] }}
+ *   Pasted
+ *
+ * @typedef {object} Candidate  a prototype in the ranking
+ * @property {number} j
+ * @property {number} score
+ * @property {boolean} shortcut  whether it looks like one
+ * @property {string} reason
+ * @property {Transplant | null} transplant
+ * @property {Need | null} need
+ * @property {number | null} outside  share of its maps outside the objects
+ * @property {string[]} signs
+ * @property {number[][]} [regions]  of each training patch the places of its map that are pasted; with pictures only
+ * @property {Pasted[]} [pasted]  with pictures only
+ *
+ * @typedef {object} Audit
+ * @property {number} images
+ * @property {number} accuracy
+ * @property {[name: string, images: number, accuracy: number][]} groups
+ * @property {string[]} notes
+ * @property {string[]} data  words of a command that name its images
+ * @property {Candidate[]} ranked  all prototypes, the most suspicious first
+ *
  * @typedef {object} Data
  * @property {string} schema
  * @property {string} file  of the model
@@ -124,6 +167,7 @@
  * @property {Prototype[]} prototypes
  * @property {StoredCase[]} cases
  * @property {Plane | null} plane  of few-shot models
+ * @property {Audit | null} audit
  * @property {string[]} pictures  base64 of JPEG files, or their names
  */
 

@@ -75,6 +75,43 @@ function bar(from, to, reach, shade, ghost) {
     svg("rect", { ...place(from, to), y: 1, height: 8, rx: 0.4, fill: shade }));
 }
 
+/**
+ * What a command is shown in.
+ * @param {string} words
+ * @param {Children} buttons  beside the one that copies it
+ */
+function commandBox(words, ...buttons) {
+  const code = el("code", {}, words);
+  return el("div", { class: "command" }, el("pre", {}, code),
+    el("button", { type: "button", onclick: (event) => copyText(event.currentTarget, code) }, "copy"), buttons);
+}
+
+/**
+ * @param {HTMLElement} button
+ * @param {HTMLElement} node
+ */
+async function copyText(button, node) {
+  try {
+    await navigator.clipboard.writeText(node.textContent ?? "");
+  } catch {
+    const range = document.createRange(), selection = getSelection();
+    range.selectNodeContents(node);
+    selection?.removeAllRanges();
+    selection?.addRange(range);
+    document.execCommand("copy");
+  }
+  button.textContent = "copied";
+  setTimeout(() => { button.textContent = "copy"; }, 1500);
+}
+
+/** @param {string} word  as a shell reads it */
+const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+/**
+ * A word that `--class` understands as exactly this class.
+ * @param {number} c
+ */
+const wordOf = (c) => data.words[c] ?? data.classes[c][0];
+
 /** @param {number} c */
 const nameOf = (c) => data.classes[c][1];
 /**

@@ -7,8 +7,6 @@ const CROWD = 12;
 
 /** @type {(value: number | null, sign: number) => number} */
 const unknownLast = (value, sign) => (value === null ? Infinity : sign * value);
-/** @param {Fact} fact */
-const signsOf = (fact) => data.own[fact.c].reduce((sum, j) => sum + data.prototypes[j].signs.length, 0);
 /** @type {Record<string, { words: string, rank: ((fact: Fact) => number) | null }>} */
 const SORTS = {
   name: { words: "name", rank: null },
@@ -16,7 +14,6 @@ const SORTS = {
   residual: { words: "residual share, highest first", rank: (fact) => unknownLast(fact.residual, -1) },
   accuracy: { words: "accuracy, lowest first", rank: (fact) => unknownLast(fact.accuracy, 1) },
   stability: { words: "stability, lowest first", rank: (fact) => unknownLast(fact.stability, 1) },
-  suspicious: { words: "suspicious prototypes first", rank: (fact) => -signsOf(fact) },
 };
 
 function chosenFacts() {
@@ -25,16 +22,15 @@ function chosenFacts() {
     !words || data.classes[c].some((name) => name.toLowerCase().includes(words)) || String(c) === words;
   /** @type {(a: Fact, b: Fact) => number} */
   const byName = (a, b) => nameOf(a.c).localeCompare(nameOf(b.c), undefined, { numeric: true }) || a.c - b.c;
-  return data.facts.filter((fact) => fits(fact) && (!state.suspicious || signsOf(fact)))
+  return data.facts.filter(fits)
     .sort((a, b) => (rank ? rank(a) - rank(b) || byName(a, b) : byName(a, b)));
 }
 
 function showGallery() {
   const view = byId("view-gallery");
-  if (!view.firstChild) view.append(galleryTools(), el("div", { id: "shelf" }));
+  if (!view.firstChild) view.append(galleryTools(), data.audit ? "" : auditHint(), el("div", { id: "shelf" }));
   /** @type {HTMLInputElement} */ (byId("query")).value = state.query;
   /** @type {HTMLSelectElement} */ (byId("sort")).value = state.sort;
-  /** @type {HTMLInputElement} */ (byId("only")).checked = state.suspicious;
   drawShelf();
 }
 
@@ -50,13 +46,13 @@ function galleryTools() {
   });
   const sort = el("select", { id: "sort", onchange: (event) => change({ sort: event.target.value }) },
     Object.entries(SORTS).map(([value, { words }]) => el("option", { value }, words)));
-  const only = el("input", {
-    type: "checkbox", id: "only", onchange: (event) => change({ suspicious: event.target.checked }),
-  });
   return el("div", { class: "tools" }, search, el("label", {}, "sort by", sort),
-    el("label", {}, only, "suspicious prototypes only"),
     el("span", { class: "count", id: "count", "aria-live": "polite" }));
 }
+
+/** What finds the prototypes that a classifier should not rely on, where it was not run. */
+const auditHint = () => el("p", { class: "note", id: "audit-hint" }, "Which prototypes look like shortcuts: ",
+  el("code", {}, `protonmf audit --model ${quoted(data.file)} --data DIR`), " tries each of them.");
 
 function drawShelf() {
   const found = chosenFacts(), pages = Math.max(1, Math.ceil(found.length / PER_PAGE));
@@ -64,37 +60,38 @@ function drawShelf() {
   if (place >= 0) state.page = Math.floor(place / PER_PAGE);
   state.page = Math.min(state.page, pages - 1);
   const here = found.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE);
+  const turn = (/** @type {number} */ page) => {
+    state = { ...state, page, open: null };
+    drawShelf();
+    writeAddress();
+    scrollTo(0, 0);
+  };
   const none = data.facts.length ? "No class fits." : "This model has no prototypes.";
   byId("count").textContent = `${found.length} of ${data.facts.length} classes`;
   byId("shelf").replaceChildren(
     (!state.query && !state.page && planeCard()) || "",
     ...here.map(classCard),
     here.length ? "" : el("p", { class: "card" }, none),
-    pages > 1 ? pager(pages) : "");
+    pages > 1 ? pager(state.page, pages, turn) : "");
   if (state.open !== null) document.getElementById(`class-${state.open}`)?.scrollIntoView();
 }
 
-/** @param {number} pages */
-function pager(pages) {
-  const to = (/** @type {number} */ page) => ({
-    disabled: page < 0 || page >= pages,
-    onclick: () => {
-      state = { ...state, page, open: null };
-      drawShelf();
-      writeAddress();
-      scrollTo(0, 0);
-    },
-  });
+/**
+ * @param {number} page
+ * @param {number} pages
+ * @param {(page: number) => void} turn
+ */
+function pager(page, pages, turn) {
   return el("div", { class: "pager" },
-    el("button", { type: "button", ...to(state.page - 1) }, "← previous"),
-    el("span", {}, `page ${state.page + 1} of ${pages}`),
-    el("button", { type: "button", ...to(state.page + 1) }, "next →"));
+    el("button", { type: "button", disabled: page === 0, onclick: () => turn(page - 1) }, "← previous"),
+    el("span", {}, `page ${page + 1} of ${pages}`),
+    el("button", { type: "button", disabled: page === pages - 1, onclick: () => turn(page + 1) }, "next →"));
 }
 
 /** @param {Fact} fact */
 function classCard(fact) {
   const c = fact.c, [label, name] = data.classes[c];
-  const own = data.own[c].filter((j) => !state.suspicious || data.prototypes[j].signs.length);
+  const own = data.own[c];
   const cards = el("div", { class: "prototypes" }, own.slice(0, CROWD).map(prototypeCard));
   const more = (/** @type {any} */ event) => {
     cards.append(...own.slice(CROWD).map(prototypeCard));
@@ -141,7 +138,7 @@ const galleryLink = (c, words) => el("a", {
   href: `#gallery?open=${c}`,
   onclick: (event) => {
     event.preventDefault();
-    go({ view: "gallery", open: c, query: "", suspicious: false });
+    go({ view: "gallery", open: c, query: "" });
   },
 }, words);
 
@@ -153,7 +150,7 @@ function prototypeCard(j) {
     patches.unshift(figure({ ...patchOf(j, found[0], shade, true), caption: "its patch" }));
   const node = el("section", { class: "prototype", "data-prototype": j },
     el("h4", {}, `prototype ${one.n}`, weight === null ? null : chip(`weight ${signed(weight, 3)}`),
-      stabilityChip(one.stability), one.network ? chip(one.network) : null),
+      stabilityChip(one.stability), one.network ? chip(one.network) : null, auditChip(j)),
     one.signs.length ? el("ul", { class: "signs" }, one.signs.map(([, words]) => el("li", {}, words))) : null,
     el("div", { class: "pictures" }, patches.length ? patches : el("p", {}, patchless(one))),
     found.length ? el("p", { title: found.map((patch) => patch[4]).join("\n") },

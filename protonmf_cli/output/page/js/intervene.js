@@ -14,7 +14,7 @@ function interveneCard(one, c) {
     el("p", { id: "hint", class: "soft" }), el("p", { id: "flips", "aria-live": "polite" }),
     el("div", { class: "command", id: "command", hidden: true },
       el("pre", {}, el("code", { id: "words" })),
-      el("button", { type: "button", id: "copy", onclick: copyCommand }, "copy"),
+      el("button", { type: "button", id: "copy", onclick: (event) => copyText(event.currentTarget, byId("words")) }, "copy"),
       el("button", { type: "button", id: "reset", onclick: reset }, "reset")));
 }
 
@@ -32,22 +32,6 @@ function nothingToEdit(one, c) {
     hasRows(c) ? "" : "There is nothing to switch off. ",
     nearest === undefined ? "" : el("button", { type: "button", id: "nearest", onclick: () => go({ class: nearest }) },
       `explain ${nameOf(nearest)}, the best class with prototypes`));
-}
-
-/** @param {any} event */
-async function copyCommand(event) {
-  const words = byId("words"), button = event.currentTarget;
-  try {
-    await navigator.clipboard.writeText(words.textContent ?? "");
-  } catch {
-    const range = document.createRange(), selection = getSelection();
-    range.selectNodeContents(words);
-    selection?.removeAllRanges();
-    selection?.addRange(range);
-    document.execCommand("copy");
-  }
-  button.textContent = "copied";
-  setTimeout(() => { button.textContent = "copy"; }, 1500);
 }
 
 /**
@@ -129,14 +113,6 @@ function drawEdits() {
       return [el("button", { type: "button", onclick: look }, fileOf(cases[k].image)), " "];
     }));
 }
-
-/** @param {string} word  as a shell reads it */
-const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
-/**
- * A word that `--class` understands as exactly this class.
- * @param {number} c
- */
-const wordOf = (c) => data.words[c] ?? data.classes[c][0];
 
 /** The command that does the same. */
 function command() {

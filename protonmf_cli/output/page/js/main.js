@@ -23,13 +23,13 @@ addEventListener("hashchange", () => { // by hand, or back and forth
   state = readAddress();
   if (state.view !== "explain") state.edits = edits; // they come back with the explanations
   show();
-  if (state.open === null) scrollTo(0, 0);
+  if (state.open === null && state.at === null) scrollTo(0, 0);
 });
 
 for (const link of navigation())
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    go({ view: link.dataset.view, open: null });
+    go({ view: link.dataset.view, open: null, at: null });
     scrollTo(0, 0);
   });
 

@@ -14,6 +14,7 @@
  * @property {Box | null} [box]
  * @property {string} [shade]  of the box
  * @property {boolean} [cut]  show what is in the box alone
+ * @property {number[]} [cells]  places of the map that are outlined
  * @property {{ maps: PlaceMap[], shades: string[], fulls: (number | null)[] }} [all]  many maps in one
  */
 
@@ -127,6 +128,27 @@ function boxed(box, shade) {
     rectangle("#fff", 4), rectangle(shade, 2));
 }
 
+/**
+ * The outline of some places of a map.
+ * @param {PlaceMap} map
+ * @param {number[]} cells
+ */
+function outlined({ w, h }, cells) {
+  const chosen = new Set(cells);
+  const path = cells.map((cell) => {
+    const x = cell % w, y = Math.floor(cell / w);
+    return [
+      chosen.has(cell - w) ? "" : `M${x} ${y}h1`, chosen.has(cell + w) ? "" : `M${x} ${y + 1}h1`,
+      x > 0 && chosen.has(cell - 1) ? "" : `M${x} ${y}v1`, x < w - 1 && chosen.has(cell + 1) ? "" : `M${x + 1} ${y}v1`,
+    ].join("");
+  }).join("");
+  const line = (/** @type {string} */ ink, /** @type {number} */ width) => svg("path", {
+    d: path, fill: "none", stroke: ink, "stroke-width": width, "vector-effect": "non-scaling-stroke",
+  });
+  return svg("svg", { viewBox: `0 0 ${w} ${h}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    line("#fff", 3), line("#000", 1));
+}
+
 /** @param {Shot} shot */
 function stack(shot) {
   if (shot.cut && shot.box) {
@@ -141,6 +163,7 @@ function stack(shot) {
     el("img", { src: source(shot.picture), alt: shot.alt, loading: "lazy", decoding: "async" }),
     shot.all ? composite(shot.all) : null,
     shot.map ? heat(shot.map, shot.style, shot.strength ?? 0.62, shot.full ?? null) : null,
+    shot.map && shot.cells?.length ? outlined(shot.map, shot.cells) : null,
     shot.box ? boxed(shot.box, shot.shade ?? "#000") : null);
 }
 

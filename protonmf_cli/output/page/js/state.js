@@ -2,7 +2,7 @@
 
 /**
  * @typedef {object} State
- * @property {string} view  explain, gallery or summary
+ * @property {string} view  explain, audit, gallery or summary
  * @property {number} image
  * @property {number | null} class  explained; null: the first of the image
  * @property {number | null} against  compared with; null: see `rivalOf`
@@ -10,18 +10,23 @@
  * @property {string} query  of the gallery, as are the following
  * @property {string} sort
  * @property {number} page
- * @property {boolean} suspicious
  * @property {number | null} open  class to scroll to
+ * @property {string} find  classes in the table of the audit
+ * @property {number} rows  page of this table
+ * @property {number | null} at  prototype of the audit to scroll to
  */
 
-const VIEWS = ["explain", "gallery", "summary"];
+const VIEWS = ["explain", "audit", "gallery", "summary"];
 /** Of an image that is looked at anew. */
 const FRESH = { class: null, against: null };
 
+/** Where there is nothing to see in a view, or none is named. */
+const firstView = () => (cases.length ? "explain" : data.audit ? "audit" : "gallery");
+
 /** @returns {State} */
 const firstState = () => ({
-  view: cases.length ? "explain" : "gallery", image: 0, class: null, against: null, edits: new Map(),
-  query: "", sort: "name", page: 0, suspicious: false, open: null,
+  view: firstView(), image: 0, class: null, against: null, edits: new Map(),
+  query: "", sort: "name", page: 0, open: null, find: "", rows: 0, at: null,
 });
 let state = firstState();
 let smooth = true;
@@ -40,7 +45,7 @@ function readAddress() {
     return Number.isInteger(value) && value >= 0 && value < below ? value : null;
   };
   if (VIEWS.includes(view)) next.view = view;
-  if (next.view === "explain" && !cases.length) next.view = "gallery";
+  if ((next.view === "explain" && !cases.length) || (next.view === "audit" && !data.audit)) next.view = firstView();
   next.image = number("image", cases.length) ?? 0;
   next.class = number("class", data.classes.length);
   next.against = number("against", data.classes.length);
@@ -48,9 +53,11 @@ function readAddress() {
   next.query = given.get("q") ?? "";
   const sort = given.get("sort") ?? "";
   if (Object.hasOwn(SORTS, sort)) next.sort = sort;
-  next.suspicious = given.get("only") === "suspicious";
   next.page = number("page", 1e6) ?? 0;
   next.open = number("open", data.classes.length);
+  next.find = given.get("find") ?? "";
+  next.rows = number("rows", 1e6) ?? 0;
+  next.at = number("at", data.prototypes.length);
   return next;
 }
 
@@ -82,9 +89,12 @@ function address() {
   } else if (state.view === "gallery") {
     if (state.query) words.set("q", state.query);
     if (state.sort !== "name") words.set("sort", state.sort);
-    if (state.suspicious) words.set("only", "suspicious");
     if (state.page) words.set("page", String(state.page));
     if (state.open !== null) words.set("open", String(state.open));
+  } else if (state.view === "audit") {
+    if (state.find) words.set("find", state.find);
+    if (state.rows) words.set("rows", String(state.rows));
+    if (state.at !== null) words.set("at", String(state.at));
   }
   const text = words.toString();
   return `#${state.view}${text ? `?${text}` : ""}`;
@@ -123,6 +133,7 @@ function draw() {
     else link.removeAttribute("aria-current");
   }
   if (state.view === "explain") showExplanation();
+  if (state.view === "audit" && data.audit) showAudit(data.audit);
   if (state.view === "gallery") showGallery();
 }
 
