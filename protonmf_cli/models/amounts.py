@@ -20,7 +20,7 @@ LEVELS = 21
 
 @dataclass(frozen=True, kw_only=True)
 class UsualImages:
-    """What the training images of the A classes with prototypes are like, rising; see `pipelines.explaining.unlikeness`."""
+    """What training images of the A classes with prototypes are like, rising; see `pipelines.explaining.unlikeness`."""
 
     mean: Tensor
     """(A, D) float32, mean of the images, each the sum of its rows with a place at length one."""
