@@ -1000,3 +1000,12 @@ def test_every_part_of_the_script_is_joined_once_and_no_name_is_defined_twice():
     assert len(names) > 100 and len(set(names)) == len(names)
     used = Counter(word for text in parts.values() for word in re.findall(r"\w+", text))
     assert [name for name in names if used[name] < 2] == []
+
+
+def test_the_page_says_how_usual_an_image_is(page_file, converted, browser):
+    case = pages.data_of(page_file)["cases"][0]
+    code, out, err = run("explain", case["image"], "--model", converted)
+    assert code == 0, err
+    assert f"unlike: {case['unlike']}" in " ".join(out.split())
+    with pages.opened(browser, page_file, "#explain?image=0") as page:
+        assert page.inner_text("#unlike") == f"unlike: {case['unlike']}"

@@ -214,6 +214,7 @@ def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: Pi
         "target": case.target,
         "top": case.top,
         "probability": _short(case.probability),
+        "unlike": None if first.unlike is None else first.unlike.said,
         "first": first.class_index if first.class_index != first.predictions[0].class_index else None,
         "drawn": {e.class_index: _explanation(e, sizes) for e in case.explanations},
         "similar": [

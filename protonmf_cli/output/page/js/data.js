@@ -87,6 +87,7 @@
  * @property {number | null} target
  * @property {number} top
  * @property {number} probability
+ * @property {string | null} unlike  how usual the image is for the predicted class, in words
  * @property {number | null} first  the class to show first, where it is not `top`
  * @property {Record<number, Drawn>} drawn
  * @property {Similar[]} similar

@@ -141,7 +141,7 @@ function update() {
  * @param {Float64Array} before
  * @param {Float64Array} after
  */
-function drawPrediction({ target }, before, after) {
+function drawPrediction({ target, unlike }, before, after) {
   const old = softmax(before), now = softmax(after), top = bestOne(after), was = bestOne(before);
   const rows = best(after, LISTED).flatMap((c) => [
     el("span", { title: nameOf(c) }, c === top ? el("b", {}, nameOf(c)) : nameOf(c)),
@@ -153,7 +153,8 @@ function drawPrediction({ target }, before, after) {
   const verdict = target === null ? null : target === top ? el("span", { class: "chip good" }, "right")
     : el("span", { class: "chip warn" }, `wrong: it is ${nameOf(target)}`);
   byId("live").replaceChildren(el("div", { class: "bars", id: "bars" }, rows),
-    el("p", { class: "chips", style: "margin-top:.35rem", "aria-live": "polite" }, flipped, verdict));
+    el("p", { class: "chips", style: "margin-top:.35rem", "aria-live": "polite" }, flipped, verdict),
+    unlike && top === was ? el("p", { class: "note", id: "unlike" }, `unlike: ${unlike}`) : "");
 }
 
 /**
