@@ -37,6 +37,10 @@ from protonmf_cli.pipelines.explaining.refit import read_refit_images, refit_hea
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
 
+MOST_REFIT_IMAGES = 4000
+"""That a refit reads, or two of each class: their rows, with and without patches, are held in memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Intervention:
     """An edited model, and what the edits change."""
@@ -268,6 +272,9 @@ def _refitted(
 ) -> tuple[PrototypeModel, Refit, frozenset[str]]:
     """The edited model with its last layer refitted, what was tried, and the digests of the images."""
     found = labelled_images(words, edited.card.classes)
+    found = found.limited(max(2, MOST_REFIT_IMAGES // len(found.files)), seed=0)
+    if left_out := sum(found.left_out.values()):
+        progress.note(f"a step needs few images: {left_out} of --refit are left out, as many of each class stay.")
     watch = SkipWatch()
     progress.stage("images of --refit", sum(found.counts.values()))
     batches = watch.over(loaded.reader.batches(found.of(found.files)))

@@ -33,10 +33,18 @@ class UsualImages:
     """(A, `LEVELS`) float32 quantiles of the distances of the class's training images, each left out of its class's
     mean; zeros where there was one image."""
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Distance of the middle training image, and what one in twenty is above; zeros where none is at a distance."""
+        known = self.distances[self.distances[:, -1] > 0].double().flatten()
+        if not len(known):
+            return 0.0, 0.0
+        middle, limit = (float(known.quantile(level)) for level in (0.5, 0.95))
+        return middle, limit
+
     def scaled(self, distance: Tensor) -> Tensor:
         """Distances so that 0 is the middle training image, and 1 is what one in twenty is above."""
-        known = self.distances[self.distances[:, -1] > 0].double().flatten()
-        middle, limit = (float(known.quantile(level)) for level in (0.5, 0.95))
+        middle, limit = self.scale
         return (distance - middle) / (limit - middle)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:

@@ -5,6 +5,9 @@ from typing import Literal
 
 import numpy as np
 
+PICTURED = 24
+"""Prototypes that are shown with pictures, the most suspicious first; and every one that looks like a shortcut."""
+
 SignKind = Literal[
     "border", "background", "same spot", "one image", "unstable", "shared", "twin", "ambiguous", "unused"
 ]
@@ -96,12 +99,6 @@ class Need:
     worst_group: tuple[float, float] | None = None
     """Least accuracy of a group; None without groups."""
 
-    @property
-    def kept(self) -> float:
-        """Share of the class's mean probability that is left, at most 1; 0 where there was none."""
-        before, after = self.probability
-        return min(1.0, after / before) if before > 0 else 0.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
@@ -126,7 +123,7 @@ class Candidate:
     reason: str
     """In words."""
     pasted: tuple[Pasted, ...] = ()
-    """Some images that its patches flip."""
+    """Some images that its patches flip; of `Audit.pictured` alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +142,8 @@ class Audit:
     def shortcuts(self) -> tuple[Candidate, ...]:
         """Those that look like one."""
         return tuple(candidate for candidate in self.candidates if candidate.is_shortcut)
+
+    @property
+    def pictured(self) -> tuple[Candidate, ...]:
+        """Those that are shown with pictures."""
+        return tuple(each for rank, each in enumerate(self.candidates) if rank < PICTURED or each.is_shortcut)

@@ -3,11 +3,17 @@
 import json
 import shlex
 import xml.etree.ElementTree as ET
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import protonmf_cli
 from pages import data_of
+from protonmf_cli.jobs.loaded import load
+from protonmf_cli.options import ImageWords
+from protonmf_cli.output.text.audit import removal_command
 from toys import LABELS, run
 
 
@@ -77,7 +83,7 @@ def test_the_page_shows_the_ranking(audited):
     assert json.dumps(shown).count(record["ranking"][0]["reason"].split(";")[0]) >= 1
 
 
-def test_text_names_rank_prototype_and_reason(converted, toy):
+def test_text_names_rank_prototype_and_reason(converted, toy, tmp_path):
     code, out, err = run("audit", "-m", converted, "--data", toy.data, "--top", 2)
     assert code == 0, err
     record = json.loads(run("audit", "-m", converted, "--data", toy.data, "--json")[1])
@@ -85,9 +91,37 @@ def test_text_names_rank_prototype_and_reason(converted, toy):
     assert f"{record['shortcuts']} of {len(record['ranking'])} prototypes look like a shortcut" in text
     first = record["ranking"][0]
     assert f"1 {first['class']} {first['prototype']} {first['reason']}" in text
-    if record["shortcuts"]:
-        command = text.split("take the first one out: ")[1]
-        assert shlex.split(command)[:2] == ["protonmf", "intervene"]
+    assert record["shortcuts"]
+    command = shlex.split(text.split("take the first one out: ")[1])
+    assert command[:2] == ["protonmf", "intervene"]
+    code, out, err = run(*command[1:-1], tmp_path / "clean.safetensors", "--json")
+    assert code == 0, err
+    assert json.loads(out)["edits"][0]["prototype_id"] == first["prototype_id"]
+
+
+def test_the_command_takes_out_what_the_audit_took_out(converted, paper):
+    """The prototype alone, also of a model that is stored in augmented form."""
+    found = {"converted": load(converted), "paper": load(paper)}
+    weights = found["paper"].model.weights
+    shared = replace(weights, residual_share=torch.full_like(weights.residual_share, 0.5))
+    found["augmented"] = replace(found["paper"], model=replace(found["paper"].model, weights=shared))
+    data, one = ImageWords.of("pictures", split="val"), SimpleNamespace(class_index=2, number=1)
+    words = {n: shlex.split(removal_command(SimpleNamespace(loaded=m, data=data), one)) for n, m in found.items()}
+    assert {n: "--everywhere" in each for n, each in words.items()} == {
+        "converted": True, "paper": False, "augmented": False
+    }  # fmt: skip
+    assert {n: " --form plain " in " ".join(each) for n, each in words.items()} == {
+        "converted": False, "paper": False, "augmented": True
+    }  # fmt: skip
+
+
+def test_the_command_names_a_class_by_its_index_where_two_have_its_label(converted):
+    model = load(converted)
+    twice = replace(model.model.card, classes=tuple(replace(c, label="thing") for c in model.model.card.classes))
+    loaded = replace(model, model=replace(model.model, card=twice))
+    found = SimpleNamespace(loaded=loaded, data=ImageWords.of("pictures", split="val"))
+    words = shlex.split(removal_command(found, SimpleNamespace(class_index=2, number=1)))
+    assert words[words.index("--class") + 1] == "2"
 
 
 def test_a_gate_stops_with_5_and_is_in_junit(audited, converted, toy, tmp_path):

@@ -13,12 +13,12 @@ from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.jobs.page import decoded, drawn_page
 from protonmf_cli.maths.metrics import wilson_interval
+from protonmf_cli.models import audit as audits
 from protonmf_cli.models.audit import Audit, Candidate, Need, Pasted, Share, Sign, Transplant
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.options import PageOptions
 from protonmf_cli.output.page.pictures import DETAILS, WITHOUT_AUDIT
 from protonmf_cli.pipelines.explaining.pasting import LARGEST, strongest_region
-from protonmf_cli.pipelines.page import audited
 from protonmf_cli.pipelines.page.content import report_of
 from toys import run
 
@@ -231,7 +231,7 @@ def test_all_are_ranked_and_many_stay_quick(browser, loaded, tmp_path):
 
 
 def test_pictures_are_of_the_first_ones_and_of_every_shortcut(browser, loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr(audited, "PICTURED", 3)
+    monkeypatch.setattr(audits, "PICTURED", 3)
     model = loaded.model
     ranked = [candidate(model, j, score=1 - j / 8, is_shortcut=j == 6, pasted=(pasted(0, 1, 0, j),)) for j in range(8)]
     write(tmp_path / "page.html", loaded, audit_of(model, *ranked))
@@ -346,6 +346,16 @@ def test_hostile_names_are_text(browser, converted, toy, tmp_path):
     for j, words in commands.items():
         code, out, err = run(*shlex.split(words)[1:-2], "--device", "cpu", "--json")
         assert code == 0 and [e["prototype_id"] for e in json.loads(out)["edits"]] == [j], err
+
+
+def test_the_command_takes_the_prototype_alone_out_of_an_augmented_model(browser, request, tmp_path):
+    plain = load(request.getfixturevalue("paper"))
+    weights = plain.model.weights
+    shared = replace(weights, residual_share=torch.full_like(weights.residual_share, 0.5))
+    for found, words in ((plain, False), (replace(plain, model=replace(plain.model, weights=shared)), True)):
+        write(tmp_path / "page.html", found, audit_of(found.model, candidate(found.model, 0, is_shortcut=True)))
+        with pages.opened(browser, tmp_path / "page.html") as page:
+            assert (" --form plain " in page.inner_text("#suspect-0 code")) is words
 
 
 def test_the_address_and_the_keyboard(browser, page_file):

@@ -231,3 +231,11 @@ def test_files_that_are_not_this_model_s_audit(toy, converted, audit, change, se
     assert code == 3 and sentence in said(err)
     with pytest.raises(InputError):
         protonmf_cli.suspicious_edits(protonmf_cli.load(converted), audit, 1)
+
+
+def test_a_refit_reads_as_many_images_as_fit(converted, toy, monkeypatch):
+    monkeypatch.setattr(protonmf_cli.jobs.intervention, "MOST_REFIT_IMAGES", 8)
+    code, out, err = intervened(converted, "--everywhere", "--class", 0, "--zero", 1, "--refit", toy.data, "--json")
+    assert code == 0, err
+    assert json.loads(out)["refit"]["images"] == 8  # of 18: two of each class
+    assert "a step needs few images: 10 of --refit are left out" in err

@@ -1,5 +1,6 @@
 """An audit finds a mark that was planted, and says of every prototype what really happens."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,13 @@ from protonmf_cli.models.image_batches import ImageBatch, ImageSource
 from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.models.results import Edit
 from protonmf_cli.options import AuditOptions
+from protonmf_cli.pipelines.auditing import need as needing
 from protonmf_cli.pipelines.auditing.audit import AuditImages, audit_model
 from protonmf_cli.pipelines.auditing.need import Needs
 from protonmf_cli.pipelines.auditing.objects import Outside, place_maps
 from protonmf_cli.pipelines.auditing.ranking import LOOKS_LIKE_ONE, looks_like_shortcut, reason_of, score_of
-from protonmf_cli.pipelines.auditing.removal import read_of, removal_of
-from protonmf_cli.pipelines.auditing.transplant import Hosts, Trial, Tries, moved, recoloured, share_of
+from protonmf_cli.pipelines.auditing.removal import Removal, read_of, removal_of
+from protonmf_cli.pipelines.auditing.transplant import Hosts, Trial, Tries, moved, recoloured, share_of, shift_elsewhere
 from protonmf_cli.pipelines.explaining.intervention import apply_edits
 from protonmf_cli.pipelines.explaining.pasting import PartPatch
 
@@ -58,11 +60,21 @@ def test_a_removal_is_the_edit_that_the_command_makes(kind, batches, request):
         edit = Edit(class_index=-1 if everywhere else int(model.owner[k]), prototype_id=k, factor=0.0)
         edited = logits_of(loaded, apply_edits(model, [edit], form="plain"), crops)
         assert (before - edited).abs().max() > 1e-3  # it changes something
-        torch.testing.assert_close(removal.without(before, scores, k), edited, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(removal.without(before, scores, slice(k, k + 1))[:, 0], edited, rtol=1e-5, atol=1e-5)
+        number = torch.full((len(crops),), k)
+        torch.testing.assert_close(removal.each_without(before, scores, number), edited, rtol=1e-5, atol=1e-5)
 
 
-def test_needs_are_the_accuracy_of_the_edited_model(loaded, batches):
-    model = loaded.model
+@pytest.mark.parametrize("at_once", [2**24, 3 * 4 * 4, 1])  # all prototypes, a few, and one at a time
+def test_needs_are_the_accuracy_of_the_edited_model(loaded, batches, at_once, monkeypatch):
+    model, held, without = loaded.model, [], Removal.without
+    monkeypatch.setattr(needing, "AT_ONCE", at_once)
+
+    def noted(self, logits, scores, prototypes):
+        held.append(without(self, logits, scores, prototypes))
+        return held[-1]
+
+    monkeypatch.setattr(Removal, "without", noted)
     names = ["a", "b"]
     needs = Needs(removal_of(model), names)
     group = {c: torch.tensor([n % 2 for n in range(len(batch.sources))]) for c, batch in enumerate(batches)}
@@ -78,6 +90,9 @@ def test_needs_are_the_accuracy_of_the_edited_model(loaded, batches):
     groups = torch.cat([group[b.class_index] for b in batches])
     plain = logits_of(loaded, model, crops)
     assert needs.images == len(target)
+    for each in held:
+        assert each.numel() <= at_once or each.shape[1] == 1
+    assert sum(each.shape[1] for each in held) == len(batches) * len(model.prototypes)
     for k in range(len(model.prototypes)):
         edited = logits_of(loaded, apply_edits(model, [Edit(class_index=-1, prototype_id=k, factor=0.0)]), crops)
         own, found = target == model.owner[k], needs.of(k)
@@ -109,17 +124,16 @@ def test_a_trial_says_what_the_network_answers_to_the_changed_image(loaded, batc
     region = torch.zeros(64, 64, dtype=torch.bool)
     region[:, 20:60] = True
     donor = batches[0].crops[0]
-    tries = Tries(loaded.backbone, model, hosts, batch_size=4)
-    patch = PartPatch(pixels=donor, region=region)
+    tries = Tries(loaded.backbone, model, hosts, [PartPatch(pixels=donor, region=region)].__getitem__, batch_size=4)
     numbers = hosts.for_class(0, 99, torch.Generator().manual_seed(0))
     assert numbers and all(hosts.target[n] != 0 != hosts.top[n] for n in numbers)
-    trials = [Trial(prototype=0, kind=kind, host=n, patch=patch) for n in numbers for kind in ("pasted", "recoloured")]
+    trials = [Trial(prototype=0, kind=kind, host=n, example=0) for n in numbers for kind in ("pasted", "recoloured")]
     assert sum(tries.run(trials)) == len(trials)
     edited = apply_edits(model, [Edit(class_index=-1, prototype_id=0, factor=0.0)])
     for each in tries.of(0, "pasted"):
         host = hosts.crops[each.trial.host].clone()
         host[:, region] = donor[:, region]
-        assert torch.equal(each.trial.picture(hosts), host)
+        assert torch.equal(tries.picture(each.trial), host)
         assert each.after == int(logits_of(loaded, model, host[None]).argmax())
         assert each.flipped == (each.after == 0)
         assert each.left == (each.flipped and int(logits_of(loaded, edited, host[None]).argmax()) == 0)
@@ -143,7 +157,7 @@ def test_a_moved_patch_is_another_piece_of_the_same_picture():
     pixels = torch.arange(3 * 16 * 16).reshape(3, 16, 16).to(torch.uint8)
     region = torch.zeros(16, 16, dtype=torch.bool)
     region[:4, :4] = True
-    other = moved(PartPatch(pixels=pixels, region=region), torch.Generator().manual_seed(1))
+    other = moved(PartPatch(pixels=pixels, region=region), shift_elsewhere((16, 16), torch.Generator().manual_seed(1)))
     assert other.pixels is pixels and other.region.sum() == region.sum()
     assert not (other.region & region).any()
 
@@ -181,6 +195,14 @@ def test_score_and_verdict(tried, needed, score, verdict):
     assert score_of(tried, needed) == pytest.approx(score)
     assert looks_like_shortcut(score_of(tried, needed), tried, needed) is verdict
     assert LOOKS_LIKE_ONE == 0.3
+
+
+@pytest.mark.parametrize("tried", [transplant(0.9), transplant(0.1, colours=0.7, carries=True)])
+def test_what_was_not_looked_at_closer_gets_no_verdict(tried):
+    first = replace(tried, elsewhere=share_of([]))  # other pieces of its pictures are tried at a closer look alone
+    assert score_of(first, None) == score_of(tried, None) > LOOKS_LIKE_ONE
+    assert looks_like_shortcut(score_of(tried, None), tried, None)
+    assert not looks_like_shortcut(score_of(first, None), first, None)
 
 
 def test_reasons_are_in_words():
@@ -232,9 +254,26 @@ def test_an_audit_ranks_every_prototype_and_is_the_same_again(loaded, batches):
             loaded.model.number(one.prototype_id),
         )
         assert one.score == score_of(one.transplant, one.need)
+        assert one in found.pictured or not one.pasted
         for pasted in one.pasted:
             assert one.class_index not in (pasted.target, pasted.before) and pasted.after == one.class_index
             assert (pasted.host != pasted.changed).any()
+
+
+def test_an_audit_holds_the_picture_of_one_patch_at_a_time(loaded, batches, monkeypatch):
+    held, most, on = weakref.WeakSet(), [], PartPatch.on
+
+    def noted(self, crop):
+        held.add(self)
+        most.append(len(held))
+        return on(self, crop)
+
+    monkeypatch.setattr(PartPatch, "on", noted)
+    found = audited(loaded, batches)
+    assert len(most) == sum(c.transplant.flips.trials + c.transplant.elsewhere.trials for c in found.candidates) + sum(
+        len(c.pasted) for c in found.candidates if not c.transplant.by_colours
+    )
+    assert max(most) == 1
 
 
 def test_an_audit_needs_images_of_two_classes(loaded, batches):
@@ -245,6 +284,9 @@ def test_an_audit_needs_images_of_two_classes(loaded, batches):
     empty = replace(batches[0], crops=torch.empty(0, 0, 0, 0, dtype=torch.uint8), sources=())
     with pytest.raises(InputError, match="no image of the data could be read"):
         audited(loaded, [empty])
+    lost = AuditImages(batches=batches, hosts=frozenset({"red/unreadable.png"}))
+    with pytest.raises(InputError, match="none of the images that patches would be pasted into could be read"):
+        audit_model(loaded.backbone, loaded.model, lost, decode=decoded, options=AuditOptions())
 
 
 def test_notes_say_what_is_not_known(loaded, batches):

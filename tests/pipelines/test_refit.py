@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_amount_edits import contributions, logits, model_of
@@ -13,11 +14,12 @@ from protonmf_cli.jobs.images import labelled_images
 from protonmf_cli.maths.amounts import dual
 from protonmf_cli.maths.head_refit import Candidate
 from protonmf_cli.models.card import RefitFacts
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.image_batches import ImageSource, digest_of_images
 from protonmf_cli.options import ImageWords
 from protonmf_cli.pipelines.explaining import refit as refitting
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, find_edit_everywhere
-from protonmf_cli.pipelines.explaining.pasting import PartPatch, patches_of, strongest_region
+from protonmf_cli.pipelines.explaining.pasting import PartPatch, pasted_places, patches_of, strongest_region
 from protonmf_cli.pipelines.explaining.refit import RefitImages, read_refit_images, refit_head, removed_everywhere
 
 CLASSES, EACH = 5, 8
@@ -187,6 +189,13 @@ def test_the_strongest_places_of_a_map_are_pasted_and_nothing_else():
 @pytest.fixture(scope="module")
 def loaded(converted):
     return protonmf_cli.load(converted)
+
+
+def test_similarities_are_pasted_from_their_least_value():
+    grid = -np.arange(1.0, 13.0).reshape(3, 4)  # as some networks compare: all below zero, the nearest ones least so
+    assert pasted_places(EvidenceKind.SIMILARITIES, grid).flatten().nonzero()[:, 0].tolist() == [0, 1]
+    assert not pasted_places(EvidenceKind.AMOUNTS, grid).any()
+    assert pasted_places(EvidenceKind.SIMILARITIES, np.zeros((0, 0))).shape == (0, 0)
 
 
 def test_images_are_read_as_they_are_and_with_patches_of_other_classes(toy, loaded):

@@ -212,3 +212,30 @@ def test_parts_that_span_all_rows_leave_nothing():
     scores = Unlikeness.of(found).scores(pooled_of(parts, 0)[:, 0], surely(found, 0, 40))
     assert scores.isfinite().all() and float(scores.abs().max()) < 10
     assert Unlikeness.of(found).of_image(pooled_of(parts, 1)[0, 0], surely(found, 0, 1)[0]).rest < 0.1
+
+
+@pytest.mark.parametrize("variance", [0.0, -1e-20])  # of rounding
+def test_an_amount_that_never_varies_says_nothing_and_leaves_the_others_alone(planted, variance):
+    model, parts = planted
+    images, size = model.amounts.images, len(model.entries(0))
+    covariance = images.covariance[: size**2].reshape(size, size).clone()
+    covariance[0], covariance[:, 0] = 1e-12, 1e-12
+    covariance[0, 0] = variance
+    flat = torch.cat([covariance.flatten(), images.covariance[size**2 :]])
+    usual, whole = UsualClass(model, replace(images, covariance=flat), 0), UsualClass(model, images, 0)
+    rows = torch.nn.functional.normalize(pooled_of(parts, 1)[:3, 0], dim=1)
+    off, rest = usual.standardised(rows)
+    assert not off[:, 0].any() and torch.equal(off[:, 1:], whole.standardised(rows)[0][:, 1:])
+    sub = covariance[1:, 1:].double()
+    spread = sub.diagonal().sqrt()
+    damped = (1 - SHRINKAGE) * sub / torch.outer(spread, spread) + SHRINKAGE * torch.eye(size - 1)
+    sides = ((off[:, 1:] @ torch.linalg.inv(damped)) * off[:, 1:]).sum(dim=1) / size
+    wanted = ((sides + REST_WEIGHT * rest) / (1 + REST_WEIGHT)).sqrt()
+    assert usual.distance(rows).numpy() == pytest.approx(wanted.numpy(), rel=1e-6)
+
+
+def test_two_images_of_one_class_alone_are_at_one_distance_and_say_nothing():
+    model, parts = sure_model()
+    for c, part in parts.items():
+        part.pooled = part.pooled[: 2 if c == 1 else 1]
+    assert with_usual_images(model, parts, SILENT).amounts.images is None

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from protonmf_cli.models.class_names import words_for
 from protonmf_cli.output.text.blocks import Block
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def removal_command(audited: "Audited", candidate: "Candidate") -> str:
     """The command that takes a prototype out, and measures what that changes."""
     model = audited.loaded.model
     words = ["protonmf", "intervene", "--model", str(audited.loaded.path)]
-    words += ["--everywhere"] if model.amounts is not None else []
-    words += ["--class", model.card.classes[candidate.class_index].label, "--zero", str(candidate.number)]
+    if model.amounts is not None:
+        words += ["--everywhere"]
+    elif model.is_augmented:  # what the audit took out is the prototype alone
+        words += ["--form", "plain"]
+    words += ["--class", words_for(model.card.classes)[candidate.class_index], "--zero", str(candidate.number)]
     return shlex.join([*words, *audited.data.named, "-o", "clean.safetensors"])

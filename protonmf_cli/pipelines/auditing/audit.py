@@ -1,13 +1,13 @@
 """Which prototypes look like shortcuts: every one is tried on some images, the telling ones on more."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.models.audit import Audit, Candidate, Pasted, Sign, Transplant
+from protonmf_cli.models.audit import Audit, Candidate, Pasted, Sign
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -19,6 +19,8 @@ from protonmf_cli.pipelines.auditing.ranking import looks_like_shortcut, reason_
 from protonmf_cli.pipelines.auditing.removal import read_of, removal_of
 from protonmf_cli.pipelines.auditing.signs import Decode, Signs
 from protonmf_cli.pipelines.auditing.transplant import Hosts, Kind, Tried, Tries
+from protonmf_cli.pipelines.explaining.explanation import example_views
+from protonmf_cli.pipelines.explaining.pasting import TrainingPatches
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 PICTURES = 4
@@ -58,23 +60,29 @@ def audit_model(
         progress: advanced by images, then by trials.
 
     Raises:
-        InputError: no image could be read, or all are of one class, so that there is nothing to paste into.
+        InputError: no image could be read, or none to paste into: all are of one class, or no host is among them.
     """
     seen = _seen(backbone, model, images, progress)
-    tries = Tries(backbone, model, seen.hosts, batch_size)
-    plan = Plan(model, tries, decode, options)
+    patches = TrainingPatches(model, lambda example: decode(model.examples.picture(example)))
+    tries = Tries(backbone, model, seen.hosts, patches.of, batch_size)
+    plan = Plan(model, tries, patches, options)
     plan.first(progress)
     plan.closer(progress)
     signs = Signs(model, decode)
-    candidates = [_candidate(model, tries, seen, signs.of(k, views), k) for k, views in enumerate(plan.views)]
-    ranked = sorted(candidates, key=lambda one: (not one.is_shortcut, -one.score, one.prototype_id))
-    return Audit(
+    candidates = [
+        _candidate(model, tries, seen, signs.of(k, example_views(model, k)), k) for k in range(len(model.prototypes))
+    ]
+    found = Audit(
         images=seen.needs.images,
         accuracy=seen.needs.accuracy,
         groups=seen.needs.by_group() or None,
-        candidates=tuple(ranked),
+        candidates=tuple(sorted(candidates, key=lambda one: (not one.is_shortcut, -one.score, one.prototype_id))),
         notes=tuple(_notes(model, seen, candidates)),
     )
+    shown = {one.prototype_id: tuple(_pictures(tries, _flipped(tries, one))) for one in found.pictured}
+    return replace(
+        found, candidates=tuple(replace(one, pasted=shown.get(one.prototype_id, ())) for one in found.candidates)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +129,8 @@ def _seen(backbone: Backbone, model: PrototypeModel, images: AuditImages, progre
             f"all images are of {model.card.classes[only].shown}: patches are pasted into images of other classes. "
             "Give images of two classes at least."
         )
+    if not kept:
+        raise InputError("none of the images that patches would be pasted into could be read. Give more images.")
     target, tops, paths = zip(*kept, strict=True)
     hosts = Hosts(crops=torch.stack(crops), target=torch.tensor(target), top=torch.tensor(tops), paths=paths)
     return _Seen(
@@ -146,18 +156,18 @@ def _candidate(model: PrototypeModel, tries: Tries, seen: _Seen, signs: tuple[Si
         score=score,
         is_shortcut=looks_like_shortcut(score, transplant, need),
         reason=reason_of(model.card.classes[owner].shown, transplant, need, (outside, even)),
-        pasted=() if transplant is None else tuple(_pictures(seen.hosts, _flipped(tries, prototype, transplant))),
     )
 
 
-def _flipped(tries: Tries, prototype: int, transplant: Transplant) -> list[Tried]:
-    """Flipped images of the stronger test, each host once, those of different patches first."""
-    kind: Kind = "recoloured" if transplant.by_colours else "pasted"
-    found = {each.trial.host: each for each in tries.of(prototype, kind) if each.flipped}
+def _flipped(tries: Tries, candidate: Candidate) -> list[Tried]:
+    """Flipped images of the stronger test, each host once."""
+    kind: Kind = "recoloured" if candidate.transplant is not None and candidate.transplant.by_colours else "pasted"
+    found = {each.trial.host: each for each in tries.of(candidate.prototype_id, kind) if each.flipped}
     return list(found.values())[:PICTURES]
 
 
-def _pictures(hosts: Hosts, flipped: Sequence[Tried]) -> Iterator[Pasted]:
+def _pictures(tries: Tries, flipped: Sequence[Tried]) -> Iterator[Pasted]:
+    hosts = tries.hosts
     for each in flipped:
         host = each.trial.host
         yield Pasted(
@@ -166,7 +176,7 @@ def _pictures(hosts: Hosts, flipped: Sequence[Tried]) -> Iterator[Pasted]:
             before=int(hosts.top[host]),
             after=each.after,
             host=hosts.crops[host].permute(1, 2, 0).numpy(),
-            changed=each.trial.picture(hosts).permute(1, 2, 0).numpy(),
+            changed=tries.picture(each.trial).permute(1, 2, 0).numpy(),
         )
 
 

@@ -59,7 +59,7 @@ class Needs:
         step = max(1, AT_ONCE // (logits.numel() or 1))
         for start in range(0, len(self.owner), step):
             part = slice(start, min(start + step, len(self.owner)))
-            without = logits[:, None] - scores[:, part, None] * self._removal.effects[part]
+            without = self._removal.without(logits, scores, part)
             right = (without.argmax(dim=2) == target).cpu()
             self._all[part] += right.sum(dim=0)
             self._left_grouped[part] += (right.mT.long() @ member.long()) if self.groups else 0
@@ -78,8 +78,8 @@ class Needs:
             return
         numbers = torch.tensor(own) + part.start
         self._left[numbers] += right[:, own].sum(dim=0)
-        before = logits.double().softmax(dim=1)[:, target].sum().cpu()
-        after = without[:, own].double().softmax(dim=2)[:, :, target].sum(dim=0).cpu()
+        before = logits.cpu().double().softmax(dim=1)[:, target].sum()
+        after = without[:, own].cpu().double().softmax(dim=2)[:, :, target].sum(dim=0)
         self._probability[numbers] += torch.stack([before.expand(len(own)), after], dim=1)
 
     def of(self, prototype: int) -> Need | None:

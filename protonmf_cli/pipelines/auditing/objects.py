@@ -48,7 +48,7 @@ class Outside:
         inside = torch.nn.functional.adaptive_avg_pool2d(masks, grid).flatten(1).to(rows)
         maps = place_maps(self._model, rows, own)
         outside = (maps * (1 - inside)[:, :, None]).sum(dim=(0, 1))
-        self._mass[own] += torch.stack([outside, maps.sum(dim=(0, 1))], dim=1).double().cpu()
+        self._mass[own] += torch.stack([outside, maps.sum(dim=(0, 1))], dim=1).cpu().double()
         self._area.setdefault(target, []).extend((1 - inside).mean(dim=1).tolist())
 
     def of(self, prototype: int) -> float | None:

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import ExampleView
 from protonmf_cli.options import AuditOptions
-from protonmf_cli.pipelines.auditing.signs import Decode
-from protonmf_cli.pipelines.auditing.transplant import Kind, Trial, Tries, moved
-from protonmf_cli.pipelines.explaining.explanation import example_views
-from protonmf_cli.pipelines.explaining.pasting import PartPatch, strongest_region
+from protonmf_cli.pipelines.auditing.transplant import Kind, Trial, Tries, shift_elsewhere
+from protonmf_cli.pipelines.explaining.pasting import TrainingPatches
 from protonmf_cli.pipelines.progress import Progress
 
 FIRST_PATCHES, FIRST_HOSTS, RECOLOURED = 2, 3, 1
@@ -22,9 +19,8 @@ CLOSER, FEWEST_CLOSER = 1 / 6, 12
 class Plan:
     """Makes the trials."""
 
-    def __init__(self, model: PrototypeModel, tries: Tries, decode: Decode, options: AuditOptions) -> None:
-        self.views = [example_views(model, k) for k in range(len(model.prototypes))]
-        self._model, self._tries, self._decode, self._options = model, tries, decode, options
+    def __init__(self, model: PrototypeModel, tries: Tries, patches: TrainingPatches, options: AuditOptions) -> None:
+        self._tries, self._patches, self._options = tries, patches, options
         self._owner: list[int] = model.owner.tolist()
         self._generator = torch.Generator().manual_seed(options.seed)
 
@@ -32,9 +28,9 @@ class Plan:
         """Every prototype on a few images."""
         trials: list[Trial] = []
         for k in range(len(self._owner)):
-            for patch in self._patches(k, FIRST_PATCHES):
-                trials += self._trials(k, "pasted", patch, FIRST_HOSTS)
-                trials += self._trials(k, "recoloured", patch, RECOLOURED)
+            for example in self._patches.numbers(k)[:FIRST_PATCHES]:
+                trials += self._trials(k, "pasted", example, FIRST_HOSTS)
+                trials += self._trials(k, "recoloured", example, RECOLOURED)
         self._run("pasting patches", trials, progress)
 
     def closer(self, progress: Progress) -> None:
@@ -43,11 +39,11 @@ class Plan:
         telling = sorted((k for k, share in flips.items() if share), key=lambda k: (-flips[k], k))
         trials: list[Trial] = []
         for k in telling[: max(FEWEST_CLOSER, round(CLOSER * len(self._owner)))]:
-            for patch in self._patches(k, len(self.views[k])):
-                trials += self._trials(k, "pasted", patch, self._options.hosts)
-                trials += self._trials(k, "elsewhere", patch, self._options.hosts)
+            for example in self._patches.numbers(k):
+                trials += self._trials(k, "pasted", example, self._options.hosts)
+                trials += self._trials(k, "elsewhere", example, self._options.hosts)
                 if self._flips(k, "recoloured"):
-                    trials += self._trials(k, "recoloured", patch, self._options.hosts)
+                    trials += self._trials(k, "recoloured", example, self._options.hosts)
         self._run("looking closer", trials, progress)
 
     def _flips(self, prototype: int, kind: Kind) -> float:
@@ -59,18 +55,11 @@ class Plan:
         for done in self._tries.run(trials):
             progress.advance(done)
 
-    def _patches(self, prototype: int, count: int) -> list[PartPatch]:
-        found = (self._patch(view) for view in self.views[prototype][:count])
-        return [patch for patch in found if patch is not None and patch.region.any()]
-
-    def _patch(self, view: ExampleView) -> PartPatch | None:
-        if view.map is None:
-            return None
-        pixels = self._decode(view.jpeg)
-        grid = torch.from_numpy(self._model.evidence.kind.drawn(view.map))
-        return PartPatch(pixels=pixels, region=strongest_region(grid, (pixels.shape[1], pixels.shape[2])))
-
-    def _trials(self, prototype: int, kind: Kind, patch: PartPatch, count: int) -> list[Trial]:
-        hosts = self._tries.hosts.for_class(self._owner[prototype], count, self._generator)
-        patches = [moved(patch, self._generator) if kind == "elsewhere" else patch for _ in hosts]
-        return [Trial(prototype=prototype, kind=kind, host=n, patch=p) for n, p in zip(hosts, patches, strict=True)]
+    def _trials(self, prototype: int, kind: Kind, example: int, count: int) -> list[Trial]:
+        hosts = self._tries.hosts
+        chosen, size = hosts.for_class(self._owner[prototype], count, self._generator), hosts.crops.shape[2:]
+        shifts = [shift_elsewhere(size, self._generator) if kind == "elsewhere" else (0, 0) for _ in chosen]
+        return [
+            Trial(prototype=prototype, kind=kind, host=n, example=example, shift=shift)
+            for n, shift in zip(chosen, shifts, strict=True)
+        ]

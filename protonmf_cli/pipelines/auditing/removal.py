@@ -32,15 +32,19 @@ class Removal:
         amounts = self.model.amounts
         return (whole if amounts is None else whole - amounts.unplaced_mean) @ self.readers.mT
 
-    def without(self, logits: Tensor, scores: Tensor, prototype: int) -> Tensor:
-        """(N, C) logits with a prototype taken out.
+    def without(self, logits: Tensor, scores: Tensor, prototypes: slice) -> Tensor:
+        """(N, p, C) logits of every image with each of p prototypes taken out, one at a time.
 
         Args:
             logits: (N, C) of the model.
             scores: (N, P) of the same images.
-            prototype: which one.
+            prototypes: which ones.
         """
-        return logits - scores[:, prototype, None] * self.effects[prototype]
+        return logits[:, None] - scores[:, prototypes, None] * self.effects[prototypes]
+
+    def each_without(self, logits: Tensor, scores: Tensor, prototype: Tensor) -> Tensor:
+        """(N, C) logits of every image with a prototype (N,) of its own taken out."""
+        return logits - scores.gather(1, prototype[:, None]) * self.effects[prototype]
 
 
 def removal_of(model: PrototypeModel) -> Removal:

@@ -1,6 +1,6 @@
 """A prototype's training patches pasted into images of other classes: does its class follow?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +19,15 @@ Kind = Literal["pasted", "elsewhere", "recoloured"]
 """A patch at its own place; as large a piece of its picture from another place; the picture's colours."""
 
 
-def moved(patch: PartPatch, generator: torch.Generator) -> PartPatch:
-    """The same shape at a random place of the same picture; what leaves it on one side enters on the other."""
-    height, width = patch.region.shape
-    down, right = (int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in (height, width))
-    return PartPatch(pixels=patch.pixels, region=patch.region.roll((down, right), dims=(0, 1)))
+def shift_elsewhere(size: Sequence[int], generator: torch.Generator) -> tuple[int, int]:
+    """How far down and right a piece of a picture (height, width) is moved: a quarter of it at least either way."""
+    down, right = (int(torch.randint(n // 4, n - n // 4, (), generator=generator)) for n in size)
+    return down, right
+
+
+def moved(patch: PartPatch, shift: tuple[int, int]) -> PartPatch:
+    """The same shape at another place of the same picture; what leaves it on one side enters on the other."""
+    return PartPatch(pixels=patch.pixels, region=patch.region.roll(shift, dims=(0, 1)))
 
 
 def recoloured(host: Tensor, picture: Tensor) -> Tensor:
@@ -54,17 +58,18 @@ class Hosts:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One changed image: of which prototype, what was done, to which host with which of its patches."""
+    """One changed image: of which prototype, what was done, to which host with which of its patches.
+
+    It holds no picture, as an audit makes tens of thousands of them.
+    """
 
     prototype: int
     kind: Kind
     host: int
-    patch: PartPatch
-
-    def picture(self, hosts: Hosts) -> Tensor:
-        """The changed image."""
-        host = hosts.crops[self.host]
-        return recoloured(host, self.patch.pixels) if self.kind == "recoloured" else self.patch.on(host)
+    example: int
+    """Number of the training patch."""
+    shift: tuple[int, int] = (0, 0)
+    """How far down and right the piece is moved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,21 +88,42 @@ class Tried:
 class Tries:
     """Runs trials, and counts what came of them."""
 
-    def __init__(self, backbone: Backbone, model: PrototypeModel, hosts: Hosts, batch_size: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: PrototypeModel,
+        hosts: Hosts,
+        patch: Callable[[int], PartPatch],
+        batch_size: int,
+    ) -> None:
+        """Prepare for a model.
+
+        Args:
+            backbone, model: the network and its prototypes.
+            hosts: what patches are pasted into.
+            patch: a training patch by its number.
+            batch_size: changed images in one pass of the network.
+        """
         self.hosts, self.owner, self.batch_size = hosts, model.owner.tolist(), batch_size
+        self._patch = patch
         self._backbone, self._model = backbone, model.to(backbone.device, backbone.dtype)
         self._removal: Removal = removal_of(self._model)
         self.tried: dict[tuple[int, Kind], list[Tried]] = {}
+
+    def picture(self, trial: Trial) -> Tensor:
+        """The changed image."""
+        host, patch = self.hosts.crops[trial.host], self._patch(trial.example)
+        return recoloured(host, patch.pixels) if trial.kind == "recoloured" else moved(patch, trial.shift).on(host)
 
     def run(self, trials: Sequence[Trial]) -> Iterator[int]:
         """Read the changed images in batches, and remember what came of them; yields the size of each batch."""
         for start in range(0, len(trials), self.batch_size):
             batch = trials[start : start + self.batch_size]
-            pictures = torch.stack([trial.picture(self.hosts) for trial in batch])
+            pictures = torch.stack([self.picture(trial) for trial in batch])
             read = read_of(self._model, self._backbone.read(pictures).rows)
             logits, scores = parts_of_read(self._model, read).logits, self._removal.scores(read)
             number = torch.tensor([trial.prototype for trial in batch], device=logits.device)
-            without = logits - scores.gather(1, number[:, None]) * self._removal.effects[number]
+            without = self._removal.each_without(logits, scores, number)
             for trial, after, left in zip(batch, logits.argmax(1).tolist(), without.argmax(1).tolist(), strict=True):
                 wanted = self.owner[trial.prototype]
                 found = Tried(trial=trial, after=after, flipped=after == wanted, left=after == wanted == left)

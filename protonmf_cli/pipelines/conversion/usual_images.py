@@ -15,10 +15,14 @@ from protonmf_cli.pipelines.progress import Progress
 
 COVARIANCE_IMAGES = 64
 """Images of each class that the covariance is taken from."""
+LEAST_RANGE = 1e-3
+"""Of the distances of training images from the middle one to what one in twenty is above, in the latter."""
 
 
 def with_usual_images(model: PrototypeModel, finished: Mapping[int, ClassPart], progress: Progress) -> PrototypeModel:
-    """The same model with what its training images are like; as it was where no class has two that differ.
+    """The same model with what its training images are like; as it was where these are all at one distance.
+
+    That is so where no class has two images that differ, or where two images of one class are all there are.
 
     The parts are visited twice, one at a time.
 
@@ -41,10 +45,11 @@ def with_usual_images(model: PrototypeModel, finished: Mapping[int, ClassPart], 
         rest=torch.stack(rests).float(),
         distances=torch.zeros(len(classes), LEVELS),
     )
-    distances = torch.stack(list(_distances(exact, images, finished, progress))).float()
-    if not float(distances[:, -1].max()) > 0:
+    images = replace(images, distances=torch.stack(list(_distances(exact, images, finished, progress))).float())
+    middle, limit = images.scale
+    if limit - middle <= LEAST_RANGE * limit:
         return model
-    return replace(model, evidence=replace(model.amounts, images=replace(images, distances=distances)))
+    return replace(model, evidence=replace(model.amounts, images=images))
 
 
 def _means(classes: list[int], finished: Mapping[int, ClassPart], progress: Progress) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.prototype import PrototypeModel
 
 LARGEST = 1 / 6
@@ -26,27 +28,47 @@ class PartPatch:
         return torch.where(self.region, self.pixels, crop)
 
 
+class TrainingPatches:
+    """The stored training patches of a model of one network; their pictures are decoded when they are asked for."""
+
+    def __init__(self, model: PrototypeModel, picture: Callable[[int], Tensor]) -> None:
+        """Prepare for a model.
+
+        Args:
+            model: with examples.
+            picture: uint8 (channels, height, width) of an example, by its number.
+        """
+        self._examples, self._kind, self._picture = model.examples, model.evidence.kind, picture
+        self._last: tuple[int, PartPatch] | None = None
+
+    def numbers(self, prototype: int) -> list[int]:
+        """Examples of a prototype, the strongest first, without those whose rows have no place."""
+        maps = self._examples.map
+        return [n for n in self._examples.of(prototype) if pasted_places(self._kind, maps[n].numpy()).any()]
+
+    def of(self, example: int) -> PartPatch:
+        """One of them; the last one that was asked for is at hand."""
+        if self._last is None or self._last[0] != example:
+            pixels, grid = self._picture(example), self._kind.drawn(self._examples.map[example].numpy())
+            region = strongest_region(torch.from_numpy(grid), (pixels.shape[1], pixels.shape[2]))
+            self._last = example, PartPatch(pixels=pixels, region=region)
+        return self._last[1]
+
+
 def patches_of(
     model: PrototypeModel, prototypes: Iterable[int], picture: Callable[[int], Tensor]
 ) -> dict[int, list[PartPatch]]:
-    """Stored training patches of some prototypes, without those whose rows have no place.
+    """All training patches of some prototypes, see `TrainingPatches`; without prototypes that have none."""
+    patches = TrainingPatches(model, picture)
+    found = {prototype: [patches.of(n) for n in patches.numbers(prototype)] for prototype in prototypes}
+    return {prototype: each for prototype, each in found.items() if each}
 
-    Args:
-        model: with examples.
-        prototypes: rows of the model.
-        picture: uint8 (channels, height, width) of an example, by its number.
-    """
-    found = {}
-    for prototype in prototypes:
-        patches = []
-        for example in model.examples.of(prototype):
-            pixels = picture(example)
-            region = strongest_region(model.examples.map[example], (pixels.shape[1], pixels.shape[2]))
-            if region.any():
-                patches.append(PartPatch(pixels=pixels, region=region))
-        if patches:
-            found[prototype] = patches
-    return found
+
+def pasted_places(kind: EvidenceKind, grid: np.ndarray) -> Tensor:
+    """bool (h, w) the places of a stored map (h, w) that are pasted."""
+    if not grid.size:
+        return torch.zeros(grid.shape, dtype=torch.bool)
+    return strongest_region(torch.from_numpy(kind.drawn(grid)), (grid.shape[0], grid.shape[1]))
 
 
 def strongest_region(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -29,6 +29,8 @@ SHRINKAGE = 0.01
 """Part of the amounts' correlations that is given up, so that nearly dependent amounts weigh no more than they say."""
 NOTHING_LEFT = 1e-6
 """Squared size of the rest of rows of length one below which the parts leave nothing."""
+NO_VARIANCE = 1e-12
+"""Variance, in the largest of a class's amounts, below which an amount is the same in all images: it says nothing."""
 BEST = 5
 """Classes with training images that count."""
 STANDS_OUT = 2.0
@@ -75,8 +77,10 @@ class UsualClass:
         self.parts = ClassParts.of(model, class_index)
         self.mean = images.mean[place].cpu().double()
         self.rest = float(images.rest[place])
-        self.spread = covariance.diagonal().sqrt()
-        correlation = covariance / torch.outer(self.spread, self.spread).clamp_min(torch.finfo(torch.float32).tiny)
+        variance = covariance.diagonal()
+        varies = variance > NO_VARIANCE * variance.max()
+        self.spread = torch.where(varies, variance, math.inf).sqrt()
+        correlation = covariance / torch.outer(self.spread, self.spread)
         damped = (1 - SHRINKAGE) * correlation + SHRINKAGE * torch.eye(size, dtype=correlation.dtype)
         self.precision = torch.linalg.pinv(damped, hermitian=True)
         self.quantiles = images.distances[place].cpu().double()
@@ -86,7 +90,7 @@ class UsualClass:
         size of the rest's deviation, in units of the usual one."""
         amounts, rest = self.parts.split(rows - self.mean)
         return (
-            torch.where(self.spread > 0, amounts / self.spread, 0.0),
+            amounts / self.spread,
             rest.square().sum(dim=1) / max(self.rest, NOTHING_LEFT),
         )
 

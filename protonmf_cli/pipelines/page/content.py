@@ -84,7 +84,7 @@ def report_of(
         evaluation=evaluation,
         unreadable=tuple(unreadable),
         shown=shown,
-        audit=None if audit is None else audit_part(audit, audit_data, gallery),
+        audit=None if audit is None else audit_part(audit, audit_data, gallery, model.evidence.kind),
     )
 
 

@@ -249,7 +249,9 @@ function removal(audit, found) {
     numbers.set(c, [...numbers.get(c) ?? [], n]);
   }
   const edits = [...numbers].map(([c, own]) => `--class ${quoted(wordOf(c))} --zero ${own.join(",")}`);
-  return ["protonmf intervene --model", quoted(data.file), links.amounts ? "--everywhere" : "", ...edits,
+  // of an augmented model the audit took out the prototype alone, without its share of the residual
+  const how = links.amounts ? "--everywhere" : links.share ? "--form plain" : "";
+  return ["protonmf intervene --model", quoted(data.file), how, ...edits,
     ...audit.data.map(quoted), "-o clean.safetensors"].filter(Boolean).join(" ");
 }
 
