@@ -21,6 +21,8 @@ def show_blocks(blocks: Iterable[Block], shown: Shown) -> None:
     for block in blocks:
         if isinstance(block, TextTable):
             shown.out.print(_table(block, shown.out.width))
+        elif isinstance(block, str):
+            shown.out.print(block, markup=False, soft_wrap=True)
         else:
             shown.out.print(Text.assemble(*block))
 

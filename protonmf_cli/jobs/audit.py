@@ -19,6 +19,7 @@ from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.jobs.page import check_page, decoded, drawn_page, write_page
 from protonmf_cli.models.audit import Audit
+from protonmf_cli.models.class_names import words_for
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import AuditOptions, ImageWords, Machine, Output, PageOptions
 from protonmf_cli.pipelines.auditing.audit import AuditImages, audit_model
@@ -46,6 +47,11 @@ class Audited:
     def model_digest(self) -> str:
         """Of what the model decides by."""
         return decision_digest(self.loaded.model)
+
+    @property
+    def class_words(self) -> list[str]:
+        """How a command line calls each class."""
+        return words_for(self.loaded.model.card.classes)
 
     @property
     def ranking(self) -> AuditRanking:
@@ -146,6 +152,8 @@ def _found(
         {} if options.groups is None
         else read_groups(options.groups, [file.name for file in files], read_pairs(options.groups))
     )  # fmt: skip
+    if groups and len(groups) < len(files):
+        progress.note(f"{len(files) - len(groups)} of {len(files)} images are in no group of {options.groups}.")
     objects = _objects(loaded, images, options)
     progress.stage("reading images", len(files))
     return audit_model(

@@ -36,7 +36,6 @@ from protonmf_cli.pipelines.explaining.pasting import patches_of
 from protonmf_cli.pipelines.explaining.refit import read_refit_images, refit_head, removed_everywhere
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
-
 MOST_REFIT_IMAGES = 4000
 """That a refit reads, or two of each class: their rows, with and without patches, are held in memory."""
 
@@ -124,12 +123,16 @@ def intervene(
 
 
 def suspicious_edits(
-    model: Loaded, audit: Audited | str | PathLike[str], count: int, *, progress: Progress = LOGGED
+    model: Loaded | str | PathLike[str],
+    audit: Audited | str | PathLike[str],
+    count: int,
+    *,
+    progress: Progress = LOGGED,
 ) -> list[EditWords]:
     """Edits that remove what an audit ranks first, for `intervene` with `everywhere`.
 
     Args:
-        model: the one that was audited.
+        model: the one that was audited, or its file.
         audit: what `audit` found, or a file that `protonmf audit --json` wrote.
         count: prototypes to remove, from the head of the ranking; at least 1.
         progress: is warned of those that do not look like a shortcut.
@@ -139,6 +142,7 @@ def suspicious_edits(
         InputError: the file is no audit, or that of another model.
     """
     found = audit.ranking if isinstance(audit, Audited) else read_ranking(audit)
+    model = loaded_from(model, None, progress)
     if found.model_digest != decision_digest(model.model):
         raise InputError(
             f"{found.name} is of another model than {model.path}. Give the model that was audited, or run "
@@ -287,8 +291,7 @@ def _refitted(
     watch.check(words.max_skipped, len(images.sources), progress)
     model, result = refit_head(loaded.model, edited, images)
     if result.ridge is None:
-        said = f"no step of the last layer was taken: {result.reason}."
-        (progress.warn if result.spoils else progress.note)(said)
+        progress.warn(f"no step of the last layer was taken: {result.reason}.")
     return model, result, frozenset(source.sha256 for source in images.sources)
 
 

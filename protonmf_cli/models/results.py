@@ -328,8 +328,6 @@ class Refit:
     """Of the step that was taken; None: the model is that of the edit alone."""
     reason: str
     """Why no step was taken, else empty."""
-    spoils: bool
-    """Whether that is because an edited class would lose."""
     candidates: tuple[RefitCandidate, ...]
     whole: HeldOut
     """Of the step taken, or else of the best one tried."""

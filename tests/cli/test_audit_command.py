@@ -11,6 +11,7 @@ import torch
 
 import protonmf_cli
 from pages import data_of
+from protonmf_cli.jobs.audit import Audited
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.options import ImageWords
 from protonmf_cli.output.text.audit import removal_command
@@ -106,7 +107,10 @@ def test_the_command_takes_out_what_the_audit_took_out(converted, paper):
     shared = replace(weights, residual_share=torch.full_like(weights.residual_share, 0.5))
     found["augmented"] = replace(found["paper"], model=replace(found["paper"].model, weights=shared))
     data, one = ImageWords.of("pictures", split="val"), SimpleNamespace(class_index=2, number=1)
-    words = {n: shlex.split(removal_command(SimpleNamespace(loaded=m, data=data), one)) for n, m in found.items()}
+    words = {
+        n: shlex.split(removal_command(Audited(loaded=m, data=data, found=None, gates=(), path=None), one))
+        for n, m in found.items()
+    }
     assert {n: "--everywhere" in each for n, each in words.items()} == {
         "converted": True, "paper": False, "augmented": False
     }  # fmt: skip
@@ -119,7 +123,7 @@ def test_the_command_names_a_class_by_its_index_where_two_have_its_label(convert
     model = load(converted)
     twice = replace(model.model.card, classes=tuple(replace(c, label="thing") for c in model.model.card.classes))
     loaded = replace(model, model=replace(model.model, card=twice))
-    found = SimpleNamespace(loaded=loaded, data=ImageWords.of("pictures", split="val"))
+    found = Audited(loaded=loaded, data=ImageWords.of("pictures", split="val"), found=None, gates=(), path=None)
     words = shlex.split(removal_command(found, SimpleNamespace(class_index=2, number=1)))
     assert words[words.index("--class") + 1] == "2"
 

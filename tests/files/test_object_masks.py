@@ -109,6 +109,10 @@ def test_groups_are_matched_by_folder_and_file(tmp_path):
     for pairs, sentence in (
         ([("tick/3.png", "day")], r"names tick/3\.png, which is none of the 2 images"),
         ([("tick/1.png", "")], r"tick/1\.png has no group"),
+        (
+            [("tick/1.png", "day"), ("tick/1.png", "night")],
+            r"tick/1\.png is in day and in night\. An image is of one group",
+        ),
         ([], "holds no line `path,group`"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -185,7 +185,7 @@ def need(before, after):
         (transplant(0.5, elsewhere=0.5), need(1.0, 1.0), 0.5, False),  # any piece of the picture does it
         (transplant(0.5), need(0.5, 0.9), 0.5, True),  # its class gains
         (transplant(0.9), need(1.0, 0.6), 0.54, False),  # a part that its class needs
-        (transplant(0.5), None, 0.5, True),
+        (transplant(0.5), None, 0.5, False),  # nobody knows what its class needs
         (transplant(0.1, colours=0.7, carries=True), need(1.0, 1.0), 0.7, True),
         (transplant(0.1, colours=0.7), need(1.0, 1.0), 0.1, False),  # another prototype of the class answers for them
         (None, need(1.0, 1.0), 0.0, False),
@@ -200,9 +200,9 @@ def test_score_and_verdict(tried, needed, score, verdict):
 @pytest.mark.parametrize("tried", [transplant(0.9), transplant(0.1, colours=0.7, carries=True)])
 def test_what_was_not_looked_at_closer_gets_no_verdict(tried):
     first = replace(tried, elsewhere=share_of([]))  # other pieces of its pictures are tried at a closer look alone
-    assert score_of(first, None) == score_of(tried, None) > LOOKS_LIKE_ONE
-    assert looks_like_shortcut(score_of(tried, None), tried, None)
-    assert not looks_like_shortcut(score_of(first, None), first, None)
+    assert score_of(first, need(1.0, 1.0)) == score_of(tried, need(1.0, 1.0)) > LOOKS_LIKE_ONE
+    assert looks_like_shortcut(score_of(tried, need(1.0, 1.0)), tried, need(1.0, 1.0))
+    assert not looks_like_shortcut(score_of(first, need(1.0, 1.0)), first, need(1.0, 1.0))
 
 
 def test_reasons_are_in_words():

@@ -29,7 +29,8 @@ def masked_objects(folder: Path, files: Sequence[ImageFile], crop: Crop, channel
             is of another size than its image, or marks nothing.
     """
     if not folder.is_dir():
-        raise InputError(f"the folder of masks {folder} does not exist. Give one with --masks.")
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"the folder of masks {folder} {what}. Give one with --masks.")
     found = {
         "/".join((path.parent.name, path.stem)): path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
     }
@@ -108,10 +109,10 @@ def read_groups(file: Path, names: Sequence[str], pairs: Sequence[tuple[str, str
         pairs: path and group.
 
     Raises:
-        InputError: nothing is there, a path names no image, or has no group.
+        InputError: nothing is there, a path names no image, has no group, or two.
     """
     known: Mapping[str, str] = {"/".join(name.split("/")[-2:]): name for name in names}
-    found = {}
+    found: dict[str, str] = {}
     for path, group in pairs:
         name = known.get("/".join(PurePosixPath(path).parts[-2:]))
         if name is None:
@@ -121,7 +122,8 @@ def read_groups(file: Path, names: Sequence[str], pairs: Sequence[tuple[str, str
             )
         if not group:
             raise InputError(f"{file}: {path} has no group. Expected lines `path,group`.")
-        found[name] = group
+        if found.setdefault(name, group) != group:
+            raise InputError(f"{file}: {path} is in {found[name]} and in {group}. An image is of one group.")
     if not found:
         raise InputError(f"{file} holds no line `path,group`.")
     return found

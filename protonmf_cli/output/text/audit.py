@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from protonmf_cli.models.class_names import words_for
 from protonmf_cli.output.text.blocks import Block
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def audit_blocks(audited: "Audited", top: int) -> Iterator[Block]:
     for note in found.notes:
         yield ((f"note: {note}", "dim"),)
     if found.shortcuts:
-        yield (f"take the first one out: {removal_command(audited, found.shortcuts[0])}",)
+        yield ("take the first one out:",)
+        yield removal_command(audited, found.shortcuts[0])
 
 
 def _signs(candidate: "Candidate") -> str:
@@ -54,5 +54,5 @@ def removal_command(audited: "Audited", candidate: "Candidate") -> str:
         words += ["--everywhere"]
     elif model.is_augmented:  # what the audit took out is the prototype alone
         words += ["--form", "plain"]
-    words += ["--class", words_for(model.card.classes)[candidate.class_index], "--zero", str(candidate.number)]
+    words += ["--class", audited.class_words[candidate.class_index], "--zero", str(candidate.number)]
     return shlex.join([*words, *audited.data.named, "-o", "clean.safetensors"])

@@ -39,4 +39,5 @@ class TextTable:
     """Heading behind the bars; None: nothing stands there."""
 
 
-Block = Line | TextTable
+Block = Line | TextTable | str
+"""A bare text is a line that is never wrapped, such as a command to be copied."""

@@ -32,9 +32,12 @@ def _lost(need: Need | None) -> float:
 def looks_like_shortcut(score: float, transplant: Transplant | None, need: Need | None) -> bool:
     """Whether the score is high, its class does well without it, and not any piece of its pictures flips as many.
 
-    Of a prototype that was not looked at closer, so that other pieces of its pictures were not tried, nobody knows.
+    Of a prototype that was not looked at closer, so that other pieces of its pictures were not tried, or whose class
+    has no images, nobody knows.
     """
-    if transplant is None or not transplant.elsewhere.trials or score < LOOKS_LIKE_ONE or _lost(need) > MOST_LOST:
+    if transplant is None or not transplant.elsewhere.trials or score < LOOKS_LIKE_ONE:
+        return False
+    if need is None or _lost(need) > MOST_LOST:
         return False
     return transplant.by_colours or transplant.flips.low > transplant.elsewhere.value
 

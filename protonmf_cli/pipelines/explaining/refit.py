@@ -141,7 +141,7 @@ def refit_head(before: PrototypeModel, edited: PrototypeModel, images: RefitImag
         )
     folds = fold_numbers(images.labels[bare], REFIT_FOLDS, 0)[images.origin]
     owners = sorted({int(edited.owner[j]) for j in removed})
-    choice = _Choice(None, few, spoils=False)
+    choice = _Choice(None, few)
     if not few:
         candidates = cross_validated(problem, REFIT_RIDGES, folds)
         choice = _chosen(candidates, torch.where(bare, images.labels, -1), owners, edited)
@@ -170,7 +170,6 @@ class _Choice:
 
     ridge: float | None
     reason: str
-    spoils: bool
 
 
 def _chosen(candidates: Sequence[Candidate], labels: Tensor, owners: Sequence[int], model: PrototypeModel) -> _Choice:
@@ -178,14 +177,14 @@ def _chosen(candidates: Sequence[Candidate], labels: Tensor, owners: Sequence[in
     none, *steps = candidates
     better = sorted((step for step in steps if step.loss < none.loss), key=lambda step: step.loss)
     if not better:
-        return _Choice(None, "none lowers the loss on images that were held out", spoils=False)
+        return _Choice(None, "none lowers the loss on images that were held out")
     right = [{c: int((step.top[labels == c] == c).sum()) for c in owners} for step in (none, *better)]
     losing = [[c for c in owners if each[c] < right[0][c]] for each in right[1:]]
     for step, classes in zip(better, losing, strict=True):
         if not classes:
-            return _Choice(step.ridge, "", spoils=False)
+            return _Choice(step.ridge, "")
     names = ", ".join(model.card.classes[c].shown for c in losing[0])
-    return _Choice(None, f"with it fewer held-out images of {names} are right than with the edit alone", spoils=True)
+    return _Choice(None, f"with it fewer held-out images of {names} are right than with the edit alone")
 
 
 def _figures(
@@ -217,7 +216,6 @@ def _figures(
         removed=removed,
         ridge=choice.ridge,
         reason=choice.reason,
-        spoils=choice.spoils,
         candidates=tuple(
             RefitCandidate(ridge=each.ridge, loss=each.loss, right=int((bare & (each.top == labels)).sum()))
             for each in candidates
