@@ -83,9 +83,7 @@ def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
 
 def parts_of_rows(model: PrototypeModel, rows: Tensor) -> LogitParts:
     """Split the logits of rows (B, T, D) of any kind of model."""
-    if model.adds_up:
-        return logit_parts(model, pooled_rows(rows, model.placed))
-    return parts_of_evidence(model, evidence_of(model, rows))
+    return parts_of_read(model, read_of(model, rows))
 
 
 def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
@@ -93,6 +91,11 @@ def parts_of_evidence(model: PrototypeModel, evidence: Tensor) -> LogitParts:
     logits = evidence @ model.dense_weights
     nothing = torch.zeros_like(logits)
     return LogitParts(prototypes=logits, residual=nothing, unplaced=nothing, bias=model.bias + model.intercept)
+
+
+def read_of(model: PrototypeModel, rows: Tensor) -> Tensor:
+    """What the decision reads of rows (B, T, D): pooled rows (B, S, D) of an additive model, else evidence (B, P)."""
+    return pooled_rows(rows, model.placed) if model.adds_up else evidence_of(model, rows)
 
 
 def parts_of_read(model: PrototypeModel, read: Tensor) -> LogitParts:

@@ -13,7 +13,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.jobs.page import decoded
 from protonmf_cli.models.audit import Need, Share, Transplant
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.response import parts_of_rows
+from protonmf_cli.models.response import parts_of_rows, read_of
 from protonmf_cli.models.results import Edit
 from protonmf_cli.options import AuditOptions
 from protonmf_cli.pipelines.auditing import need as needing
@@ -21,7 +21,7 @@ from protonmf_cli.pipelines.auditing.audit import AuditImages, audit_model
 from protonmf_cli.pipelines.auditing.need import Needs
 from protonmf_cli.pipelines.auditing.objects import Outside, place_maps
 from protonmf_cli.pipelines.auditing.ranking import LOOKS_LIKE_ONE, looks_like_shortcut, reason_of, score_of
-from protonmf_cli.pipelines.auditing.removal import Removal, read_of, removal_of
+from protonmf_cli.pipelines.auditing.removal import Removal, removal_of
 from protonmf_cli.pipelines.auditing.transplant import Hosts, Trial, Tries, moved, recoloured, share_of, shift_elsewhere
 from protonmf_cli.pipelines.explaining.intervention import apply_edits
 from protonmf_cli.pipelines.explaining.pasting import PartPatch
@@ -124,7 +124,9 @@ def test_a_trial_says_what_the_network_answers_to_the_changed_image(loaded, batc
     region = torch.zeros(64, 64, dtype=torch.bool)
     region[:, 20:60] = True
     donor = batches[0].crops[0]
-    tries = Tries(loaded.backbone, model, hosts, [PartPatch(pixels=donor, region=region)].__getitem__, batch_size=4)
+    tries = Tries(
+        loaded.backbone, removal_of(model), hosts, [PartPatch(pixels=donor, region=region)].__getitem__, batch_size=4
+    )
     numbers = hosts.for_class(0, 99, torch.Generator().manual_seed(0))
     assert numbers and all(hosts.target[n] != 0 != hosts.top[n] for n in numbers)
     trials = [Trial(prototype=0, kind=kind, host=n, example=0) for n in numbers for kind in ("pasted", "recoloured")]

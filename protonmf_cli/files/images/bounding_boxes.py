@@ -70,7 +70,7 @@ def cut_to_boxes(images: LabelledImages, boxes: Mapping[str, Box]) -> LabelledIm
     for c, found in images.files.items():
         cut = []
         for file in found:
-            box = boxes.get("/".join(file.path.parts[-2:]))
+            box = boxes.get(file.in_class)
             if box is None:
                 raise InputError(
                     f"{file.path} has no bounding box: boxes are matched by class folder and file name. "

@@ -31,16 +31,11 @@ def masked_objects(folder: Path, files: Sequence[ImageFile], crop: Crop, channel
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
         raise InputError(f"the folder of masks {folder} {what}. Give one with --masks.")
-    found = {
-        "/".join((path.parent.name, path.stem)): path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES
-    }
+    found = {f"{path.parent.name}/{path.stem}": path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES}
     by_name = {file.name: file for file in files}
-    lost = [file.name for file in files if _key(file) not in found]
-    if lost:
-        raise InputError(
-            f"{len(lost)} of {len(files)} images have no mask in {folder}, e.g. {lost[0]}: a mask lies in a folder "
-            "of the class's name and is named as its image."
-        )
+    lost = [file for file in files if _key(file) not in found]
+    how = "a mask lies in a folder of the class's name and is named as its image"
+    _refuse_lost(lost, len(files), f"no mask in {folder}", how)
 
     def mask(name: str) -> Tensor:
         file = by_name[name]
@@ -57,25 +52,26 @@ def boxed_objects(source: Path, files: Sequence[ImageFile], crop: Crop, channels
     """
     boxes = read_boxes(source)
     by_name = {file.name: file for file in files}
-    lost = [file.name for file in files if "/".join(file.path.parts[-2:]) not in boxes]
-    if lost:
-        raise InputError(
-            f"{len(lost)} of {len(files)} images have no bounding box in {source}, e.g. {lost[0]}: boxes are matched "
-            "by class folder and file name."
-        )
+    lost = [file for file in files if file.in_class not in boxes]
+    how = "boxes are matched by class folder and file name"
+    _refuse_lost(lost, len(files), f"no bounding box in {source}", how)
 
     def mask(name: str) -> Tensor:
         file = by_name[name]
         picture = Image.new("L", size_of(file.path))
-        picture.paste(255, clipped(boxes["/".join(file.path.parts[-2:])], picture.size))
+        picture.paste(255, clipped(boxes[file.in_class], picture.size))
         return _cropped(picture, crop, channels, source)
 
     return mask
 
 
+def _refuse_lost(lost: Sequence[ImageFile], count: int, what: str, how: str) -> None:
+    if lost:
+        raise InputError(f"{len(lost)} of {count} images have {what}, e.g. {lost[0].name}: {how}.")
+
+
 def _key(file: ImageFile) -> str:
-    path = PurePosixPath(*file.path.parts[-2:])
-    return f"{path.parent.name}/{path.stem}"
+    return str(PurePosixPath(file.in_class).with_suffix(""))
 
 
 def _read_mask(path: Path, file: ImageFile) -> Image.Image:

@@ -44,6 +44,11 @@ class ImageFile:
     box: Box | None = None
     """The picture is cut to this rectangle first."""
 
+    @property
+    def in_class(self) -> str:
+        """`class folder/file name`, by which further files speak of it."""
+        return "/".join(self.path.parts[-2:])
+
 
 def size_of(path: Path | ZipMember) -> tuple[int, int]:
     """Width and height of an image file, without decoding it."""

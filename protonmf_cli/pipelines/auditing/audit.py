@@ -11,12 +11,13 @@ from protonmf_cli.models.audit import Audit, Candidate, Pasted, Sign
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import read_of
 from protonmf_cli.options import AuditOptions
 from protonmf_cli.pipelines.auditing.need import Needs
 from protonmf_cli.pipelines.auditing.objects import ObjectOf, Outside
 from protonmf_cli.pipelines.auditing.plan import Plan
 from protonmf_cli.pipelines.auditing.ranking import looks_like_shortcut, reason_of, score_of
-from protonmf_cli.pipelines.auditing.removal import read_of, removal_of
+from protonmf_cli.pipelines.auditing.removal import Removal, removal_of
 from protonmf_cli.pipelines.auditing.signs import Decode, Signs
 from protonmf_cli.pipelines.auditing.transplant import Hosts, Kind, Tried, Tries
 from protonmf_cli.pipelines.explaining.explanation import example_views
@@ -62,9 +63,10 @@ def audit_model(
     Raises:
         InputError: no image could be read, or none to paste into: all are of one class, or no host is among them.
     """
-    seen = _seen(backbone, model, images, progress)
+    removal = removal_of(model.to(backbone.device, backbone.dtype))
+    seen = _seen(backbone, removal, images, progress)
     patches = TrainingPatches(model, lambda example: decode(model.examples.picture(example)))
-    tries = Tries(backbone, model, seen.hosts, patches.of, batch_size)
+    tries = Tries(backbone, removal, seen.hosts, patches.of, batch_size)
     plan = Plan(model, tries, patches, options)
     plan.first(progress)
     plan.closer(progress)
@@ -97,11 +99,11 @@ class _Seen:
     """Images that are among the model's training patches."""
 
 
-def _seen(backbone: Backbone, model: PrototypeModel, images: AuditImages, progress: Progress) -> _Seen:
-    moved = model.to(backbone.device, backbone.dtype)
+def _seen(backbone: Backbone, removal: Removal, images: AuditImages, progress: Progress) -> _Seen:
+    model = removal.model
     names = sorted(set(images.groups.values()))
-    needs = Needs(removal_of(moved), names)
-    outside = None if images.objects is None else Outside(moved, images.objects)
+    needs = Needs(removal, names)
+    outside = None if images.objects is None else Outside(model, images.objects)
     known = {source.sha256 for source in model.examples.sources}
     crops: list[Tensor] = []
     kept: list[tuple[int, int, str]] = []
@@ -112,7 +114,7 @@ def _seen(backbone: Backbone, model: PrototypeModel, images: AuditImages, progre
             continue
         rows, paths = backbone.read(batch.crops).rows, tuple(source.path for source in batch.sources)
         group = torch.tensor([names.index(images.groups[p]) if p in images.groups else -1 for p in paths])
-        top = needs.add(read_of(moved, rows), batch.class_index, group)
+        top = needs.add(read_of(model, rows), batch.class_index, group)
         if outside is not None:
             outside.add(rows, paths, batch.class_index)
         for n, path in enumerate(paths):

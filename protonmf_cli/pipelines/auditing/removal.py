@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import evidence_of, pooled_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +24,7 @@ class Removal:
     """(P, D) what scores are read with; None where evidence does not add up."""
 
     def scores(self, read: Tensor) -> Tensor:
-        """(N, P) of pooled rows (N, S, D), see `read_of`, or of evidence (N, P)."""
+        """(N, P) of pooled rows (N, S, D), see `models.response.read_of`, or of evidence (N, P)."""
         if self.readers is None:
             return read
         whole = read.sum(dim=1)
@@ -56,8 +55,3 @@ def removal_of(model: PrototypeModel) -> Removal:
     own = torch.nn.functional.one_hot(model.owner, len(model.bias)).to(model.bias)
     readers = model.prototypes if model.adds_up else None
     return Removal(model=model, effects=model.dense_weights * own, readers=readers)
-
-
-def read_of(model: PrototypeModel, rows: Tensor) -> Tensor:
-    """What the decision reads of rows (B, T, D): pooled rows (B, S, D), or evidence (B, P)."""
-    return pooled_rows(rows, model.placed) if model.adds_up else evidence_of(model, rows)

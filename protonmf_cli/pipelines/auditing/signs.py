@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from math import comb
 
 import numpy as np
 import torch
+from scipy.special import bdtrc
 from torch import Tensor
 
 from protonmf_cli.models.audit import Sign
@@ -157,7 +157,7 @@ class Signs:
         others = everywhere[owner != int(self._model.owner[prototype])]
         there = int((np.abs(others - middle).max(axis=1) <= SPOT / 2 + ROUNDING).sum())
         expected = (there + 1) / (len(others) + 1)
-        if count >= MOST * len(peaks) and at_least(count, len(peaks), expected) < CHANCE:
+        if count >= MOST * len(peaks) and bdtrc(count - 1, len(peaks), expected) < CHANCE:
             yield Sign(
                 kind="same spot",
                 words=f"at the same spot in {count} of {len(peaks)} training pictures, and other classes in "
@@ -189,16 +189,6 @@ def crowded_spot(peaks: np.ndarray) -> tuple[int, np.ndarray]:
             here = peaks[((away > -ROUNDING) & (away < SPOT + ROUNDING)).all(axis=1)]
             best = here if len(here) > len(best) else best
     return len(best), (best.min(axis=0) + best.max(axis=0)) / 2
-
-
-def at_least(hits: int, trials: int, probability: float) -> float:
-    """Probability of so many hits or more.
-
-    >>> at_least(2, 2, 0.5), at_least(1, 2, 0.5)
-    (0.25, 0.75)
-    """
-    each = (comb(trials, k) * probability**k * (1 - probability) ** (trials - k) for k in range(hits, trials + 1))
-    return float(sum(each))
 
 
 def _nearest_of_others(model: PrototypeModel) -> Iterator[tuple[Near, ...]]:

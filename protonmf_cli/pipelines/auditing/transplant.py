@@ -10,9 +10,8 @@ from torch import Tensor
 from protonmf_cli.maths.metrics import wilson_interval
 from protonmf_cli.models.audit import Share, Transplant
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import parts_of_read
-from protonmf_cli.pipelines.auditing.removal import Removal, read_of, removal_of
+from protonmf_cli.models.response import parts_of_read, read_of
+from protonmf_cli.pipelines.auditing.removal import Removal
 from protonmf_cli.pipelines.explaining.pasting import PartPatch
 
 Kind = Literal["pasted", "elsewhere", "recoloured"]
@@ -91,7 +90,7 @@ class Tries:
     def __init__(
         self,
         backbone: Backbone,
-        model: PrototypeModel,
+        removal: Removal,
         hosts: Hosts,
         patch: Callable[[int], PartPatch],
         batch_size: int,
@@ -99,15 +98,15 @@ class Tries:
         """Prepare for a model.
 
         Args:
-            backbone, model: the network and its prototypes.
+            backbone: the network.
+            removal: of its prototypes, on its device.
             hosts: what patches are pasted into.
             patch: a training patch by its number.
             batch_size: changed images in one pass of the network.
         """
-        self.hosts, self.owner, self.batch_size = hosts, model.owner.tolist(), batch_size
+        self.hosts, self.owner, self.batch_size = hosts, removal.model.owner.tolist(), batch_size
         self._patch = patch
-        self._backbone, self._model = backbone, model.to(backbone.device, backbone.dtype)
-        self._removal: Removal = removal_of(self._model)
+        self._backbone, self._removal = backbone, removal
         self.tried: dict[tuple[int, Kind], list[Tried]] = {}
 
     def picture(self, trial: Trial) -> Tensor:
@@ -120,8 +119,8 @@ class Tries:
         for start in range(0, len(trials), self.batch_size):
             batch = trials[start : start + self.batch_size]
             pictures = torch.stack([self.picture(trial) for trial in batch])
-            read = read_of(self._model, self._backbone.read(pictures).rows)
-            logits, scores = parts_of_read(self._model, read).logits, self._removal.scores(read)
+            read = read_of(self._removal.model, self._backbone.read(pictures).rows)
+            logits, scores = parts_of_read(self._removal.model, read).logits, self._removal.scores(read)
             number = torch.tensor([trial.prototype for trial in batch], device=logits.device)
             without = self._removal.each_without(logits, scores, number)
             for trial, after, left in zip(batch, logits.argmax(1).tolist(), without.argmax(1).tolist(), strict=True):
