@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.matching import match_prototypes, split_stability
-from protonmf_cli.maths.nmf import Factors, factorise_group
+from protonmf_cli.maths.nmf import Factors, factorise, factorise_group, match_prototypes, split_stability
 from protonmf_cli.maths.qp import fit_heads
+from protonmf_cli.maths.row_blocks import Signs
 from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.options import ConversionOptions
 
@@ -33,64 +33,31 @@ class ClassFactors:
 
 
 def factorise_readings(readings: Sequence[ClassReading], rank: int, options: ConversionOptions) -> list[ClassFactors]:
-    """The same number of prototypes for each of several classes, in one batch."""
+    """The same number of prototypes for each of several classes, in one batch on an accelerator.
+
+    Two halves of a class's images are factorised in the same passes over its rows, where there are enough of them.
+    """
     if not readings:
         return []
-    found = _factorise([reading.rows for reading in readings], rank, readings, options)
-    return [
-        ClassFactors(
-            factors=factors,
-            stability=_stability(
-                factors.basis, halves_of(reading, rank, options, options.seed) if options.stability else None
-            ),
-        )
-        for reading, factors in zip(readings, found, strict=True)
-    ]
-
-
-def _factorise(
-    rows: Sequence[Tensor], rank: int, readings: Sequence[ClassReading], options: ConversionOptions
-) -> list[Factors]:
-    return _factorise_group(rows, rank, options, [options.seed + reading.class_index for reading in readings])
+    found = factorise_group(
+        [reading.rows for reading in readings],
+        rank,
+        options=options.nmf,
+        seeds=[options.seed + reading.class_index for reading in readings],
+        signs=_signs(options),
+        parts=[_halves(reading, rank, options) if options.stability else () for reading in readings],
+    )
+    return [ClassFactors(factors=factors, stability=_stability(factors)) for factors in found]
 
 
 def factorise_rows(rows: Tensor, rank: int, options: ConversionOptions, seed: int) -> Factors:
     """Prototypes of the rows (n, T, D) of some images, as a conversion finds them."""
-    return _factorise_group([rows], rank, options, [seed])[0]
+    return factorise(rows, rank, options=options.nmf, seed=seed, signs=_signs(options))
 
 
-def _factorise_group(
-    rows: Sequence[Tensor], rank: int, options: ConversionOptions, seeds: Sequence[int]
-) -> list[Factors]:
-    flat = [part.flatten(0, 1) for part in rows]
-    if options.reconstruction == "paper":  # which clips what lies below zero
-        return factorise_group([part.clamp_min(0) for part in flat], rank, options=options.nmf, seeds=seeds)
-    if not any(bool((part < 0).any()) for part in flat):
-        return factorise_group(flat, rank, options=options.nmf, seeds=seeds)
-    found = factorise_group([split_by_sign(part) for part in flat], rank, options=options.nmf, seeds=seeds)
-    return [joined(factors) for factors in found]
-
-
-def split_by_sign(rows: Tensor) -> Tensor:
-    """(N, 2 D) rows >= 0 that hold the positive parts of rows (N, D), then the negative ones.
-
-    >>> split_by_sign(torch.tensor([[2.0, -3.0]])).tolist()
-    [[2.0, 0.0, 0.0, 3.0]]
-    """
-    return torch.cat([rows.clamp_min(0), (-rows).clamp_min(0)], dim=1)
-
-
-def joined(factors: Factors) -> Factors:
-    """Factors of rows that were split by sign as signed directions in the rows' own space, s_k = b_k+ - b_k-.
-
-    What E B was to the split rows, codes times s_k are to the rows themselves. Directions have unit norm again, and
-    codes take up their length.
-    """
-    width = factors.basis.shape[1] // 2
-    signed = factors.basis[:, :width] - factors.basis[:, width:]
-    length = signed.norm(dim=1)
-    scale = torch.where(length > 0, 1 / length, 0.0)
-    return replace(factors, basis=signed * scale[:, None], codes=factors.codes * length)
+def _signs(options: ConversionOptions) -> Signs:
+    """The paper clips what lies below zero."""
+    return "clip" if options.reconstruction == "paper" else "split"
 
 
 def half_split(images: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -99,18 +66,17 @@ def half_split(images: int, seed: int) -> tuple[Tensor, Tensor]:
     return order[: images // 2], order[images // 2 :]
 
 
-def halves_of(reading: ClassReading, rank: int, options: ConversionOptions, seed: int) -> tuple[Tensor, Tensor] | None:
-    """Prototypes of two halves of a class's images; None where a half has too few rows."""
-    one, two = half_split(len(reading.images), seed)
-    if len(one) * reading.rows.shape[1] < rank:
-        return None
-    first, second = (_factorise([reading.rows[half]], rank, [reading], options)[0].basis for half in (one, two))
-    return first, second
+def _halves(reading: ClassReading, rank: int, options: ConversionOptions) -> tuple[Tensor, ...]:
+    """Numbers of the images in either half; none where a half has too few rows."""
+    halves = half_split(len(reading.images), options.seed)
+    return () if len(halves[0]) * reading.rows.shape[1] < rank else halves
 
 
-def _stability(basis: Tensor, halves: tuple[Tensor, Tensor] | None) -> Tensor:
+def _stability(factors: Factors) -> Tensor:
     """(p,) cosines between the halves; NaN where there are none."""
-    return torch.full((len(basis),), torch.nan) if halves is None else split_stability(basis, *halves)
+    if not factors.parts:
+        return torch.full((len(factors.basis),), torch.nan)
+    return split_stability(factors.basis, *factors.parts)
 
 
 def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOptions) -> ClassFactors:
@@ -125,13 +91,15 @@ def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOpti
         vector: (D,) its row of the head.
         options: limits, factorisation and seed.
     """
-    most = min(options.max_prototypes, *reading.rows.flatten(0, 1).shape)
+    images, rows, width = reading.rows.shape
+    most = min(options.max_prototypes, images * rows, width)
+    tried = replace(options, stability=True)
     best: ClassFactors | None = None
     curve: list[dict[str, Any]] = []
     for rank in range(1, most + 1):
-        factors = _factorise([reading.rows], rank, [reading], options)[0]
-        halves = halves_of(reading, rank, options, options.seed)
-        median = None if halves is None else float(match_prototypes(*halves)[1].median())
+        found = factorise_readings([reading], rank, tried)[0]
+        factors = found.factors
+        median = float(match_prototypes(*factors.parts)[1].median()) if factors.parts else None
         curve.append(
             {
                 "prototypes": rank,
@@ -143,7 +111,7 @@ def choose_number(reading: ClassReading, vector: Tensor, options: ConversionOpti
         if rank > 1 and curve[-2]["feature_relative_error"] - factors.error < SMALLEST_GAIN:
             break
         if best is None or (median is not None and median >= STABLE):
-            best = ClassFactors(factors=factors, stability=_stability(factors.basis, halves))
+            best = found
     if best is None:  # a class has at least one row
         raise RuntimeError("no number of prototypes was tried")
     return ClassFactors(factors=best.factors, stability=best.stability, curve=tuple(curve))

@@ -9,8 +9,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from protonmf_cli.maths.matching import match_prototypes
 from protonmf_cli.maths.metrics import mean_with_interval, median_interval
+from protonmf_cli.maths.nmf import match_prototypes
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
@@ -21,7 +21,7 @@ from protonmf_cli.models.sheets import Chart, Column, Table
 from protonmf_cli.models.stability import UNSTABLE, is_unstable
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
-from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, half_split, halves_of
+from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, half_split
 
 SAMPLED = 8
 """Images of each class whose maps are compared between halves."""
@@ -173,18 +173,15 @@ def _stability_table(
 ) -> Table:
     """Cosines of matched prototypes; `halves` takes both halves of every class."""
     cosines: dict[str, list[Tensor]] = {"two seeds": [], "two halves of the images": []}
-    plain = replace(options, stability=False)
+    first, second = replace(options, stability=True), replace(options, stability=False, seed=options.seed + 1)
     for reading in readings:
         rank = len(model.own(reading.class_index))
         if not rank:
             continue
-        one, two = (
-            factorise_readings([reading], rank, replace(plain, seed=seed))[0].factors.basis
-            for seed in (options.seed, options.seed + 1)
-        )
-        cosines["two seeds"].append(match_prototypes(one, two)[1])
-        both = halves_of(reading, rank, plain, options.seed)
-        if both is not None:
+        one, two = (factorise_readings([reading], rank, each)[0].factors for each in (first, second))
+        cosines["two seeds"].append(match_prototypes(one.basis, two.basis)[1])
+        both = one.parts
+        if both:
             cosines["two halves of the images"].append(match_prototypes(*both)[1])
             drawn = half_split(len(reading.images), options.seed)
             sample = reading.rows[:SAMPLED].float().cpu()
