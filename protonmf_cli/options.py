@@ -1,6 +1,6 @@
 """Every hyper-parameter with its default: the only place where defaults live."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from math import inf, isnan
@@ -90,15 +90,93 @@ class Machine(Checked):
     device: str = "auto"
     """auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps."""
     dtype: str = "float32"
-    """float32 or float64: how the network computes."""
+    """float32 or float64: how the network computes; bfloat16: how it reads the rows of a conversion."""
     threads: int | None = None
     """CPU threads while the job runs; as torch has them if None."""
     batch_size: int = 32
     """Images per pass of the network."""
     workers: int | None = None
-    """Decoding threads; one per core, at most 8, if None."""
+    """Decoding threads; one per core, at most 32, if None."""
     offline: bool = False
     """Never download weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Checked):
+    """Which part of a job's classes a process does, where a scheduler starts several."""
+
+    LIMITS: ClassVar = {"number": (1, inf), "shares": (1, inf)}
+
+    number: int = 1
+    """Of the share, from 1."""
+    shares: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.number > self.shares:
+            raise UsageError(f"--share {self.number}/{self.shares}: there are only {self.shares} shares, from 1.")
+
+    @classmethod
+    def of(cls, words: str, environment: Mapping[str, str]) -> Self:
+        """The share that `I/N` names, or that a scheduler's variables do for "auto".
+
+        Raises:
+            UsageError: neither; for "auto", no scheduler that is known started this process.
+
+        >>> Share.of("2/8", {})
+        Share(number=2, shares=8)
+        >>> Share.of("auto", {"RANK": "0", "WORLD_SIZE": "4"})
+        Share(number=1, shares=4)
+        """
+        number, slash, shares = words.partition("/")
+        if slash and number.isdecimal() and shares.isdecimal():
+            return cls(number=int(number), shares=int(shares))
+        if words != "auto":
+            raise UsageError(f"--share {words!r} is neither I/N (2/8 is the second of eight shares) nor auto.")
+        for own, first, many in SCHEDULERS:
+            if {own, many} <= environment.keys():
+                return cls(
+                    number=int(environment[own]) - int(environment.get(first, 0)) + 1, shares=int(environment[many])
+                )
+        raise UsageError(
+            "--share auto finds no scheduler: neither torchrun's RANK and WORLD_SIZE nor Slurm's SLURM_ARRAY_TASK_ID "
+            "and SLURM_ARRAY_TASK_COUNT are set. Give --share I/N."
+        )
+
+    def part(self, groups: Sequence[Any]) -> list[Any]:
+        """Every so manieth of them.
+
+        >>> Share(number=2, shares=3).part("abcdefg")
+        ['b', 'e']
+        """
+        return list(groups[self.number - 1 :: self.shares])
+
+
+SCHEDULERS = (
+    ("RANK", "", "WORLD_SIZE"),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "", "SLURM_NTASKS"),
+)
+"""Variables of torchrun, of Slurm's arrays and of srun: own number, the first one's (0 if unset), how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution(Checked):
+    """What works on a conversion besides this process."""
+
+    LIMITS: ClassVar = {"processes": (1, inf), "ray_cpus": (1, inf)}
+
+    processes: int | None = None
+    """On this machine; if None, one for each GPU where there are several, else one."""
+    ray: str | None = None
+    """Address of a Ray cluster; "local" starts one here."""
+    ray_cpus: int = 1
+    """CPU cores of each of Ray's workers, where the cluster has no GPUs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ray is not None and self.processes is not None:
+            raise UsageError("--ray and --processes exclude each other: Ray starts as many workers as it has room for.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +212,9 @@ class ImageWords(Checked):
 
     LIMITS: ClassVar = {"max_skipped": (0, 1)}
 
-    data: Path
-    """Class folders, train/ and val/ above them, a zip archive of either, or a list of `path label` lines."""
+    data: Path | str
+    """Class folders, train/ and val/ above them, a zip or tar of either, WebDataset shards (`data-{000..009}.tar`),
+    parquet, or a list of `path label` lines: a path, or a URL (s3://, gs://, hf://, https://), which stays a string."""
     split: str | None = None
     """Which of train and val to read where both exist; None: what the job is usually done on."""
     class_map: Path | None = None
@@ -147,10 +226,16 @@ class ImageWords(Checked):
     max_skipped: float = 0.01
     """Share of unreadable images above which the job gives up."""
 
+    def __post_init__(self) -> None:
+        words = self.data
+        super().__post_init__()
+        if isinstance(words, str) and "://" in words:  # a path has no two slashes together
+            object.__setattr__(self, "data", words)
+
     @classmethod
     def of(cls, words: str | PathLike[str] | Self, split: str) -> Self:
-        """The same, or a folder alone, with the split that the job is usually done on where none is said."""
-        found = words if isinstance(words, cls) else cls(data=Path(words))  # type: ignore[arg-type]
+        """The same, or data alone, with the split that the job is usually done on where none is said."""
+        found = words if isinstance(words, cls) else cls(data=words if isinstance(words, str) else Path(words))  # type: ignore[arg-type]
         return found if found.split is not None else replace(found, split=split)
 
     @property
@@ -189,19 +274,21 @@ class NmfOptions(Checked):
 
     init: Init = "nndsvda"
     """Start: |Gaussian|, NNDSVD with filled zeros, or the paper's clipped Gaussian."""
-    solver: Solver = "mu"
-    """Multiplicative updates, or hierarchical alternating least squares."""
-    inner_updates: int = 8
+    solver: Solver = "hals"
+    """Extrapolated hierarchical alternating least squares, or multiplicative updates."""
+    inner_updates: int = 2
     """Updates of one factor per product with the data (Gillis and Glineur 2012); 1 is the plain rule."""
     balance: float = 0.7
     """Each row's squared error is divided by its norm to twice this power; 0 is the plain objective."""
-    tolerance: float = 1e-5
+    tolerance: float = 3e-6
     """Stop when the squared error falls by less than this share of the error at the start."""
     max_iterations: int = 400
     """Stop after this many products with the data in any case."""
 
 
-PAPER_NMF = NmfOptions(init="paper", inner_updates=1, balance=0.0, tolerance=1e-4, max_iterations=200)
+PAPER_NMF = NmfOptions(
+    init="paper", solver="mu", inner_updates=1, balance=0.0, tolerance=1e-4, max_iterations=200
+)
 """Start, update and stopping rule of ProtoNMF as printed."""
 
 
@@ -211,7 +298,7 @@ class ConversionOptions(Checked):
 
     LIMITS: ClassVar = {
         "prototypes": (1, inf), "max_prototypes": (1, inf), "near": (0, inf), "ridge": (0, inf), "examples": (0, inf),
-        "batch_size": (1, inf), "group": (1, inf), "memory": (1e6, inf), "seed": (0, inf),
+        "batch_size": (1, inf), "group": (1, inf), "memory": (1e6, inf), "sample": (1, inf), "seed": (0, inf),
     }  # fmt: skip
 
     prototypes: int | None = 3
@@ -239,7 +326,9 @@ class ConversionOptions(Checked):
     group: int = 1
     """Classes factorised in one batch (1 on a CPU)."""
     memory: int = 4 * 2**30
-    """Bytes that one class may take; a larger class is subsampled with the seed."""
+    """Bytes that one class may take; the rows of a larger one are read from the disk, block by block."""
+    sample: int | None = None
+    """Most images of a class, drawn with the seed; None: all."""
     seed: int = 0
 
 

@@ -20,13 +20,11 @@ DEFAULT_MODEL = Path("prototypes.safetensors")
 Model = Annotated[
     Path, typer.Option("--model", "-m", envvar="PROTONMF_MODEL", help="Prototype model file.", show_default=True)
 ]
-Data = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        help="Class folders, train/ and val/ above them, a zip archive of either, or a list of `path label` lines.",
-    ),
-]
+DATA_HELP = (
+    "Class folders, train/ and val/ above them, a zip or tar of either, WebDataset shards ('data-{000..009}.tar'), "
+    "parquet, or a list of `path label` lines; also behind s3://, gs://, hf:// or https://."
+)
+Data = Annotated[str, typer.Option("--data", metavar="PATH|URL", help=DATA_HELP)]
 Split = Annotated[str, typer.Option("--split", help="Which of train and val to read where both exist.")]
 ClassMapFile = Annotated[
     Path | None,
@@ -60,10 +58,13 @@ ImgSize = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
+DtypeOfRows = Annotated[
+    str, typer.Option("--dtype", help="float32 or float64: how the network computes; bfloat16: how it reads rows.")
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of every random choice.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: what torch chooses.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 8.")
+    int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 32.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass of the network.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -75,6 +76,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes.")]
 _ONE_IMAGE = {"device": Device, "dtype": Dtype, "threads": Threads, "offline": Offline}
 MACHINE = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE)
 """How to compute over many images."""
+MACHINE_FOR_ROWS = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE | {"dtype": DtypeOfRows})
+"""How to convert."""
 MACHINE_FOR_ONE = Group(Machine, **_ONE_IMAGE)
 """How to compute on single images."""
 SHOWN = Group(Shown, as_json=Json, quiet=Quiet)
@@ -102,7 +105,7 @@ def images_if_given(split: str, data: Any, **more: Any) -> Group:
 
 def _words_if_given(
     *,
-    data: Path | None = None,
+    data: str | None = None,
     split: str,
     class_map: Path | None = None,
     class_order: bool = False,

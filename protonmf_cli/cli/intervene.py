@@ -51,8 +51,8 @@ class Images:
 
 def images_of(
     *,
-    data: Path | None = None,
-    refit: Path | None = None,
+    data: str | None = None,
+    refit: str | None = None,
     split: str = "val",
     class_map: Path | None = None,
     class_order: bool = False,
@@ -77,8 +77,8 @@ def images_of(
 
 IMAGES = Group(
     images_of,
-    data=Annotated[Path | None, typer.Option("--data", help="Measure over labelled images instead of one image.")],
-    refit=Annotated[Path | None, typer.Option("--refit", help="Labelled images: after --everywhere, refit the last layer on them so that it keeps away from what was removed.")],
+    data=Annotated[str | None, typer.Option("--data", metavar="PATH|URL", help="Measure over labelled images instead of one image.")],
+    refit=Annotated[str | None, typer.Option("--refit", metavar="PATH|URL", help="Labelled images: after --everywhere, refit the last layer on them so that it keeps away from what was removed.")],
     split=arguments.Split,
     class_map=arguments.ClassMapFile,
     class_order=arguments.ClassOrder,

@@ -14,8 +14,10 @@ from protonmf_cli.output.records.page import report_json
 
 DEFAULTS = PageOptions()
 DATA = Annotated[
-    Path | None,
-    typer.Option("--data", help="Labelled images to explain: as for evaluate; their true classes are shown."),
+    str | None,
+    typer.Option(
+        "--data", metavar="PATH|URL", help="Labelled images to explain: as for evaluate; their true classes are shown."
+    ),
 ]
 BOXES = Annotated[
     Path | None,

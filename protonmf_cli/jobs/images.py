@@ -7,6 +7,7 @@ from pathlib import Path
 from protonmf_cli.errors import GateError, InputError
 from protonmf_cli.files.images.bounding_boxes import find_boxed_images, images_for
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages
+from protonmf_cli.files.images.sources.opening import check_there
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.card import Card
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
@@ -92,11 +93,10 @@ def check_overlap(train: Mapping[str, str], val: Mapping[str, str]) -> None:
         )
 
 
-def check_data(data: Path) -> None:
-    """Refuse data that does not exist, before anything is loaded.
+def check_data(data: Path | str) -> None:
+    """Refuse data that does not exist or is of no kind that is read, before anything is loaded.
 
     Raises:
         InputError: naming it.
     """
-    if not data.exists():
-        raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
+    check_there(data)

@@ -1,13 +1,14 @@
 """Data sets inside zip archives."""
 
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.images.archives import ZipMember
 from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
-from protonmf_cli.files.images.reader import ImageFile, size_of
+from protonmf_cli.files.images.reader import size_of
+from protonmf_cli.files.images.sources import zip_archive
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.models.image_batches import Skipped
 from toys import PREPROCESSING
@@ -74,6 +75,20 @@ def test_a_changed_member_changes_the_fingerprint(tmp_path):
     assert prints[0] != prints[1]
 
 
+def test_members_that_are_encrypted_moved_or_too_large_are_not_read(tmp_path, monkeypatch):
+    path = pack(tmp_path / "data.zip", {"a/1.png": b"x" * 99, "b/2.png": b"y"})
+    file = find_images(path, "train", class_folders(path, "train"), ClassMapping()).files[0][0]
+    for changed, words in (
+        ({"flags": 1}, "encrypted"),
+        ({"offset": 3}, "something else"),
+        ({"unpacked": 2**30}, "MiB"),
+    ):
+        with pytest.raises(OSError, match=words):
+            replace(file.path, **changed).read_bytes()
+    monkeypatch.setattr(zip_archive, "SPARE", -10)  # a long extra field: the rest is read again
+    assert file.read_bytes() == b"x" * 99
+
+
 def test_damage_is_named(tmp_path, toy):
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK\x03\x04 and nothing")
@@ -90,9 +105,8 @@ def test_damage_is_named(tmp_path, toy):
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
     path.write_bytes(content)
-    member = ZipMember(path, "a/1.png")
+    flipped = find_images(path, "train", class_folders(path, "train"), ClassMapping()).files[0][0]
     with pytest.raises(OSError, match="CRC|decompress"):
-        member.read_bytes()
-    reader = image_reader(PREPROCESSING, batch_size=4, workers=1)
-    found = reader.read(ImageFile(path=member, name="a/1.png", class_index=0))
+        flipped.read_bytes()
+    found = image_reader(PREPROCESSING, batch_size=4, workers=1).read(flipped)
     assert isinstance(found, Skipped) and "cannot be read" in found.reason

@@ -47,7 +47,7 @@ def test_splits(tmp_path):
 def test_a_list_of_paths_and_labels(tmp_path, text):
     (tmp_path / "list.csv").write_text(text)
     found = find_images(tmp_path / "list.csv", "train", CLASSES, ClassMapping())
-    assert [(f.path, f.class_index) for f in found.of(found.files)] == [
+    assert [(f.local, f.class_index) for f in found.of(found.files)] == [
         (tmp_path / "x/1.jpg", 0),
         (tmp_path / "x/2.jpg", 1),
     ]

@@ -225,7 +225,7 @@ def labelled(*counts: int) -> LabelledImages:
         c: tuple(ImageFile(path=Path(f"/data/{c}/{n}.png"), name=f"{c}/{n}.png", class_index=c) for n in range(count))
         for c, count in enumerate(counts)
     }
-    return LabelledImages(root=Path("/data"), files=found, notes=(), left_out={})
+    return LabelledImages(where=str(Path("/data")), split="train", files=found, notes=(), left_out={})
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.25, [5, 2, 1, 0]), (0.1, [2, 1, 0, 0]), (0.99, [19, 7, 2, 0]), (0.0, [0] * 4)])  # fmt: skip
@@ -281,7 +281,7 @@ def cub(tmp_path) -> LabelledImages:
         files[c] = tuple(ImageFile(path=p, name=f"{folder}/{p.name}", class_index=c) for p in paths)
     for name, text in LINES.items():
         (tmp_path / name).write_text(text)
-    return LabelledImages(root=tmp_path, files=files, notes=(), left_out={})
+    return LabelledImages(where=str(tmp_path), split="train", files=files, notes=(), left_out={})
 
 
 def test_boxes_are_read_from_a_folder_a_zip_archive_and_beside_a_file(cub, tmp_path):

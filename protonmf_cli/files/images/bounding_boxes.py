@@ -9,6 +9,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.cub_text import numbered_lines
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages, find_images
 from protonmf_cli.files.images.reader import Box
+from protonmf_cli.files.images.sources.opening import Data
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.card import Card
 
@@ -16,14 +17,14 @@ NEEDED = "images.txt and bounding_boxes.txt"
 
 
 def find_boxed_images(
-    data: Path, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping, boxes: Path | None
+    data: Data, split: str, classes: tuple[ClassName, ...], mapping: ClassMapping, boxes: Path | None
 ) -> LabelledImages:
     """The labelled images of a split (see `find_images`), cut to their boxes where a source of boxes is given."""
     found = find_images(data, split, classes, mapping)
     return found if boxes is None else cut_to_boxes(found, read_boxes(boxes))
 
 
-def images_for(card: Card, data: Path, split: str, mapping: ClassMapping, boxes: Path | None) -> LabelledImages:
+def images_for(card: Card, data: Data, split: str, mapping: ClassMapping, boxes: Path | None) -> LabelledImages:
     """Labelled images of a model's classes, with a note where it was trained on cut images and these are not."""
     found = find_boxed_images(data, split, card.classes, mapping, boxes)
     if boxes is not None or not card.data.boxes:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.bounding_boxes import read_boxes
-from protonmf_cli.files.images.reader import SUFFIXES, Crop, ImageFile, clipped, decode, size_of
+from protonmf_cli.files.images.reader import Crop, ImageFile, clipped, decode, size_of
+from protonmf_cli.files.images.sources.source import SUFFIXES
 
 Objects = Callable[[str], Tensor]
 """Name of an image -> bool (height, width) of its crop: where the object is."""

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.ahead import ahead
-from protonmf_cli.files.images.archives import ZipMember
+from protonmf_cli.files.images.sources.local import read_local
+from protonmf_cli.files.images.sources.source import Member, SourceError
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MOST_PIXELS = 64_000_000
 MOST_TIMES_AS_LONG = 500
 """Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
@@ -33,11 +34,12 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the original picture."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFile:
-    """One file of a data set."""
+    """One file of a data set, or one by itself."""
 
-    path: Path | ZipMember
+    path: Path | Member
+    """A path where it is by itself."""
     name: str
     """Relative to the data folder, with forward slashes."""
     class_index: int
@@ -49,10 +51,54 @@ class ImageFile:
         """`class folder/file name`, by which further files speak of it."""
         return "/".join(self.path.parts[-2:])
 
+    @property
+    def local(self) -> Path | None:
+        """By which a command finds it again; None where it lies in something else or elsewhere."""
+        return self.path if isinstance(self.path, Path) else self.path.local
 
-def size_of(path: Path | ZipMember) -> tuple[int, int]:
+    def state(self) -> str:
+        """What changes with its content and is the same on every machine.
+
+        Raises:
+            OSError: it is not there.
+        """
+        return str(self.path.stat().st_size) if isinstance(self.path, Path) else self.path.state()
+
+    def read_bytes(self) -> bytes:
+        """See `content_of`."""
+        return content_of(self.path)
+
+    def glance(self) -> bytes:
+        """Its content, where that is cheap; else nothing.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return read_local(self.path) if isinstance(self.path, Path) else self.path.glance()
+
+    def check_source(self) -> None:
+        """After it could not be read: whether that is its own fault.
+
+        Raises:
+            SourceError: what held all images is gone.
+        """
+        if not isinstance(self.path, Path):
+            self.path.check_source()
+
+
+def content_of(path: Path | Member) -> bytes:
+    """Bytes of an image.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+        SourceError: what holds it cannot be read.
+    """
+    return read_local(path) if isinstance(path, Path) else path.read_bytes()
+
+
+def size_of(path: Path | Member) -> tuple[int, int]:
     """Width and height of an image file, without decoding it."""
-    with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as picture:
+    with Image.open(io.BytesIO(content_of(path)), formats=FORMATS) as picture:
         return picture.size
 
 
@@ -106,7 +152,7 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
 
 
 def read_crop(
-    path: Path | ZipMember,
+    path: Path | Member,
     crop: Crop,
     *,
     channels: int,
@@ -119,12 +165,36 @@ def read_crop(
     Raises:
         InputError: the file cannot be read; the sentence begins with a verb.
     """
+    return cropped(read(path), crop, channels=channels, exif_transpose=exif_transpose, box=box, change=change)
+
+
+def read(path: Path | Member) -> bytes:
+    """Content of one file.
+
+    Raises:
+        InputError: it cannot be read; the sentence begins with a verb.
+        SourceError: what holds it cannot be read.
+    """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError("is not a file")
-        content = path.read_bytes()
+        return content_of(path)
     except (OSError, ValueError) as failure:
         raise InputError(f"cannot be read: {getattr(failure, 'strerror', None) or failure}") from failure
+
+
+def cropped(
+    content: bytes,
+    crop: Crop,
+    *,
+    channels: int,
+    exif_transpose: bool,
+    box: Box | None = None,
+    change: Change | None = None,
+) -> tuple[Tensor, str]:
+    """As `read_crop`, of a file's content.
+
+    Raises:
+        InputError: it is no picture, or has nothing inside its box; the sentence begins with a verb.
+    """
     picture = decode(content, channels=channels, exif_transpose=exif_transpose)
     if box is not None:
         picture = cut(picture, box)
@@ -180,19 +250,38 @@ class ImageReader:
 
     def batches(self, files: Sequence[ImageFile]) -> Iterator[ImageBatch]:
         """Batches in the order of the files, none across a change of class; unreadable files are named in them."""
-        sizes = [
-            n for _, run in groupby(files, key=lambda f: f.class_index) for n in _sizes(len(list(run)), self.batch_size)
-        ]
-        results = ahead(self.read, files, workers=self.workers, window=3 * self.batch_size)
-        source = iter(files)
-        for size in sizes:
-            yield _batch([(file, next(results)) for file in islice(source, size)])
+        return self.batches_of([files])
+
+    def batches_of(self, runs: Iterable[Sequence[ImageFile]]) -> Iterator[ImageBatch]:
+        """Batches of one run of files after the other, as of `batches`; a run is asked for when its turn is near."""
+        sizes: deque[int] = deque()
+
+        def files() -> Iterator[ImageFile]:
+            for run in runs:
+                counts = [len(list(same)) for _, same in groupby(run, key=lambda file: file.class_index)]
+                sizes.extend(size for count in counts for size in _sizes(count, self.batch_size))
+                yield from run
+
+        ready = ahead(lambda file: (file, self.read(file)), files(), workers=self.workers, window=3 * self.batch_size)
+        for first in ready:
+            yield _batch([first, *islice(ready, sizes.popleft() - 1)])
 
     def read(self, file: ImageFile, change: Change | None = None) -> tuple[Tensor, str] | Skipped:
-        """Crop and sha256 of one file, changed before it is cropped; why not, where it cannot be read."""
+        """Crop and sha256 of one file, changed before it is cropped; why not, where it cannot be read.
+
+        Raises:
+            SourceError: what held all images is gone.
+        """
         try:
-            return read_crop(
-                file.path,
+            content = read(file.path)
+        except SourceError:
+            raise
+        except InputError as failure:
+            file.check_source()
+            return Skipped(path=file.name, reason=str(failure))
+        try:
+            return cropped(
+                content,
                 self.crop,
                 channels=self.channels,
                 exif_transpose=self.exif_transpose,

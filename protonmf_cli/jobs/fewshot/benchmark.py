@@ -35,7 +35,7 @@ class FewShotBenchmark:
 
     network: str
     """As it was named."""
-    data: Path
+    data: Path | str
     classes: int
     """Of the data."""
     images: int
@@ -185,7 +185,6 @@ def _digest(backbone: Backbone, images: LabelledImages) -> str:
         "preprocessing": asdict(backbone.preprocessing),
         "layers": list(readout_of(backbone).joined),
         "images": images.fingerprint(),
-        "root": str(images.root.resolve()),
         "number": [str(backbone.dtype), backbone.device.type],
         "versions": installed_versions(("protonmf", "torch", "timm")),
     }

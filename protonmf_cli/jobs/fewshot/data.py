@@ -6,14 +6,9 @@ from os import PathLike
 import torch
 
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.images.datasets import (
-    ClassMapping,
-    LabelledImages,
-    class_folders,
-    find_images,
-    listed,
-    splits_of,
-)
+from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages, class_folders, find_images
+from protonmf_cli.files.images.sources.opening import splits_of
+from protonmf_cli.files.images.sources.source import listed
 from protonmf_cli.files.networks.backbones import features_backbone, load_features
 from protonmf_cli.jobs.images import mapping_of
 from protonmf_cli.jobs.machine import device_of, dtype_of
@@ -49,7 +44,7 @@ def open_features(
 
 
 def images_by_folder(words: ImageWords, progress: Progress) -> tuple[tuple[ClassName, ...], LabelledImages]:
-    """The classes of a data set and their images: class folders, train/ and val/ above them, a list or a zip archive.
+    """The classes of a data set and their images: folders or labels, in any kind of source.
 
     Args:
         words: with a split.

@@ -10,8 +10,9 @@ from typing import Any
 
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError
 from protonmf_cli.files.atomic import check_writable, digest_of_tensors
-from protonmf_cli.files.images.datasets import LabelledImages, listed
+from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.images.reader import ImageFile, ImageReader, encode_jpeg
+from protonmf_cli.files.images.sources.source import listed
 from protonmf_cli.files.images.training_images import TrainingImages
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.folder import digest_of_facts

@@ -9,6 +9,7 @@ from typing import Self
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.datasets import LabelledImages, class_folders, read_pairs
 from protonmf_cli.files.images.reader import ImageFile, ImageReader
+from protonmf_cli.files.images.sources.opening import splits_of
 from protonmf_cli.files.images.training_images import read_all, split_held_out
 from protonmf_cli.jobs.images import SkipWatch, check_overlap, labelled_images
 from protonmf_cli.jobs.loaded import image_reader
@@ -33,7 +34,7 @@ class TrainingWords:
     def of(cls, train: ImageWords, val: str | PathLike[str] | ImageWords | None, *, on_test: bool) -> Self:
         """The same with a test that may be a folder alone, which is read as the training images are."""
         if isinstance(val, str | PathLike):
-            val = replace(train, data=Path(val), split=None)
+            val = replace(train, data=val if isinstance(val, str) else Path(val), split=None)
         return cls(train=train, val=None if val is None else ImageWords.of(val, split="val"), on_test=on_test)
 
 
@@ -129,7 +130,7 @@ def _classes_of(train: ImageWords) -> tuple[ClassName, ...]:
 
 def _own_val(train: ImageWords) -> ImageWords | None:
     """The split val beside the training images, where there is one."""
-    return replace(train, split="val") if train.data.is_dir() and (train.data / "val").is_dir() else None
+    return replace(train, split="val") if "val" in splits_of(train.data) else None
 
 
 def _read(

@@ -1,0 +1,59 @@
+"""Text files with lines `path label`."""
+
+import csv
+import io
+from collections.abc import Callable
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.images.sources.shards import labelled_listing
+from protonmf_cli.files.images.sources.source import File, Listing, Member
+
+HEADER = {"path", "file", "image", "filename", "folder"}
+"""First word of a first line that is none."""
+
+
+def list_listing(file: File, name: str, text: str, beside: Callable[[str], Member]) -> Listing:
+    """The images of a list, with their paths as names.
+
+    Args:
+        file: the list.
+        name: of it, without suffix.
+        text: its content.
+        beside: the image of a path, which is relative to the list.
+
+    Raises:
+        InputError: a line has no label.
+    """
+    images = []
+    for number, (path, label) in enumerate(pairs_in(text, str(file)), start=1):
+        if not label:
+            raise InputError(f"{file}: line {number} ({path!r}) has no label. Expected `path label` on each line.")
+        images.append((label, path, beside(path)))
+    return labelled_listing(str(file), name, images)
+
+
+def pairs_in(text: str, where: str) -> list[tuple[str, str]]:
+    """Lines `first,second` or `first second` (the first may hold blanks), without a `path,label` header.
+
+    Args:
+        text: comments begin with #.
+        where: it is from, for messages.
+
+    Raises:
+        InputError: a line with commas is not as CSV has it.
+    """
+    found = []
+    for line in (line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")):
+        if "\t" in line:
+            first, _, second = line.partition("\t")
+        elif "," in line:
+            try:
+                row = next(csv.reader(io.StringIO(line)))
+            except csv.Error as failure:
+                raise InputError(f"{where}: a line cannot be read as CSV: {failure}.") from failure
+            first, second = row[0], row[1] if len(row) > 1 else ""
+        else:
+            first, _, second = line.rpartition(" ")
+            first, second = (first, second) if first else (second, "")
+        found.append((first.strip(), second.strip()))
+    return found[1:] if found and found[0][0].lower() in HEADER else found
