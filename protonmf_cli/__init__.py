@@ -11,7 +11,7 @@ from protonmf_cli.errors import GateError, InputError, ModelFileError, NotExactE
 
 if TYPE_CHECKING:
     from protonmf_cli.jobs.audit import Audited, audit
-    from protonmf_cli.jobs.conversion import Conversion, convert
+    from protonmf_cli.jobs.conversion import Conversion, ConvertedShare, convert, convert_share
     from protonmf_cli.jobs.evaluation import Evaluation, evaluate
     from protonmf_cli.jobs.explanation import explain
     from protonmf_cli.jobs.export import export
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from protonmf_cli.options import (
         AuditOptions,
         ConversionOptions,
+        Distribution,
         EditWords,
         ExplainOptions,
         FewShotOptions,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         Output,
         PageOptions,
         ProtoPNetOptions,
+        Share,
         TableOptions,
     )
 
@@ -47,7 +49,7 @@ __version__ = "0.2.0"
 
 _PLACES = {
     "jobs.audit": ("Audited", "audit"),
-    "jobs.conversion": ("Conversion", "convert"),
+    "jobs.conversion": ("Conversion", "ConvertedShare", "convert", "convert_share"),
     "jobs.evaluation": ("Evaluation", "evaluate"),
     "jobs.explanation": ("explain",),
     "jobs.export": ("export",),
@@ -62,9 +64,9 @@ _PLACES = {
     "models.prototype": ("PrototypeModel",),
     "models.results": ("Contrast", "Edit", "Explanation"),
     "options": (
-        "AuditOptions", "ConversionOptions", "EditWords", "ExplainOptions", "FewShotOptions", "FineTuneOptions",
-        "GateOptions", "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output", "PageOptions",
-        "ProtoPNetOptions", "TableOptions",
+        "AuditOptions", "ConversionOptions", "Distribution", "EditWords", "ExplainOptions", "FewShotOptions",
+        "FineTuneOptions", "GateOptions", "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output",
+        "PageOptions", "ProtoPNetOptions", "Share", "TableOptions",
     ),
 }  # fmt: skip
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
@@ -75,6 +77,8 @@ __all__ = [
     "Contrast",
     "Conversion",
     "ConversionOptions",
+    "ConvertedShare",
+    "Distribution",
     "Edit",
     "EditWords",
     "Evaluation",
@@ -98,12 +102,14 @@ __all__ = [
     "ProtoPNetOptions",
     "ProtonmfError",
     "PrototypeModel",
+    "Share",
     "TableOptions",
     "UsageError",
     "__version__",
     "audit",
     "check_gates",
     "convert",
+    "convert_share",
     "evaluate",
     "explain",
     "export",

@@ -121,9 +121,10 @@ def test_batch_job(toy, tmp_path):
     assert "Evaluation on 18 images" in (tmp_path / "report.html").read_text()
 
 
-def test_the_manual_shows_the_script_that_is_tested():
-    (script,) = fenced(TEXT["batch-jobs"], "bash")
-    assert script == (ROOT / "examples" / "batch_job.sh").read_text()
+@pytest.mark.parametrize(("page", "name"), [("batch-jobs", "batch_job.sh"), ("machines", "slurm_array.sh")])
+def test_the_manual_shows_the_scripts_of_the_examples(page, name):
+    (script,) = fenced(TEXT[page], "bash")
+    assert script == (ROOT / "examples" / name).read_text()
 
 
 def test_readme_is_short():
@@ -196,6 +197,7 @@ def test_every_command_is_in_the_readme_and_in_the_manual():
 @each_document
 def test_options_exist(name):
     known = {"--version", "--nproc_per_node", "--check"}  # the last two are torchrun's and ruff's
+    known |= {"--array", "--gpus", "--cpus-per-task", "--requeue", "--ntasks"}  # Slurm's
     leaves = [
         leaf for n, command in COMMANDS.items() for leaf in (command.commands.values() if n in GROUPS else [command])
     ]

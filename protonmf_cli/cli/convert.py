@@ -1,5 +1,6 @@
 """protonmf convert: black box -> prototype model."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,13 @@ import typer
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
-from protonmf_cli.cli.groups import given
+from protonmf_cli.cli.groups import Group, given
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import (
     RECIPES,
     Augment,
     ConversionOptions,
+    Distribution,
     ImageWords,
     Init,
     Machine,
@@ -23,12 +25,20 @@ from protonmf_cli.options import (
     Recipe,
     Reconstruction,
     RowsOption,
+    Share,
     Solver,
 )
-from protonmf_cli.output.records.conversion import conversion_json, plan_json
-from protonmf_cli.output.text.conversion import conversion_lines, plan_lines
+from protonmf_cli.output.records.conversion import conversion_json, plan_json, share_json
+from protonmf_cli.output.text.conversion import conversion_lines, plan_lines, share_lines
 
 DEFAULTS = RECIPES["default"]
+DISTRIBUTION = Group(
+    Distribution,
+    processes=Annotated[int | None, typer.Option("--processes", min=1, help="Processes on this machine. Default: one for each GPU, else one.")],
+    ray=Annotated[str | None, typer.Option("--ray", metavar="ADDRESS|local", help="Convert on a Ray cluster.")],
+    ray_cpus=Annotated[int, typer.Option("--ray-cpus", min=1, help="Cores of each worker on Ray where there are no GPUs.")],
+)  # fmt: skip
+"""What works on a conversion besides this process."""
 EXIF = Annotated[bool, typer.Option("--exif-transpose", help="Turn images as their camera says.")]
 
 
@@ -47,11 +57,14 @@ def convert(
     init: Annotated[Init | None, typer.Option("--init", show_default=DEFAULTS.nmf.init, help="Start of the factorisation.")] = None,
     solver: Annotated[Solver | None, typer.Option("--solver", show_default=DEFAULTS.nmf.solver, help="Multiplicative updates or HALS.")] = None,
     examples: Annotated[int, typer.Option("--examples", min=1, help="Training patches kept per prototype.")] = DEFAULTS.examples,
-    memory: Annotated[float, typer.Option("--memory", min=0.001, help="GiB one class may take; larger ones are subsampled.")] = DEFAULTS.memory / 2**30,
+    memory: Annotated[float, typer.Option("--memory", min=0.001, help="GiB one class may take; rows of a larger one are read from the disk.")] = DEFAULTS.memory / 2**30,
+    sample: Annotated[int | None, typer.Option("--sample", min=1, help="Most images of a class, drawn with the seed. Default: all.")] = None,
     cache_features: Annotated[Path | None, typer.Option("--cache-features", help="Folder for what the network gave: the next conversion of the same images does not run it.")] = None,
     embed_backbone: Annotated[bool, typer.Option("--embed-backbone/--no-embed-backbone", help="Keep the network's weights in the file.")] = True,
+    distribution: Annotated[Distribution, DISTRIBUTION] = Distribution(),
+    share: Annotated[str | None, typer.Option("--share", metavar="I/N|auto", help="Convert one share of the classes and leave; the last share writes the file. auto: as torchrun or Slurm say.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Resolve everything, write nothing.")] = False,
-    machine: Annotated[Machine, arguments.MACHINE] = Machine(batch_size=DEFAULTS.batch_size),
+    machine: Annotated[Machine, arguments.MACHINE_FOR_ROWS] = Machine(batch_size=DEFAULTS.batch_size),
     seed: arguments.Seed = DEFAULTS.seed,
     *,
     shown: Annotated[Shown, arguments.SHOWN_MORE],
@@ -64,21 +77,39 @@ def convert(
         )
     chosen = replace(
         chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
-        examples=examples, memory=int(memory * 2**30), seed=seed,
+        examples=examples, memory=int(memory * 2**30), sample=sample, seed=seed,
     )  # fmt: skip
-    with jobs.machine.threads_of(machine), shown.progress() as bars:
-        prepared = jobs.conversion.prepare_conversion(
-            network, images, chosen, output=output, embed=embed_backbone, cache=cache_features, machine=machine,
-            progress=bars, writes=not dry_run,
-        )  # fmt: skip
+    words = jobs.conversion.ConversionWords(
+        network=network, images=images, options=chosen, output=output, embed=embed_backbone, cache=cache_features,
+        machine=machine,
+    )  # fmt: skip
+    wanted = _share(share, distribution)
+    with shown.progress() as bars:
+        found: Any
         if dry_run:
-            plan = jobs.conversion.plan_of(prepared)
+            found = jobs.conversion.plan(words, bars)
+        elif wanted is not None:
+            found = jobs.conversion.convert_words_of_share(wanted, words, bars)
         else:
-            conversion = jobs.conversion.run_conversion(prepared, bars)
-    if dry_run:
-        shown.result(plan_json(plan), plan_lines)
+            found = jobs.conversion.convert_words(words, distribution, bars)
+    _show(found, shown)
+
+
+def _show(found: Any, shown: Shown) -> None:
+    if isinstance(found, jobs.conversion.ConversionPlan):
+        shown.result(plan_json(found), plan_lines)
+    elif isinstance(found, jobs.conversion.ConvertedShare):
+        shown.result(share_json(found), share_lines)
     else:
-        shown.result(conversion_json(conversion), conversion_lines)
+        shown.result(conversion_json(found), conversion_lines)
+
+
+def _share(words: str | None, distribution: Distribution) -> Share | None:
+    if words is None:
+        return None
+    if distribution.ray is not None or distribution.processes is not None:
+        raise UsageError("--share is for a scheduler that starts the processes; leave out --processes and --ray.")
+    return Share.of(words, os.environ)
 
 
 def _count(words: str) -> int | None:

@@ -11,6 +11,10 @@ from protonmf_cli.options import Machine
 from protonmf_cli.pipelines.protopnet.processes import ALONE, Processes, join
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MOST_WORKERS = 32
+"""Decoding threads beyond which they wait for each other."""
+HALF = {"bfloat16": torch.bfloat16}
+"""For rows alone: a network in half the time, rounded at the third digit."""
 
 
 def device_of(machine: Machine) -> torch.device:
@@ -37,22 +41,24 @@ def device_of(machine: Machine) -> torch.device:
     return device
 
 
-def dtype_of(machine: Machine) -> torch.dtype:
-    """torch.float32 or torch.float64.
+def dtype_of(machine: Machine, *, rows: bool = False) -> torch.dtype:
+    """torch.float32 or torch.float64, and torch.bfloat16 where only rows are read.
 
     Raises:
         UsageError: another type, or float64 on a device without it.
     """
-    if machine.dtype not in DTYPES:
-        raise UsageError(f"--dtype {machine.dtype} is not one of {', '.join(DTYPES)}.")
+    allowed = DTYPES | HALF if rows else DTYPES
+    if machine.dtype not in allowed:
+        only = " (bfloat16 is for the rows of a conversion)" if machine.dtype in HALF else ""
+        raise UsageError(f"--dtype {machine.dtype} is not one of {', '.join(allowed)}{only}.")
     if machine.dtype == "float64" and device_of(machine).type == "mps":
         raise UsageError("mps has no float64; give --device cpu.")
-    return DTYPES[machine.dtype]
+    return allowed[machine.dtype]
 
 
 def workers_of(machine: Machine) -> int:
-    """Decoding threads."""
-    return machine.workers or min(8, os.cpu_count() or 1)
+    """Decoding threads: Pillow lets go of the interpreter's lock, but not all the time."""
+    return machine.workers or min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from protonmf_cli.errors import UsageError
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.images.part_annotations import points_in_crop, read_part_annotations
 from protonmf_cli.files.images.reader import clipped, encode_jpeg, size_of
-from protonmf_cli.jobs.conversion import cached_features
+from protonmf_cli.jobs.conversion.preparing import cached_features
 from protonmf_cli.jobs.images import images_of_model
 from protonmf_cli.jobs.loaded import Loaded, load
 from protonmf_cli.jobs.stored_options import options_of
@@ -95,11 +95,15 @@ class TableJob:
         """The training images as the network reads them, class after class."""
         images = self.train
         source = ConversionImages(
-            counts=images.counts, open=lambda c: self.loaded.reader.batches(images.of(c)), encode=encode_jpeg
+            counts=images.counts,
+            open=lambda classes: self.loaded.reader.batches_of(images.files[c] for c in classes),
+            encode=encode_jpeg,
         )
         known = None if self.options.cache is None else self._cached(self.options.cache)
         self.progress.stage("reading the training images", sum(images.counts.values()))
-        for reading in read_classes(self.loaded.backbone, source, list(images.counts), self.progress, known=known):
+        for reading in read_classes(
+            self.loaded.backbone, source, images.counts, self.progress, options=self.conversion, known=known
+        ):
             for skip in reading.skipped:
                 self.progress.warn(f"skipped {skip.path}: {skip.reason}")
             yield reading

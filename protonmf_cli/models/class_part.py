@@ -1,11 +1,34 @@
 """One class of a conversion: as the network read it, and finished (what a shard on disk holds)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from protonmf_cli.models.image_batches import ImageSource, Skipped
+
+
+class Pieces(Protocol):
+    """Something of the same shape for each of n images, in memory (a tensor) or not."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n, ...)"""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the numbers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where pieces are handed out."""
+
+    def __getitem__(self, wanted: slice | Tensor, /) -> Tensor:
+        """Those of some images: a range, or int64 numbers."""
+
+    def to(self, device: torch.device, /) -> Any:
+        """The same pieces, handed out on another device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +36,13 @@ class ClassReading:
     """What the network gave for the n readable images of one class."""
 
     class_index: int
-    rows: Tensor
+    rows: Pieces
     """(n, T, D) float32, the placed rows; all rows where none has a place."""
     pooled: Tensor
     """(n, S, D) float32: sums of each image's placed rows and, where there are any, of those without a place."""
     predicted: Tensor
     """(n,) int64"""
-    crops: Tensor
+    crops: Pieces
     """(n, channels, height, width) uint8"""
     images: tuple[ImageSource, ...]
     skipped: tuple[Skipped, ...]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -316,26 +317,31 @@ def test_an_unfinished_training_with_other_options_is_not_mixed_up(net, toy, tmp
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_network(net, toy, tmp_path):
-    words = [
-        "protopnet",
-        "train",
-        toy.name,
-        "--data",
-        toy.data,
-        *SHORT,
-        "--validation",
-        0.2,
-        "-o",
-        tmp_path / "n.safetensors",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "protonmf_cli", *map(str, words)],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = load_model(net)[0], load_model(tmp_path / "n.safetensors")[0]
+def test_two_processes_train_the_same_network_even_if_one_is_killed(net, toy, tmp_path):
+    def torchrun(target):
+        words = ["protopnet", "train", toy.name, "--data", toy.data, *SHORT, "--validation", 0.2, "-o", target]
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "protonmf_cli", *map(str, words)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    whole, target = tmp_path / "whole.safetensors", tmp_path / "n.safetensors"
+    done = torchrun(whole)
+    said = done.communicate(timeout=300)[1]
+    assert done.returncode == 0, said[-2000:]
+    ours, theirs = load_model(net)[0], load_model(whole)[0]
     assert torch.allclose(ours.prototypes, theirs.prototypes, atol=5e-3)
+    killed = torchrun(target)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".n.safetensors.work/*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    psutil.Process(killed.pid).children()[1].kill()
+    killed.communicate(timeout=120)
+    assert killed.returncode != 0 and not target.exists()
+    again = torchrun(target)
+    said = again.communicate(timeout=300)[1]
+    assert again.returncode == 0 and "goes on after epoch" in said, said[-2000:]
+    assert target.read_bytes() == whole.read_bytes()
 
 
 def test_recipe_paper_keeps_the_original_habits(toy, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from protonmf_cli.models.prototype import PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.readout import Reading, Readout
 from protonmf_cli.models.response import logit_parts
 from protonmf_cli.models.results import KeptImages
-from protonmf_cli.options import NmfOptions
+from protonmf_cli.options import ConversionOptions, NmfOptions
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, read_classes
 from protonmf_cli.pipelines.conversion.residual_shares import augmentation_table
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit
@@ -69,9 +69,11 @@ def projections(paper):
 def readings(loaded, toy):
     found = find_images(toy.data, "train", loaded.model.card.classes, ClassMapping())
     source = ConversionImages(
-        counts=found.counts, open=lambda c: loaded.reader.batches(found.of(c)), encode=lambda _: b""
+        counts=found.counts,
+        open=lambda some: loaded.reader.batches_of(found.files[c] for c in some),
+        encode=lambda _: b"",
     )
-    return list(read_classes(loaded.backbone, source, list(found.counts)))
+    return list(read_classes(loaded.backbone, source, found.counts, options=ConversionOptions()))
 
 
 def with_other_rows(model, kept):

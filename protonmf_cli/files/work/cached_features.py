@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.work.per_class import ClassFiles
+from protonmf_cli.files.work.spool import Spool, keep
 from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.models.image_batches import ImageSource, Skipped
 from protonmf_cli.models.soft_matching import Samples
 
-TENSORS = ("rows", "pooled", "predicted", "crops")
+LARGE = ("rows", "crops")
+"""Each in a file of its own, which is read range by range."""
 
 
 def _folder(folder: Path, name: str) -> Path:
@@ -33,22 +36,40 @@ class CachedFeatures(ClassFiles[ClassReading]):
     def __init__(self, folder: Path, digest: str) -> None:
         self.folder = _folder(folder, f"rows-{digest[:16]}")
 
+    def __contains__(self, class_index: object) -> bool:
+        return super().__contains__(class_index) and all(self._beside(class_index, name).is_file() for name in LARGE)
+
+    def __setitem__(self, class_index: int, item: ClassReading) -> None:
+        for name in LARGE:  # a class is there once its last file is
+            keep(getattr(item, name), self._beside(class_index, name))
+        super().__setitem__(class_index, item)
+
     def pack(self, item: ClassReading) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts = {
             "images": [asdict(source) for source in item.images],
             "skipped": [asdict(skip) for skip in item.skipped],
             "figures": item.figures,
+            "shapes": {name: list(getattr(item, name).shape) for name in LARGE},
         }
-        return {name: getattr(item, name) for name in TENSORS}, facts
+        return {"pooled": item.pooled, "predicted": item.predicted}, facts
 
     def unpack(self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> ClassReading:
+        rows, crops = (
+            Spool.opened(self._beside(class_index, name), facts["shapes"][name], dtype, torch.device("cpu"))
+            for name, dtype in zip(LARGE, (torch.float32, torch.uint8), strict=True)
+        )
         return ClassReading(
             class_index=class_index,
+            rows=rows,
+            crops=crops,
             **tensors,
             images=tuple(ImageSource(**source) for source in facts["images"]),
             skipped=tuple(Skipped(**skip) for skip in facts["skipped"]),
             figures=facts["figures"],
         )
+
+    def _beside(self, class_index: object, name: str) -> Path:
+        return self._path(class_index).with_suffix(f".{name}")
 
 
 class CachedSamples(ClassFiles[tuple[Samples, tuple[Skipped, ...]]]):

@@ -1,22 +1,34 @@
 """Finished classes of a conversion on disk: what makes it resumable."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
+import filelock
 import torch
 from torch import Tensor
 
+from protonmf_cli.errors import InputError
 from protonmf_cli.files.work.folder import WorkFolder
 from protonmf_cli.files.work.per_class import ClassFiles
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.image_batches import ImageSource, Skipped
 
 
-class Shards(WorkFolder, ClassFiles[ClassPart]):
-    """class -> finished part, one file each, in the conversion's work folder."""
+class FinishedElsewhere(Exception):  # noqa: N818
+    """Another process finished the conversion, wrote the output and removed the work folder."""
 
-    job = "conversion"
+
+LOOK_EVERY = 0.5
+"""Seconds between looks at what other processes are at."""
+
+
+class PartFiles(ClassFiles[ClassPart]):
+    """class -> finished part, one file each."""
+
     key = "part"
 
     def unpack(self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> ClassPart:
@@ -63,4 +75,86 @@ class Shards(WorkFolder, ClassFiles[ClassPart]):
             "skipped": [asdict(skip) for skip in item.skipped],
             "figures": item.figures,
         }
-        return {name: tensor.clone() for name, tensor in tensors.items()}, facts
+        return tensors, facts
+
+
+class Shards(WorkFolder, PartFiles):
+    """Finished parts in the conversion's work folder.
+
+    Several processes fill it, on one machine or on many that share the folder: each group of classes is locked by the
+    one that is at it, and a lock goes with its process. One process leads: it alone writes the output.
+    """
+
+    job = "conversion"
+
+    def __init__(self, output: Path, digest: str, *, leads: bool = True, stays: bool = True) -> None:
+        """
+        Args:
+            output: of the conversion.
+            digest: of everything that decides the result.
+            leads: whether this process is to write the output.
+            stays: whether it waits for what others are at, to do it if they do not.
+        """
+        super().__init__(output, digest)
+        self.leads, self.stays = leads, stays
+        self._held: dict[int, filelock.FileLock] = {}
+
+    def __enter__(self) -> Self:
+        if not self.leads:
+            self.make()
+        elif not self.take():
+            raise InputError(
+                f"another {self.job} into {self._output} is running. Wait for it, or give another -o; several "
+                "that work together are started with --processes or --share."
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lock in self._held.values():
+            lock.release()
+        super().__exit__(kind, error, trace)
+
+    def free(self, groups: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Those of the groups that are unfinished and with no other process; each is locked until `done`.
+
+        Raises:
+            FinishedElsewhere: another process wrote the output and cleared up.
+        """
+        for group in groups:
+            if not self.folder.is_dir():
+                raise FinishedElsewhere(self._output)
+            if self.missing([group]) and self._lock_group(group):
+                if self.missing([group]):  # nobody finished it in between
+                    yield group
+                else:
+                    self.done(group)
+
+    def done(self, group: Sequence[int]) -> None:
+        """A group is finished."""
+        self._held.pop(group[0]).release()
+
+    def wait(self) -> bool:
+        """Look again a little later, unless those that are at the rest can be left alone with it."""
+        if self.stays:
+            time.sleep(LOOK_EVERY)
+        return self.stays
+
+    def missing(self, groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+        """Groups with an unfinished class."""
+        return [group for group in groups if any(c not in self for c in group)]
+
+    def _lock_group(self, group: Sequence[int]) -> bool:
+        lock = filelock.FileLock(self._path(group[0]).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return False
+        except FileNotFoundError as failure:
+            raise FinishedElsewhere(self._output) from failure
+        self._held[group[0]] = lock
+        for c in group:  # left by a process that was killed while writing
+            for path in self.folder.glob(f".{self._path(c).name}.*.part"):
+                path.unlink(missing_ok=True)
+        return True

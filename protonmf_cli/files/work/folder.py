@@ -11,11 +11,16 @@ from typing import Any, Self
 import filelock
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.atomic import write_atomically
 
 
 def digest_of_facts(facts: Mapping[str, Any]) -> str:
     """sha256 of everything that decides a job's result, in any order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+SHOWN = 32
+"""Longest value of a fact that is told; of digests and the like it is told that they differ."""
 
 
 class WorkFolder:
@@ -35,23 +40,66 @@ class WorkFolder:
         self._output = output
 
     def __enter__(self) -> Self:
-        try:
-            self._lock.acquire(timeout=0)
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except filelock.Timeout as failure:
-            raise InputError(
-                f"another {self.job} into {self._output} is running. Wait for it, or give another -o."
-            ) from failure
-        except OSError as failure:
-            self._lock.release()
-            raise InputError(f"{self.work} cannot be made: {failure.strerror or failure}.") from failure
+        if not self.take():
+            raise InputError(f"another {self.job} into {self._output} is running. Wait for it, or give another -o.")
         for path in self.folder.glob("*.part"):  # left by a process that was killed while writing
             path.unlink(missing_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock.is_locked:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def take(self) -> bool:
+        """Take the right to write the output, and make the folder; False where another process has it.
+
+        Raises:
+            InputError: the folder cannot be made.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+            self.make()
+        except filelock.Timeout:
+            return False
+        except OSError as failure:
+            raise self._refusal(failure) from failure
+        return True
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            self._lock.release()
+            raise self._refusal(failure) from failure
+
+    def _refusal(self, failure: OSError) -> InputError:
+        return InputError(f"{self.work} cannot be made: {failure.strerror or failure}.")
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Write down what decides the result, so that another run can tell what differs."""
+        write_atomically(self.folder / "facts.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+
+    def differences(self, facts: Mapping[str, Any]) -> dict[Path, list[str]]:
+        """Other unfinished runs with this output, and what they were asked for instead."""
+        found = {}
+        for folder in self.others():
+            try:
+                theirs = json.loads((folder / "facts.json").read_text())
+            except (OSError, ValueError):
+                continue
+            ours = json.loads(json.dumps(facts))
+            found[folder] = [
+                f"{key} {theirs.get(key)} instead of {value}" if len(str(value)) <= SHOWN else f"other {key}"
+                for key, value in ours.items()
+                if theirs.get(key) != value
+            ]
+        return found
 
     def discard(self) -> None:
         """Remove this job's files, once its result is safe."""

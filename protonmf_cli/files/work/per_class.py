@@ -50,9 +50,17 @@ class ClassFiles(MutableMapping[int, Item]):
         return self.unpack(class_index, tensors, facts)
 
     def __setitem__(self, class_index: int, item: Item) -> None:
+        self.put(class_index, self.content(item))
+
+    def content(self, item: Item) -> bytes:
+        """The file of an item."""
         tensors, facts = self.pack(item)
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        content = safetensors.torch.save(whole, metadata={self.key: json.dumps(facts, sort_keys=True)})
+        content: bytes = safetensors.torch.save(whole, metadata={self.key: json.dumps(facts, sort_keys=True)})
+        return content
+
+    def put(self, class_index: int, content: bytes) -> None:
+        """Store what `content` made, here or in another process."""
         write_atomically(self._path(class_index), content)
 
     def __delitem__(self, class_index: int) -> None:

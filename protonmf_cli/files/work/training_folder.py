@@ -1,8 +1,6 @@
 """The state of a training run on disk, whole after every step."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -19,25 +17,6 @@ class TrainingFolder(WorkFolder):
     """Work folder of a training run; it also says what the run was asked for."""
 
     job = "training"
-
-    def describe(self, facts: dict[str, Any]) -> None:
-        """Write down what decides the result, so that another run can tell what differs."""
-        write_atomically(self.folder / "facts.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-
-    def differences(self, facts: dict[str, Any]) -> dict[Path, list[str]]:
-        """Other unfinished runs with this output, and what they were asked for instead."""
-        found = {}
-        for folder in self.others():
-            try:
-                theirs = json.loads((folder / "facts.json").read_text())
-            except (OSError, ValueError):
-                continue
-            found[folder] = [
-                f"{key} {theirs.get(key)} instead of {value}"
-                for key, value in facts.items()
-                if theirs.get(key) != value
-            ]
-        return found
 
     def save(self, state: TrainingState) -> None:
         """Replace the stored state."""

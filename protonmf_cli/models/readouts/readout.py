@@ -32,6 +32,8 @@ ROUNDING_WARNING = 3e-5
 """Relative difference in float32 that is normal."""
 ROUNDING_LIMIT = 1e-4
 """Relative difference in float32 above which a conversion stops."""
+HALF_LIMIT = 0.25
+"""The same in bfloat16, which rounds at the third digit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +139,14 @@ def spread(logits: Tensor) -> float:
     A few logits (one class, or one image of two classes) may lie as near to each other as chance has it, but are
     rounded as numbers of their size.
     """
+    return float(spread_of(logits))
+
+
+def spread_of(logits: Tensor) -> Tensor:
+    """`spread`, left on the logits' device."""
     whole = logits.double() if logits.device.type != "mps" else logits
-    size = float(whole.square().mean().sqrt())
-    return max(float(whole.std(correction=0)), SMALLEST_SPREAD * size, torch.finfo(logits.dtype).tiny)
+    least = SMALLEST_SPREAD * whole.square().mean().sqrt()
+    return torch.maximum(whole.std(correction=0), least).clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from protonmf_cli.jobs.conversion import Conversion, ConversionPlan
+    from protonmf_cli.jobs.conversion import Conversion, ConversionPlan, ConvertedShare
 
 LISTS = ("stability", "curves", "alike")
 """Figures with one entry per prototype or class: `inspect --json` has them."""
@@ -32,6 +32,18 @@ def conversion_json(conversion: "Conversion") -> dict[str, Any]:
         **{name: value for name, value in conversion.figures.as_json().items() if name not in LISTS},
         "stability": median_of(conversion.figures.stability),
         "seconds": dict(conversion.seconds),
+    }
+
+
+def share_json(share: "ConvertedShare") -> dict[str, Any]:
+    """`protonmf.share/1`: a share that is done, and which classes the others have not finished."""
+    return {
+        "schema": "protonmf.share/1",
+        "output": str(share.output),
+        "share": share.share.number,
+        "shares": share.share.shares,
+        "classes_finished": share.finished,
+        "classes_missing": list(share.missing),
     }
 
 

@@ -22,6 +22,25 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     ]
 
 
+MISSING = 8
+"""Classes that a share names as missing."""
+
+
+def share_lines(share: Mapping[str, Any]) -> list[str]:
+    """What a share did and what is missing; `share` of `share_json`."""
+    missing, whole = share["classes_missing"], share["classes_finished"] + len(share["classes_missing"])
+    headline = f"share {share['share']} of {share['shares']} is done: {share['classes_finished']} of {whole} classes are finished"
+    if not missing:
+        return [headline, f"another process writes {share['output']}"]
+    names = ", ".join(missing[:MISSING]) + (f" and {len(missing) - MISSING} more" if len(missing) > MISSING else "")
+    return [
+        headline,
+        f"missing: {names}",
+        f"The share that finishes the last of them writes {share['output']}. Where a share never comes, the same command "
+        "without --share does what is missing.",
+    ]
+
+
 def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
     """The finished conversion in a few lines, a headline first; `summary` of `conversion_json`."""
     readout, seconds = summary["readout"], summary["seconds"]

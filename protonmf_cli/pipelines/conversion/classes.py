@@ -1,10 +1,11 @@
 """Black box to prototypes, class by class: read, factorise, keep the strongest patches (ProtoNMF, eq. 1-3)."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from protonmf_cli.maths.scoring import peak_box, strongest_images
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart, ClassReading, PartExamples
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.readouts.readout import ROUNDING_LIMIT, ROUNDING_WARNING
-from protonmf_cli.options import ConversionOptions
+from protonmf_cli.models.readouts.readout import HALF_LIMIT, ROUNDING_LIMIT, ROUNDING_WARNING
+from protonmf_cli.options import ConversionOptions, Share
 from protonmf_cli.pipelines.conversion.factorisation import ClassFactors, choose_number, factorise_readings
-from protonmf_cli.pipelines.conversion.rows import factorised_rows, read_class
+from protonmf_cli.pipelines.conversion.rows import Store, factorised_rows, images_that_fit, read_class
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 SAMPLED_IMAGES = 8
@@ -31,10 +32,40 @@ class ConversionImages:
 
     counts: Mapping[int, int]
     """class -> image files"""
-    open: Callable[[Sequence[int]], Iterator[ImageBatch]]
-    """Batches of the given classes, class after class in that order, none across a class."""
+    open: Callable[[Iterable[int]], Iterator[ImageBatch]]
+    """Batches of the given classes, class after class in that order, none across a class; a class is asked for when
+    its first images are to be decoded."""
     encode: Callable[[Tensor], bytes]
     """A uint8 crop (channels, height, width) as a JPEG file."""
+    store: Store | None = None
+    """Where rows of a class go that is larger than `ConversionOptions.memory`; None: into memory all the same."""
+
+
+class Turns(Protocol):
+    """Who converts what, where several processes work on the same classes."""
+
+    def free(self, groups: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Those of the groups that nobody else is at, one after the other; each is this process's until `done`."""
+
+    def done(self, group: Sequence[int]) -> None:
+        """A group is finished."""
+
+    def wait(self) -> bool:
+        """All that is unfinished is with others: wait a little, or leave it to them (False)."""
+
+
+class Alone:
+    """All turns are this process's."""
+
+    def free(self, groups: Sequence[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """All of them."""
+        return iter(groups)
+
+    def done(self, group: Sequence[int]) -> None: ...
+
+    def wait(self) -> bool:
+        """There are no others."""
+        return False
 
 
 def convert_classes(
@@ -45,6 +76,8 @@ def convert_classes(
     progress: Progress = SILENT,
     *,
     known: MutableMapping[int, ClassReading] | None = None,
+    share: Share | None = None,
+    turns: Turns | None = None,
 ) -> dict[str, float]:
     """Factorise every class that is not yet in `finished` and put it there.
 
@@ -55,6 +88,8 @@ def convert_classes(
         backbone, images, options, progress: the job.
         finished: class -> part; takes the results.
         known: class -> what the network gave before; classes that are in it are not read again, others are put there.
+        share: which of the classes; all if None.
+        turns: who converts what; this process all of it if None.
 
     Returns:
         Seconds spent waiting for and running the network ("extract") and on factors and examples ("factorise").
@@ -64,52 +99,140 @@ def convert_classes(
         NotExactError: the rows' logits differ from the network's by more than rounding.
     """
     check_counts(backbone, images.counts, options)
-    missing = [group for group in _groups(images.counts, options.group) if any(c not in finished for c in group)]
-    order = [c for group in missing for c in group]
-    progress.stage("reading and factorising", sum(images.counts[c] for c in order))
-    readings = read_classes(backbone, images, order, progress, known=known)
+    turns, groups = Alone() if turns is None else turns, (share or Share()).part(groups_of(images.counts, options.group))
+    missing = _unfinished(groups, finished)
+    progress.stage("reading and factorising", sum(images.counts[c] for group in missing for c in group))
     seconds = {"extract": 0.0, "factorise": 0.0}
-    for group in missing:
+    while missing:
+        own = _convert_free(backbone, images, options, finished, progress, known, missing, turns, seconds)
+        left = _unfinished(missing, finished)
+        others = [group for group in missing if group not in left and group not in own]
+        progress.advance(sum(images.counts[c] for group in others for c in group))
+        missing = left
+        if missing and not own and not turns.wait():
+            break
+    return seconds
+
+
+def _unfinished(groups: Sequence[Sequence[int]], finished: Mapping[int, ClassPart]) -> list[Sequence[int]]:
+    return [group for group in groups if any(c not in finished for c in group)]
+
+
+def _convert_free(
+    backbone: Backbone,
+    images: ConversionImages,
+    options: ConversionOptions,
+    finished: MutableMapping[int, ClassPart],
+    progress: Progress,
+    known: MutableMapping[int, ClassReading] | None,
+    missing: Sequence[Sequence[int]],
+    turns: Turns,
+    seconds: dict[str, float],
+) -> list[Sequence[int]]:
+    """Convert what nobody else is at; the groups."""
+    taken: deque[Sequence[int]] = deque()
+
+    def order() -> Iterator[int]:
+        for group in turns.free(missing):
+            taken.append(group)
+            yield from group
+
+    readings = read_classes(backbone, images, order(), progress, options=options, known=known)
+    own: list[Sequence[int]] = []
+    while True:
         start = time.monotonic()
-        found = [next(readings) for _ in group]
+        first = next(readings, None)
+        if first is None:
+            return own
+        group = taken.popleft()
+        found = [first, *islice(readings, len(group) - 1)]
         middle = time.monotonic()
         for part in factorise_classes(backbone, found, options, images.encode):
             finished[part.class_index] = part
+        turns.done(group)
+        own.append(group)
         seconds["extract"] += middle - start
         seconds["factorise"] += time.monotonic() - middle
-    return seconds
 
 
 def read_classes(
     backbone: Backbone,
     images: ConversionImages,
-    order: Sequence[int],
+    order: Iterable[int],
     progress: Progress = SILENT,
     *,
+    options: ConversionOptions,
     known: MutableMapping[int, ClassReading] | None = None,
 ) -> Iterator[ClassReading]:
     """Read class after class, from `known` where it has them.
 
+    Args:
+        backbone, images, progress, known: as in `convert_classes`.
+        order: classes, asked for one by one a little ahead of their turn.
+        options: of which the memory counts.
+
     Raises:
         NotExactError: the rows' logits differ from the network's by more than rounding.
     """
-    fresh = [c for c in order if known is None or c not in known]
-    stream = groupby(images.open(fresh), key=lambda batch: batch.class_index) if fresh else iter(())
+    fitting, queue = images_that_fit(backbone, options.memory), _Queue(order, known)
+    stream = groupby(images.open(queue.unread()), key=lambda batch: batch.class_index)
     warned = False
-    for wanted in order:
-        if known is not None and wanted not in fresh:
+    for wanted in queue:
+        large = images.counts[wanted] > fitting
+        if known is not None and wanted in known:
+            reading = _placed(known[wanted], backbone, large)
             progress.advance(images.counts[wanted])
-            reading = known[wanted]
-            reading = replace(reading, rows=reading.rows.to(backbone.device))
         else:
             found, batches = next(stream)
             if found != wanted:
                 raise RuntimeError(f"images of class {found} arrived where class {wanted} was due")
-            reading = read_class(backbone, batches, images.counts[wanted], progress)
+            reading = read_class(backbone, batches, images.counts[wanted], progress, images.store if large else None)
         warned = _check_rounding(reading, backbone, warned, progress)
-        if known is not None and wanted in fresh:
+        if known is not None and wanted not in known:
             known[wanted] = reading
         yield reading
+
+
+class _Queue:
+    """Classes in their order, a little ahead of which their images are decoded."""
+
+    def __init__(self, order: Iterable[int], known: Container[int] | None) -> None:
+        self._order, self._known = iter(order), known or ()
+        self._coming: deque[int] = deque()
+        self._due: deque[int] = deque()
+
+    def __iter__(self) -> Iterator[int]:
+        """Every class, when its turn has come."""
+        while True:
+            if self._coming:
+                yield self._coming.popleft()
+                continue
+            c = next(self._order, None)
+            if c is None:
+                return
+            if c not in self._known:
+                self._due.append(c)
+            yield c
+
+    def unread(self) -> Iterator[int]:
+        """Classes to decode: the one whose turn it is, then those that come, as far as this is asked."""
+        while True:
+            if self._due:
+                yield self._due.popleft()
+                continue
+            c = next(self._order, None)
+            if c is None:
+                return
+            self._coming.append(c)
+            if c not in self._known:
+                yield c
+
+
+def _placed(reading: ClassReading, backbone: Backbone, large: bool) -> ClassReading:
+    """A reading from before, in memory unless it is large."""
+    if large:
+        return replace(reading, rows=reading.rows.to(backbone.device))
+    return replace(reading, rows=reading.rows[:].to(backbone.device), crops=reading.crops[:])
 
 
 def check_counts(backbone: Backbone, counts: Mapping[int, int], options: ConversionOptions) -> None:
@@ -129,8 +252,8 @@ def factorise_classes(
     """Prototypes of a group of classes that were just read."""
     readable = [reading for reading in readings if len(reading.images)]
     for reading in readable:
-        rows = len(reading.rows.flatten(0, 1))
-        _check_rank(backbone, reading.class_index, rows, reading.rows.shape[2], options.prototypes or 1)
+        images, rows, width = reading.rows.shape
+        _check_rank(backbone, reading.class_index, images * rows, width, options.prototypes or 1)
     if options.prototypes is None:
         vectors = backbone.readout.vectors
         found = [choose_number(reading, vectors[reading.class_index], options) for reading in readable]
@@ -150,9 +273,7 @@ def _part(
     figures: dict[str, Any] = dict(reading.figures)
     factors = None if found is None else found.factors
     if found is not None and factors is not None:
-        seen = reading.rows.clamp_min(0) if options.reconstruction == "paper" else reading.rows
-        size = float(seen.square().sum(dtype=torch.float64))
-        figures |= {"squared_norm": size, "squared_error": factors.error * size}
+        figures |= {"squared_norm": factors.size, "squared_error": factors.error * factors.size}
         figures |= {"iterations": factors.iterations, "converged": factors.converged, "curve": list(found.curve)}
     return ClassPart(
         class_index=reading.class_index,
@@ -202,7 +323,7 @@ def _examples(
         box=box,
         map=maps,
         image=position.reshape(chosen.shape),
-        crops=tuple(encode(reading.crops[image]) for image in used.tolist()),
+        crops=tuple(encode(crop) for crop in reading.crops[used]),
         sources=tuple(reading.images[image] for image in used.tolist()),
     )
 
@@ -213,7 +334,7 @@ def _drawn(count: int, wanted: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[:wanted].sort().values
 
 
-def _groups(counts: Mapping[int, int], size: int) -> list[list[int]]:
+def groups_of(counts: Mapping[int, int], size: int) -> list[list[int]]:
     """Fixed groups of classes; of similar size when several are factorised at once."""
     order = sorted(counts) if size == 1 else sorted(counts, key=lambda c: (-counts[c], c))
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -230,14 +351,15 @@ def _check_rank(backbone: Backbone, class_index: int, rows: int, width: int, ran
 
 def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, progress: Progress) -> bool:
     difference = reading.figures["max_rel_difference"]
-    name = backbone.source.name
-    if not difference <= ROUNDING_LIMIT:
+    name, half = backbone.source.name, backbone.dtype == torch.bfloat16
+    limit = HALF_LIMIT if half else ROUNDING_LIMIT
+    if not difference <= limit:
         raise NotExactError(
             f"the logits of {name} differ from its rows' by {difference:.1e} of their spread, "
-            f"at most {ROUNDING_LIMIT:.0e} is allowed. The formula holds in float64 "
-            f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype float64."
+            f"at most {limit:.0e} is allowed. The formula holds in float64 "
+            f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype {'float32' if half else 'float64'}."
         )
-    if difference > ROUNDING_WARNING and not warned:
+    if difference > ROUNDING_WARNING and not warned and not half:
         progress.warn(
             f"the logits of {name} round off by {difference:.1e} of their spread (usual: up to {ROUNDING_WARNING:.0e})"
         )

@@ -1,17 +1,29 @@
 """From images of one class to its rows, with every figure that only the images can give."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.models.class_part import ClassReading
+from protonmf_cli.models.class_part import ClassReading, Pieces
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
-from protonmf_cli.models.readouts.readout import relative_difference
+from protonmf_cli.models.readouts.readout import spread_of
 from protonmf_cli.models.response import pooled_rows
 from protonmf_cli.pipelines.progress import Progress
+
+
+class Gathering(Pieces, Protocol):
+    """Pieces that grow."""
+
+    def append(self, part: Tensor) -> None:
+        """Further images (B, ...), after those that are there."""
+
+
+Store = Callable[[Sequence[int], torch.dtype, torch.device], Gathering]
+"""Opens a place outside memory for pieces of one shape and type, which are handed out on a device."""
 
 
 def factorised_rows(backbone: Backbone) -> int:
@@ -22,40 +34,66 @@ def factorised_rows(backbone: Backbone) -> int:
 def images_that_fit(backbone: Backbone, memory: int) -> int:
     """How many images of one class fit into `memory` bytes."""
     width = backbone.readout.width
-    # the rows, their split by sign and a balanced copy of that while they are factorised, and the pooled rows
-    one = 4 * (5 * factorised_rows(backbone) + 2) * width + math.prod(backbone.preprocessing.input_size)
-    return max(1, memory // one)
+    # the rows, what their factorisation holds of each of them, pooled rows as gathered and as written, and the crop
+    one = 4 * factorised_rows(backbone) * (width + FACTORISED) + 12 * 2 * width
+    return max(1, memory // (one + math.prod(backbone.preprocessing.input_size)))
 
 
-def read_class(backbone: Backbone, batches: Iterator[ImageBatch], images: int, progress: Progress) -> ClassReading:
+FACTORISED = 30
+"""Numbers that a factorisation holds for each row: its codes, and those of two halves of the images."""
+
+
+def read_class(
+    backbone: Backbone, batches: Iterator[ImageBatch], images: int, progress: Progress, store: Store | None = None
+) -> ClassReading:
     """Run the network over one class.
 
     Args:
         backbone: network and readout.
         batches: of this class alone, at least one.
-        images: files of the class, at least as many as readable images; the rows are allocated once.
+        images: files of the class, at least as many as readable images; memory is allocated once.
+        progress: advanced with every batch.
+        store: where rows and crops go; into memory if None.
     """
-    found = _Gathered(backbone, images)
+    found = _Gathered(backbone, images, store or _in_memory(images))
     for batch in batches:
         found.add(batch)
         progress.advance(len(batch.sources) + len(batch.skipped))
     return found.reading()
 
 
-class _Gathered:
-    """What the network gives for the batches of one class, gathered batch by batch."""
+class _Memory:
+    """Pieces in one tensor, whose room is taken when the first ones come."""
 
-    def __init__(self, backbone: Backbone, images: int) -> None:
-        self.backbone, self.images = backbone, images
-        self.class_index, self.count = -1, 0
-        self.rows: Tensor | None = None
-        self.pooled: list[Tensor] = []
+    def __init__(self, most: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        self.whole, self.count = torch.empty(most, *shape, dtype=dtype, device=device), 0
+
+    def append(self, part: Tensor) -> None:
+        self.whole[self.count : self.count + len(part)] = part
+        self.count += len(part)
+
+
+def _in_memory(most: int) -> Callable[..., _Memory]:
+    return lambda shape, dtype, device: _Memory(most, shape, dtype, device)
+
+
+class _Gathered:
+    """What the network gives for the batches of one class.
+
+    Nothing of a batch is looked at before the class ends, so that a device is never waited for in between.
+    """
+
+    def __init__(self, backbone: Backbone, images: int, store: Callable[..., Any]) -> None:
+        self.backbone, self.images, self.store = backbone, images, store
+        self.class_index = -1
+        self.rows: Any = None
+        self.pooled: Any = None
+        self.crops: Any = None
         self.predicted: list[Tensor] = []
-        self.crops: list[Tensor] = []
         self.sources: list[ImageSource] = []
         self.skipped: list[Skipped] = []
-        self.worst, self.worst_relative = 0.0, 0.0
-        self.negative, self.clipped, self.size = 0.0, 0.0, 0.0
+        self.differences: list[Tensor] = []
+        self.signs: list[Tensor] = []
 
     def add(self, batch: ImageBatch) -> None:
         """Read a batch, which may be empty."""
@@ -64,42 +102,62 @@ class _Gathered:
         if not len(batch.crops):
             return
         reading = self.backbone.read(batch.crops)
-        again = self.backbone.readout.logits(reading.rows)
-        self.worst = max(self.worst, float((again - reading.logits).abs().max()))
-        self.worst_relative = max(self.worst_relative, relative_difference(again, reading.logits))
-        self._keep(reading.rows[:, : factorised_rows(self.backbone)].float())
-        self.pooled.append(pooled_rows(reading.rows, self.backbone.readout.places or None).float().cpu())
-        self.predicted.append(reading.logits.argmax(dim=1).cpu())
-        self.crops.append(batch.crops)
-        self.sources += batch.sources
-
-    def _keep(self, part: Tensor) -> None:
-        if part.device.type == "mps":  # which has no float64 to add up in
-            part = part.cpu()
-        self.negative += float((part < 0).sum())
-        self.clipped += float(part.clamp_max(0).square().sum(dtype=torch.float64))
-        self.size += float(part.square().sum(dtype=torch.float64))
+        difference = (self.backbone.readout.logits(reading.rows) - reading.logits).abs().max()
+        self.differences.append(torch.stack([difference, difference / spread_of(reading.logits)]))
+        rows = reading.rows[:, : factorised_rows(self.backbone)].float()
+        pooled = pooled_rows(reading.rows, self.backbone.readout.places or None).float()
         if self.rows is None:
-            self.rows = part.new_empty(self.images, *part.shape[1:])
-        self.rows[self.count : self.count + len(part)] = part
-        self.count += len(part)
+            self.rows = self.store(rows.shape[1:], rows.dtype, rows.device)
+            self.crops = self.store(batch.crops.shape[1:], batch.crops.dtype, batch.crops.device)
+            self.pooled = _Memory(self.images, pooled.shape[1:], pooled.dtype, pooled.device)
+        self.signs.append(_signs(rows))
+        self.rows.append(rows)
+        self.crops.append(batch.crops)
+        self.pooled.append(pooled)
+        self.predicted.append(reading.logits.argmax(dim=1))
+        self.sources += batch.sources
 
     def reading(self) -> ClassReading:
         """All of it."""
         width, pixels = self.backbone.readout.width, self.backbone.preprocessing.input_size
-        rows = torch.empty(0, 1, width) if self.rows is None else self.rows[: self.count]
+        count = len(self.sources)
+        rows = _held(self.rows, torch.empty(0, 1, width))
         return ClassReading(
             class_index=self.class_index,
             rows=rows,
-            pooled=torch.cat(self.pooled) if self.pooled else torch.empty(0, 1, width),
-            predicted=torch.cat(self.predicted) if self.predicted else torch.empty(0, dtype=torch.int64),
-            crops=torch.cat(self.crops) if self.crops else torch.empty(0, *pixels, dtype=torch.uint8),
+            pooled=_held(self.pooled, torch.empty(0, 1, width)).cpu(),
+            predicted=torch.cat(self.predicted).cpu() if count else torch.empty(0, dtype=torch.int64),
+            crops=_held(self.crops, torch.empty(0, *pixels, dtype=torch.uint8)),
             images=tuple(self.sources),
             skipped=tuple(self.skipped),
-            figures={
-                "max_abs_difference": self.worst,
-                "max_rel_difference": self.worst_relative,
-                "negative_share": self.negative / rows.numel() if self.count else 0.0,
-                "clipped_share": self.clipped / self.size if self.size else 0.0,
-            },
+            figures=self._figures(math.prod(rows.shape)),
         )
+
+    def _figures(self, entries: int) -> dict[str, float]:
+        if not self.signs:
+            return dict.fromkeys(("max_abs_difference", "max_rel_difference", "negative_share", "clipped_share"), 0.0)
+        differences = torch.stack(self.differences).double().cpu().amax(dim=0).tolist()
+        negative, clipped, size = torch.stack(self.signs).double().cpu().sum(dim=0).tolist()
+        worst, relative = (value if math.isfinite(value) else math.inf for value in differences)
+        return {
+            "max_abs_difference": worst,
+            "max_rel_difference": relative,
+            "negative_share": negative / entries,
+            "clipped_share": clipped / size if size else 0.0,
+        }
+
+
+def _held(gathered: Any, nothing: Tensor) -> Any:
+    """What was gathered, without room that is left."""
+    if gathered is None:
+        return nothing
+    return gathered.whole[: gathered.count] if isinstance(gathered, _Memory) else gathered
+
+
+def _signs(rows: Tensor) -> Tensor:
+    """Entries of rows below zero, their squared size, and that of all."""
+    if rows.device.type == "mps":  # which has no float64 to add up in
+        rows = rows.cpu()
+    below = rows.clamp_max(0)
+    sizes = [torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in (below, rows)]
+    return torch.stack([below.count_nonzero().double(), *sizes])

@@ -41,7 +41,8 @@ def finished_by_count(
     plain = replace(options, examples=0, stability=False)
     parts: dict[int, dict[int, ClassPart]] = {count: {} for count in counts}
     for reading in readings:
-        most = min(reading.rows.flatten(0, 1).shape)
+        images, places, width = reading.rows.shape
+        most = min(images * places, width)
         for count, finished in parts.items():
             wanted = replace(plain, prototypes=min(count, most))
             finished[reading.class_index] = factorise_classes(backbone, [reading], wanted, _no_picture)[0]

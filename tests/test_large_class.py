@@ -1,0 +1,47 @@
+"""A class that is larger than `--memory`: as little memory, the same bytes."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+IMAGES, ROWS, CROP = 1200, 49 * 512 * 4, 3 * 224 * 224
+
+
+@pytest.fixture(scope="module")
+def images(shared, tmp_path_factory) -> Path:
+    """One class of small photographs."""
+    folder = tmp_path_factory.mktemp("large") / "data" / "one"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(shared / "data" / "cifar10_12k.zip") as archive:
+        names = [name for name in sorted(archive.namelist()) if "/train/" in f"/{name}" and name.endswith(".jpg")]
+        for number, name in enumerate(names[:IMAGES]):
+            (folder / f"{number:05d}.jpg").write_bytes(archive.read(name))
+    (folder.parent.parent / "map.csv").write_text("one,0\n")
+    return folder.parent
+
+
+def peak(shared: Path, images: Path, target: Path, *words: object) -> int:
+    """Largest resident bytes of a conversion."""
+    command = [
+        sys.executable, "-m", "protonmf_cli", "convert", f"local-dir:{shared}/models/resnet18.caltech24", "--data", images,
+        "--class-map", images.parent / "map.csv", "-p", 2, "-o", target, "-q", "--threads", 1, *words,
+    ]  # fmt: skip
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_memory_is_a_promise_and_changes_no_byte(shared, images, tmp_path):
+    streamed, whole = tmp_path / "streamed.safetensors", tmp_path / "whole.safetensors"
+    least = peak(shared, images, tmp_path / "few.safetensors", "--sample", 20)
+    memory = 32 * 2**20
+    assert memory < IMAGES * (ROWS + CROP) / 8
+    assert peak(shared, images, streamed, "--memory", memory / 2**30) - least < memory + 64 * 2**20
+    assert peak(shared, images, whole) - least > 0.8 * IMAGES * (ROWS + CROP)  # where all of it is in memory
+    assert streamed.read_bytes() == whole.read_bytes()
