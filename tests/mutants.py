@@ -53,13 +53,13 @@ MUTANTS = (
     ),
     Mutant(
         "ridge-counts-the-bias",
-        "carried = rows[:, 0] @ made.mT + head @ unplaced + offset",
-        "carried = rows[:, 0] @ made.mT + head @ unplaced",
+        "carried = rows[:, 0] @ made.mT + unplaced + offset",
+        "carried = rows[:, 0] @ made.mT + unplaced",
         (RIDGE_COUNTS,),
     ),
     Mutant(
         "ridge-counts-rows-without-a-place",
-        "carried = rows[:, 0] @ made.mT + head @ unplaced + offset",
+        "carried = rows[:, 0] @ made.mT + unplaced + offset",
         "carried = rows[:, 0] @ made.mT + offset",
         (RIDGE_COUNTS,),
     ),
@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "an-edit-takes-away",
-        "head = head - (1 - edit.factor) * torch.outer(",
-        "head = head + (1 - edit.factor) * torch.outer(",
+        "residual -= taken",
+        "residual += taken",
         (
             "tests/pipelines/test_amount_edits.py"
             "::test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype",
@@ -119,8 +119,8 @@ MUTANTS = (
     ),
     Mutant(
         "an-edit-leaves-rows-without-a-place",
-        "lost = (model.head_vectors() - edited.head_vectors()) @ mean",
-        "lost = (edited.head_vectors() - model.head_vectors()) @ mean",
+        "lost = (model.class_head(c).vector - edited.class_head(c).vector) @ mean",
+        "lost = (edited.class_head(c).vector - model.class_head(c).vector) @ mean",
         ("tests/pipelines/test_amount_edits.py::test_what_rows_without_a_place_add_on_average_stays",),
     ),
     Mutant(
@@ -131,8 +131,8 @@ MUTANTS = (
     ),
     Mutant(
         "train-and-val",
-        "if split in present:\n        return data / split",
-        "if split in present:\n        return data / present[0]",
+        "return data.child(present[split]), split",
+        "return data.child(next(iter(present.values()))), split",
         ("tests/files/test_datasets.py::test_splits",),
     ),
     Mutant(
@@ -289,8 +289,8 @@ MUTANTS = (
     ),
     Mutant(
         "an-image-is-left-out-of-its-class",
-        "left_out[c] = count / (count - 1)",
-        "left_out[c] = (count - 1) / count",
+        "left_out = class_index, count / (count - 1)",
+        "left_out = class_index, (count - 1) / count",
         ("tests/pipelines/test_unlikeness.py::test_each_training_image_is_left_out_of_its_own_class_s_mean",),
     ),
 )

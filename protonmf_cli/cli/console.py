@@ -6,11 +6,12 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 WIDTH_OF_A_PIPE = 120
 PLAIN_EVERY = 30.0
@@ -89,13 +90,15 @@ class Bars:
     """Progress of a job: bars on a terminal, a line now and then elsewhere."""
 
     def __init__(self, shown: Shown) -> None:
+        from rich import progress  # which no help needs
+
         self._shown = shown
         self._plain = shown.quiet or not shown.err.is_terminal
-        self._bars = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
             console=shown.err,
             transient=True,
             disable=self._plain,

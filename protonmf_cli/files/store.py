@@ -1,7 +1,7 @@
 """PrototypeModel <-> one .safetensors file; the only file that knows the format."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, ModelFileError
-from protonmf_cli.files.atomic import digest_of_tensors, write_atomically
+from protonmf_cli.files.atomic import digest_of_file, digest_of_tensors, write_atomically
 from protonmf_cli.models.amounts import LEVELS, UsualImages
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.card import Card, ReadoutFacts
@@ -20,11 +20,12 @@ from protonmf_cli.models.evidence import Amounts, Evidence, NearestPatch, Projec
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
+from protonmf_cli.models.readouts.stored import READOUT
 from protonmf_cli.models.soft_matching import Samples
 
-FORMAT = 2
+FORMAT = 3
 KEY = "protonmf"
-WEIGHTS = (BACKBONE, ADDON)
+WEIGHTS = (BACKBONE, ADDON, READOUT)
 """Prefixes of tensors that are no part of the decision itself."""
 
 LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
@@ -123,6 +124,8 @@ def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
     """Read and check a model file: format, names, dtypes, shapes, ranges, finite values, digest.
 
+    Numbers of the tensors are in memory only once they are used.
+
     Returns:
         The model, and the embedded backbone's weights by prefixed name, or None.
 
@@ -139,25 +142,34 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise ModelFileError(f"{path} is a safetensors file, but not a prototype model of protonmf.")
-            header = json.loads(metadata[KEY])
+            text = metadata[KEY]
+            header = json.loads(text)
             _check_format(path, header)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+        claimed = header.pop("payload_sha256", None)
+        with path.open("rb") as raw:  # a length and as many bytes of names and places come first
+            start = 8 + int.from_bytes(raw.read(8), "little")
+        digest, broken = digest_of_file(path, tensors, start, _without_digest(text, claimed))
     except (safetensors.SafetensorError, ValueError, OSError) as failure:
         raise ModelFileError(f"{path} is damaged or not a safetensors file: {failure}.") from failure
-    claimed = header.pop("payload_sha256", None)
-    if claimed != digest_of_tensors(tensors, _canonical(header)):
+    if claimed != digest:
         raise ModelFileError(
             f"{path} is damaged: its content does not match its checksum. Convert again or restore it."
         )
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)} or None
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(WEIGHTS)}
     try:
-        _check_layout(own)
+        _check_layout(own, broken)
         model = _model(own, header)
         _check_ranges(model)
     except (ValueError, KeyError, TypeError) as failure:
         raise ModelFileError(f"{path} is not a valid prototype model: {failure}.") from failure
     return model, weights
+
+
+def _without_digest(text: str, digest: object) -> str:
+    """The header of a file as it was when its digest was taken: the same text without that."""
+    return text.replace(f'"payload_sha256":{json.dumps(digest)},', "", 1)
 
 
 def _tensors(model: PrototypeModel) -> dict[str, Tensor]:
@@ -310,7 +322,7 @@ def _check_format(path: Path, header: Any) -> None:
         raise ModelFileError(f"{path} has format {number}, this protonmf reads up to {FORMAT}: upgrade protonmf.")
 
 
-def _check_layout(tensors: Mapping[str, Tensor]) -> None:
+def _check_layout(tensors: Mapping[str, Tensor], broken: Collection[str]) -> None:
     missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
@@ -328,7 +340,7 @@ def _check_layout(tensors: Mapping[str, Tensor]) -> None:
         for size, axis in zip(tensor.shape, shape, strict=True):
             if sizes.setdefault(axis, size) != size:
                 raise ValueError(f"{name} has size {size} along {axis}, expected {sizes[axis]}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if name in broken:
             raise ValueError(f"{name} holds NaN or infinite numbers")
 
 
@@ -358,8 +370,8 @@ def _check_ranges(model: PrototypeModel) -> None:
 
 
 def _check_images(model: PrototypeModel, images: UsualImages) -> None:
-    classes = model.active_classes.tolist()
-    if len(images.mean) != len(classes) or len(images.covariance) != sum(len(model.entries(c)) ** 2 for c in classes):
+    sizes = model.ledger[1].diff()[model.active_classes]
+    if len(images.mean) != len(sizes) or len(images.covariance) != int(sizes.square().sum()):
         raise ValueError("image_mean or image_covariance do not fit the classes and their connections")
     if bool((images.distances.diff(dim=1) < 0).any()) or not bool((images.distances[:, -1] > 0).any()):
         raise ValueError("image_distance does not rise")

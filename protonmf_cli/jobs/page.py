@@ -12,8 +12,8 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.atomic import check_writable, write_atomically
-from protonmf_cli.files.images.datasets import images_below
 from protonmf_cli.files.images.reader import ImageFile, crop_of_jpeg
+from protonmf_cli.files.images.sources.local import images_below
 from protonmf_cli.files.page_folder import INDEX, check_folder, write_folder
 from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.images import images_of_model
@@ -110,7 +110,7 @@ def _written(
     if files and not content.cases:
         first = content.unreadable[0]
         raise InputError(f"none of the {len(files)} images could be read, e.g. {first.path} {first.reason}.")
-    nameless = any(not isinstance(file.path, Path) or file.box is not None for file in files)
+    nameless = any(file.local is None or file.box is not None for file in files)
     page = drawn_page(loaded, content, interpretation, options, nameless=nameless)
     write_page(target.path, page, progress, folder=options.folder)
     for skip in content.unreadable[:5]:
@@ -187,7 +187,7 @@ def _labelled(loaded: Loaded, words: ImageWords, options: PageOptions, progress:
         progress.note(note)
     # a command must find the file again: folders are given with their path
     files = found.of(found.files)
-    return [replace(file, name=str(file.path)) if isinstance(file.path, Path) else file for file in files]
+    return [file if file.local is None else replace(file, name=str(file.local)) for file in files]
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:

@@ -116,31 +116,60 @@ def nearest_rows(vectors: Tensor, among: Tensor, count: int, *, chunk: int = 102
     [[1], [0], [1]]
     """
     unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    others = unit if len(among) == len(unit) else unit[among]
     chosen: list[list[int]] = []
     for start in range(0, len(unit), chunk):
-        cosine = unit[start : start + chunk] @ unit[among].mT
+        cosine = unit[start : start + chunk] @ others.mT
         own = torch.arange(start, start + len(cosine))[:, None] == among
-        order = cosine.masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        for row, itself in zip(order, own.any(dim=1).tolist(), strict=True):
-            wanted = min(count, len(among) - itself)
-            chosen.append(among[row[:wanted]].tolist())
+        cosine.masked_fill_(own, -torch.inf)
+        least = cosine.topk(min(count, len(among)), dim=1).values[:, -1:]
+        row, place = (cosine >= least).nonzero(as_tuple=True)  # more than are wanted where several are equal
+        order = cosine[row, place].argsort(descending=True, stable=True)
+        order = order[row[order].argsort(stable=True)]
+        found = among[place[order]].split(torch.bincount(row, minlength=len(cosine)).tolist())
+        wanted = (len(among) - own.sum(dim=1)).clamp_max(count).tolist()
+        chosen += [each[:number].tolist() for each, number in zip(found, wanted, strict=True)]
     return chosen
 
 
-def near_duplicates(prototypes: Tensor, least: float, *, chunk: int = 1024) -> list[tuple[int, int, float]]:
-    """Pairs of prototypes (P, D) whose cosine is at least `least`, the most alike first.
+def near_duplicates(
+    prototypes: Tensor, least: float, most: int, *, chunk: int = 256
+) -> tuple[int, list[tuple[int, int, float]]]:
+    """How many pairs of prototypes (P, D) have a cosine of at least `least`, and the `most` most alike of them.
 
-    >>> near_duplicates(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), 0.95)
-    [(0, 2, 1.0)]
+    >>> near_duplicates(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), 0.95, 1)
+    (1, [(0, 2, 1.0)])
     """
-    unit = torch.nn.functional.normalize(prototypes.double(), dim=1)
-    found: list[tuple[int, int, float]] = []
+    unit = torch.nn.functional.normalize(prototypes.float(), dim=1)
+    count, found = 0, list[tuple[int, int, float]]()
     for start in range(0, len(unit), chunk):
-        cosine = unit[start : start + chunk] @ unit.mT
-        for row, column in (cosine >= least).nonzero().tolist():
-            if start + row < column:
-                found.append((start + row, column, float(cosine[row, column])))
-    return sorted(found, key=lambda pair: -pair[2])
+        cosine = (unit[start : start + chunk] @ unit[start:].mT).triu_(diagonal=1)
+        pairs = (cosine >= least - ROUNDED).nonzero()
+        value = cosine[pairs[:, 0], pairs[:, 1]]
+        near = value < least + ROUNDED
+        alike = ~near
+        alike[near] = _cosines(prototypes, start + pairs[near]) >= least
+        pairs, value = start + pairs[alike], value[alike]
+        count += len(pairs)
+        best = pairs[value.argsort(descending=True, stable=True)[:most]]
+        found += [(i, j, c) for (i, j), c in zip(best.tolist(), _cosines(prototypes, best).tolist(), strict=True)]
+        found = sorted(found, key=lambda pair: -pair[2])[:most]
+    return count, found
+
+
+ROUNDED = 1e-5
+"""By how much a cosine in float32 may be off."""
+PAIRS = 1024
+"""Pairs of vectors whose cosines are taken at once."""
+
+
+def _cosines(vectors: Tensor, pairs: Tensor) -> Tensor:
+    """(n,) float64 cosines of pairs (n, 2) of vectors (P, D)."""
+    found = []
+    for some in pairs.split(PAIRS):
+        first, second = vectors[some].double().unbind(dim=1)
+        found.append(torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-300))
+    return torch.cat(found)
 
 
 def quantiles_of(values: Tensor, shares: Sequence[float]) -> Tensor:

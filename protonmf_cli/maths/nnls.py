@@ -1,7 +1,7 @@
 """Non-negative least squares for many rows and few unknowns."""
 
 import numpy as np
-import scipy.optimize
+import scipy
 import torch
 from torch import Tensor
 

@@ -1,7 +1,7 @@
 """From a coarse map over positions to pixels: up-sampling and the box around its peak."""
 
 import numpy as np
-import scipy.ndimage
+import scipy
 import torch
 from torch import Tensor
 

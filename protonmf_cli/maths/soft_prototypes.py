@@ -16,8 +16,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import scipy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -240,7 +240,9 @@ def refine(
         return _value(tried, matched, labels, penalty), torch.cat(parts).numpy()
 
     start = torch.cat([model.prototypes.flatten(), model.weights.flatten()] if joint else [model.prototypes.flatten()])
-    found = minimize(cost, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20})
+    found = scipy.optimize.minimize(
+        cost, start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20}
+    )
     refined = unpack(torch.as_tensor(found.x))
     weights, _ = fit_weights(matches(rows, refined.prototypes, refined.scale), labels, len(model.weights), penalty)
     tried = (replace(refined, weights=weights), refined, model)

@@ -1,6 +1,7 @@
 """What a model that reads amounts keeps beside its prototypes."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -33,7 +34,7 @@ class UsualImages:
     """(A, `LEVELS`) float32 quantiles of the distances of the class's training images, each left out of its class's
     mean; zeros where there was one image."""
 
-    @property
+    @cached_property
     def scale(self) -> tuple[float, float]:
         """Distance of the middle training image, and what one in twenty is above; zeros where none is at a distance."""
         known = self.distances[self.distances[:, -1] > 0].double().flatten()

@@ -1,5 +1,6 @@
 """The one noun that every producer makes and every consumer takes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -49,7 +50,15 @@ class Examples:
 
     def of(self, prototype: int) -> list[int]:
         """Numbers of the examples of one prototype."""
-        return (self.prototype == prototype).nonzero()[:, 0].tolist()
+        order, sorted_by = self._by_prototype
+        start, stop = torch.searchsorted(sorted_by, torch.tensor([prototype, prototype + 1])).tolist()
+        return order[start:stop].tolist()
+
+    @cached_property
+    def _by_prototype(self) -> tuple[Tensor, Tensor]:
+        """(M,) examples prototype after prototype, and (M,) whose they are."""
+        sorted_by, order = self.prototype.sort(stable=True)
+        return order, sorted_by
 
     def picture(self, example: int) -> bytes:
         """The JPEG file of one example's crop."""
@@ -68,6 +77,43 @@ class RowSpace:
     """Numbers of a row that are its own; wider rows are filled up with zeros."""
     grid: tuple[int, int] | None
     similarity: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassHead:
+    """The row of the head of one class in parts, in float64 on the CPU: V = sum_j w_j d_j + R, of s connections."""
+
+    entries: list[int]
+    """Connections, see `PrototypeModel.entries`."""
+    prototypes: list[int]
+    """Rows of `prototypes` that they stand on."""
+    weights: Tensor
+    """(s,) w"""
+    shares: Tensor
+    """(s,) of the residual."""
+    readers: Tensor
+    """(s, D) d, or b where evidence is a projection."""
+    residual: Tensor
+    """(D,) R"""
+    bias: float
+    intercept: float
+    uncarried: float
+    """Share of the residual that no augmented prototype carries."""
+
+    @property
+    def made(self) -> Tensor:
+        """(D,) the part that the prototypes make."""
+        return self.weights @ self.readers
+
+    @property
+    def vector(self) -> Tensor:
+        """(D,) V"""
+        return self.made + self.residual
+
+    @property
+    def augmented(self) -> Tensor:
+        """(s, D) readers with their share of the residual, see `PrototypeModel.augmented`."""
+        return augmented_basis(self.readers, self.weights, self.shares, self.residual)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,11 +200,12 @@ class PrototypeModel:
 
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class, in their order."""
-        return (self.owner == class_index).nonzero()[:, 0].tolist()
+        start, stop = torch.searchsorted(self.owner, self.owner.new_tensor([class_index, class_index + 1])).tolist()
+        return list(range(start, stop))
 
     def number(self, prototype: int) -> int:
         """Number of a prototype within its owner, as people see it: from 1."""
-        return int((self.owner[:prototype] == self.owner[prototype]).sum()) + 1
+        return prototype - int(torch.searchsorted(self.owner, self.owner[prototype])) + 1
 
     def stability(self, prototype: int) -> float | None:
         """Cosine of a prototype between two halves of its class's images; None where it was not measured."""
@@ -169,9 +216,8 @@ class PrototypeModel:
     def ledger(self) -> tuple[Tensor, Tensor]:
         """(E,) connections class by class, own prototypes first, then borrowed ones; (C + 1,) where classes begin."""
         prototype, class_index = self.weights.prototype.cpu(), self.weights.class_index.cpu()
-        order = prototype.argsort(stable=True)
-        for key in (self.owner.cpu()[prototype] != class_index, class_index):
-            order = order[key[order].argsort(stable=True)]
+        borrowed = (self.owner.cpu()[prototype] != class_index).long()
+        order = ((2 * class_index + borrowed) * len(self.prototypes) + prototype).argsort(stable=True)
         counts = torch.bincount(class_index, minlength=len(self.bias))
         return order, torch.nn.functional.pad(counts.cumsum(dim=0), (1, 0))
 
@@ -211,7 +257,23 @@ class PrototypeModel:
         assert self.amounts is not None
         return dual(self.basis(class_index).cpu(), self.amounts.ridge).mixing  # not every device has float64
 
-    @property
+    def class_head(self, class_index: int) -> ClassHead:
+        """What one class's logit is made of; costs no more where there are many classes."""
+        entries, weights = self.entries(class_index), self.weights
+        basis = self.basis(class_index).cpu().double()
+        return ClassHead(
+            entries=entries,
+            prototypes=weights.prototype[entries].tolist(),
+            weights=weights.value[entries].cpu().double(),
+            shares=weights.residual_share[entries].cpu().double(),
+            readers=basis if self.amounts is None else dual(basis, self.amounts.ridge).readers,
+            residual=self.residual[class_index].cpu().double(),
+            bias=float(self.bias[class_index]),
+            intercept=float(self.intercept[class_index]),
+            uncarried=float(self.uncarried[class_index]),
+        )
+
+    @cached_property
     def is_augmented(self) -> bool:
         """Whether the residual is shared out among prototypes."""
         return bool((self.weights.residual_share != 0).any())
@@ -233,15 +295,19 @@ class PrototypeModel:
     @cached_property
     def prototype_vectors(self) -> Tensor:
         """(C, D) the part of every head row that the prototypes make, sum_j w_cj d_j."""
-        if self.amounts is None:
-            return self.dense_weights.mT @ self.prototypes
         found = torch.zeros_like(self.residual)
-        entries = [self.entries(c) for c in range(len(self.bias))]
-        for classes, chosen in in_batches(entries, self.prototypes.shape[1]):
-            basis = self.prototypes[self.weights.prototype[chosen]]
-            mixing = dual(basis.cpu(), self.amounts.ridge).mixing.to(basis)
-            found[classes] = (self.weights.value[chosen][:, None] @ mixing @ basis)[:, 0]
+        for classes, chosen in self._batches():
+            found[classes] = (self.weights.value[chosen][:, None] @ self._readers_of(chosen))[:, 0]
         return found
+
+    def _batches(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Numbers of n classes with as many connections each, and (n, s) their connections."""
+        yield from in_batches([self.entries(c) for c in range(len(self.bias))], self.prototypes.shape[1])
+
+    def _readers_of(self, entries: Tensor) -> Tensor:
+        """(n, s, D) readers of the connections (n, s) of n classes."""
+        basis = self.prototypes[self.weights.prototype[entries]]
+        return basis if self.amounts is None else dual(basis.cpu(), self.amounts.ridge).mixing.to(basis) @ basis
 
     @cached_property
     def placed(self) -> int | None:
@@ -254,16 +320,44 @@ class PrototypeModel:
         weights = self.weights.value[self.entries(class_index)]
         return weights @ self.readers(class_index) + self.residual[class_index]
 
+    @cached_property
+    def _head(self) -> Tensor:
+        found = self.residual.to("cpu", torch.float64, copy=True)
+        for classes, chosen in self._batches():
+            basis = self.prototypes[self.weights.prototype[chosen]].cpu().double()
+            weights = self.weights.value[chosen].cpu().double()[:, None]
+            mixed = weights if self.amounts is None else weights @ dual(basis, self.amounts.ridge).mixing
+            found[classes] += (mixed @ basis)[:, 0]
+        return found
+
     def head_vectors(self) -> Tensor:
-        """(C, D) float64 head rows V_c = sum_j w_cj d_j + R_c, edits included."""
-        return self.exact.prototype_vectors + self.exact.residual
+        """(C, D) float64 head rows V_c = sum_j w_cj d_j + R_c on the CPU, edits included."""
+        return self._head
 
     def augmented_vectors(self) -> Tensor:
         """(C, D) head rows as sums of augmented prototypes; what nobody carries of a residual is added to them."""
         vectors = self.uncarried[:, None] * self.residual
-        for class_index in self.connected.nonzero()[:, 0].tolist():
-            vectors[class_index] += self.weights.value[self.entries(class_index)] @ self.augmented(class_index)
+        for classes, chosen in self._batches():
+            residual, weights = self.residual[classes][:, None], self.weights.value[chosen]
+            augmented = augmented_basis(
+                self._readers_of(chosen), weights, self.weights.residual_share[chosen], residual
+            )
+            vectors[classes] += (weights[:, None] @ augmented)[:, 0]
         return vectors
+
+    @property
+    def edited_classes(self) -> list[int] | None:
+        """Classes whose row of the head was edited, rising; None where any may have been."""
+        found = {int(edit.get("class_index", -1)) for edit in self.card.edits}
+        return None if self.card.refits or min(found, default=0) < 0 else sorted(found)
+
+    @cached_property
+    def mean_residual(self) -> Tensor:
+        """(D,) float64 mean of the residuals of the active classes."""
+        total = torch.zeros(self.residual.shape[1], dtype=torch.float64)
+        for some in self.active_classes.split(CLASSES_AT_ONCE):
+            total += self.residual[some].sum(dim=0, dtype=torch.float64).cpu()
+        return total / max(1, len(self.active_classes))
 
     @cached_property
     def active_classes(self) -> Tensor:
@@ -348,10 +442,12 @@ def model_of_head(
 
 
 def augmented_basis(basis: Tensor, weights: Tensor, shares: Tensor, residual: Tensor) -> Tensor:
-    """(s, D) b_j + (beta_j / a_j) R; a prototype of weight zero stays as it is (ProtoNMF, eq. 8)."""
+    """(..., s, D) b_j + (beta_j / a_j) R; a prototype of weight zero stays as it is (ProtoNMF, eq. 8)."""
     ratio = torch.where(weights != 0, shares.to(basis) / torch.where(weights != 0, weights, 1.0), 0.0)
-    return basis + ratio[:, None] * residual
+    return basis + ratio[..., None] * residual
 
 
+CLASSES_AT_ONCE = 1024
+"""Rows of a head that are added up at once."""
 ROUNDING = 1e-5
 """Shares of a residual add up to 1 in float32."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protonmf_cli.maths.similarity import SIMILARITIES, distances
 from protonmf_cli.models.evidence import Compared, NearestPatch, SoftMatch, Summed
-from protonmf_cli.models.prototype import PrototypeModel, RowSpace
+from protonmf_cli.models.prototype import ClassHead, PrototypeModel, RowSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +67,28 @@ def pooled_rows(rows: Tensor, placed: int | None) -> Tensor:
 
 def logit_parts(model: PrototypeModel, pooled: Tensor) -> LogitParts:
     """Split the logits of pooled rows (B, S, D), see `pooled_rows`."""
-    read, rest = pooled[:, 0], pooled[:, 1:].sum(dim=1)
-    prototypes, residual = read @ model.prototype_vectors.mT, read @ model.residual.mT - model.intercept
+    return _split(model, pooled, model.prototype_vectors, model.residual, model.bias, model.intercept)
+
+
+def parts_of_class(model: PrototypeModel, head: ClassHead, pooled: Tensor) -> LogitParts:
+    """Split the logit of one class, alone, of pooled rows (B, S, D) in float64: parts are (B, 1), the bias (1,)."""
+    bias, intercept = (torch.tensor([value], dtype=torch.float64) for value in (head.bias, head.intercept))
+    return _split(model, pooled, head.made[None], head.residual[None], bias, intercept)
+
+
+def _split(
+    model: PrototypeModel, pooled: Tensor, made: Tensor, left: Tensor, bias: Tensor, intercept: Tensor
+) -> LogitParts:
+    """Of some classes whose rows of the head are made + left, each (n, D)."""
+    if model.amounts is None:  # projections are of all rows
+        pooled = pooled.sum(dim=1, keepdim=True)
+    prototypes, residual = pooled[:, 0] @ made.mT, pooled[:, 0] @ left.mT - intercept
     if pooled.shape[1] == 1 or model.amounts is None:
-        return LogitParts(
-            prototypes=prototypes, residual=residual, unplaced=torch.zeros_like(residual),
-            bias=model.bias + model.intercept,
-        )  # fmt: skip
-    vectors = model.prototype_vectors + model.residual
-    mean = model.amounts.unplaced_mean
+        nothing = torch.zeros_like(residual)
+        return LogitParts(prototypes=prototypes, residual=residual, unplaced=nothing, bias=bias + intercept)
+    vectors, mean, rest = made + left, model.amounts.unplaced_mean.to(pooled), pooled[:, 1:].sum(dim=1)
     return LogitParts(
-        prototypes=prototypes, residual=residual, unplaced=(rest - mean) @ vectors.mT, bias=model.bias + vectors @ mean
+        prototypes=prototypes, residual=residual, unplaced=(rest - mean) @ vectors.mT, bias=bias + vectors @ mean
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import toys
@@ -86,17 +87,35 @@ def test_options_of_convert_stay_exact(toy, tmp_path, words):
     assert json.loads(out)["ledger_error"] < 1e-4
 
 
-def test_memory_limit_is_said(toy, tmp_path):
-    code, out, err = run(
-        "convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.0001"
-    )
-    assert code == 2  # below what the option takes
-    code, out, err = run(
-        "convert", toy.name, "--data", toy.data, "-o", tmp_path / "m.safetensors", "--json", "--memory", "0.001"
-    )
-    # a crop is 12 KB, and 16 rows of 96 numbers with their split by sign are 31 KB: 24 images fit in a thousandth
+def test_images_are_left_out_only_where_a_sample_is_asked_for(toy, converted, tmp_path, monkeypatch):
+    from protonmf_cli.pipelines.conversion import classes
+
+    words = ("convert", toy.name, "--data", toy.data, "-p", 2, "--near", 1, "--json", "-o")
+    assert run(*words, tmp_path / "no.safetensors", "--memory", "0.0001")[0] == 2  # below what the option takes
+    monkeypatch.setattr(classes, "images_that_fit", lambda *_: 3)  # rows of every class go to the disk
+    code, out, err = run(*words, tmp_path / "m.safetensors", "--memory", "0.001")
     assert code == 0, err
-    assert json.loads(out)["left_out"] == {}
+    assert json.loads(out)["left_out"] == {} and json.loads(out)["images"] == 30
+    assert (tmp_path / "m.safetensors").read_bytes() == converted.read_bytes()
+    code, out, err = run(*words, tmp_path / "few.safetensors", "--sample", 5)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["images"] == 20 and sum(found["left_out"].values()) == 10 and "10 images of 4 classes" in err
+
+
+def test_rows_in_bfloat16_give_nearly_the_same_prototypes_and_an_exact_file(toy, converted, tmp_path):
+    from protonmf_cli.files.store import load_model
+
+    target = toys.convert(toy, tmp_path / "m.safetensors", "--dtype", "bfloat16")
+    (ours, weights), (theirs, others) = load_model(target), load_model(converted)
+    near = torch.cosine_similarity(ours.prototypes, theirs.prototypes)
+    assert 0.98 < near.min() < 1
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+    assert 1e-4 < ours.card.readout.relative_difference < 0.25
+    code, out, err = run("explain", toy.image(), "--model", target, "--json")
+    assert code == 0 and json.loads(out)["ledger_error"] < 1e-4, err
+    code, _, err = run("explain", toy.image(), "--model", target, "--dtype", "bfloat16")
+    assert code == 2 and "bfloat16 is for the rows of a conversion" in err
 
 
 def test_explain_text_json_and_picture(toy, converted, tmp_path):
@@ -380,7 +399,7 @@ def test_inspect(converted, monkeypatch):
     own = [row for row in found["per_class"][0]["prototypes"] if row["owner_label"] == "blue things"]
     assert [row["prototype"] for row in own] == [1, 2]
     assert all(row["usual"][0] <= 1 <= row["usual"][1] for row in own)
-    assert found["format"] == 2
+    assert found["format"] == 3
     text = " ".join(run("inspect")[1].split())
     assert "evidence amounts, no ridge, condition at most" in text
     assert "cancellation" in text

@@ -878,7 +878,7 @@ def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
             images=None,
         ),
         examples=replace(model.examples, prototype=back[model.examples.prototype]),
-        card=replace(model.card, measured=replace(model.card.measured, stability=())),
+        card=replace(model.card, measured=replace(model.card.measured, stability=()), edits=({"class_index": 0},)),
     )
     save_model(tmp_path / "crowd.safetensors", crowd, weights)
     made(tmp_path / "crowd.safetensors", tmp_path / "crowd.html", "--images", toy.image(0))

@@ -1,6 +1,7 @@
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -8,10 +9,12 @@ import timm
 import torch
 
 import toys
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, UsageError
+from protonmf_cli.files.networks import backbones
 from protonmf_cli.files.networks.backbones import load_backbone, restore_backbone
 from protonmf_cli.files.networks.loading import BackboneRequest, complete_name
 from protonmf_cli.files.store import load_model, save_model
+from protonmf_cli.models.readouts.stored import PLAN
 
 
 @pytest.mark.parametrize(
@@ -172,3 +175,84 @@ def test_a_file_keeps_its_readout_when_a_better_one_is_known_now(toy, tmp_path):
     save_model(tmp_path / "auto.safetensors", replace(model, card=automatic), weights)
     explanation = load(tmp_path / "auto.safetensors").explain(toy.image(0))
     assert explanation.ledger_error < 1e-4 and explanation.residual_map is None
+
+
+def with_plan(weights, change):
+    """Weights of a file whose plan of the readout is changed."""
+    plan = json.loads(bytes(weights[PLAN].numpy()))
+    changed = json.dumps(change(plan) or plan).encode()
+    return weights | {PLAN: torch.frombuffer(bytearray(changed), dtype=torch.uint8)}
+
+
+@pytest.fixture
+def unprobed(monkeypatch):
+    """Nothing can be proved by running a network in float64."""
+
+    def probed(*_, **__):
+        raise AssertionError("the readout was probed")
+
+    monkeypatch.setattr(backbones, "probe_readout", probed)
+
+
+def test_a_readout_that_was_proved_at_writing_is_not_proved_again(converted, unprobed):
+    model, weights = load_model(converted)
+    backbone = restore_backbone(model, weights, True)
+    assert backbone.formula_difference == model.card.readout.formula_difference
+    again = backbone.weights()
+    assert set(again) == set(weights) and all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        lambda weights: {name: tensor for name, tensor in weights.items() if not name.startswith("readout.")},
+        lambda weights: with_plan(weights, lambda plan: plan["versions"].update(timm="1.0.20")),
+    ],
+)
+def test_a_readout_is_proved_anew_where_the_file_has_none_or_another_version_proved_it(converted, older, request):
+    model, weights = load_model(converted)
+    kept = restore_backbone(model, weights, True).readout
+    found = restore_backbone(model, older(weights), True).readout
+    assert (found.kind, found.grid) == (kept.kind, kept.grid)
+    assert torch.allclose(found.vectors, kept.vectors)
+    request.getfixturevalue("unprobed")
+    with pytest.raises(AssertionError, match="the readout was probed"):
+        restore_backbone(model, older(weights), True)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda plan: plan.pop("versions") and None,
+        lambda plan: plan["readout"].update(part="os.system"),
+        lambda plan: plan["readout"]["with"].update(vectors={"weight": "fc.wait", "shape": [4, 256]}),
+        lambda plan: plan.update(readout={"part": "Layout", "with": {"shape": [1], "channel_axis": 1}}),
+    ],
+)
+def test_what_is_no_readout_is_refused(converted, broken):
+    model, weights = load_model(converted)
+    with pytest.raises(ModelFileError, match="does not say how its network is read"):
+        restore_backbone(model, with_plan(weights, broken), True)
+
+
+def test_parts_that_do_not_add_up_to_the_network_s_logit_are_not_shown(converted, toy, tmp_path):
+    model, weights = load_model(converted)
+    target = tmp_path / "m.safetensors"
+    save_model(target, model, weights | {"backbone.fc.bias": weights["backbone.fc.bias"] + 1})
+    code, out, err = toys.run("explain", toy.image(0), "--model", target)
+    assert (code, out) == (4, "")
+    assert "differ by 1.0e+00 from the logit, which no rounding explains" in " ".join(err.split())
+
+
+@pytest.mark.parametrize("name", ["test_vit_relpos", "test_resnet"])
+def test_a_network_is_built_from_the_weights_of_its_file_alone(name):
+    """Also where it holds what no file does: indices of relative positions."""
+    torch.manual_seed(0)
+    backbone, _ = load_backbone(BackboneRequest(name=name, pretrained=False, model_args={"num_classes": 4}))
+    weights = backbone.network.state_dict()
+    unstored = set(dict(backbone.network.named_buffers())) - set(weights)
+    assert bool(unstored) == (name == "test_vit_relpos")
+    found = backbones._network_of(SimpleNamespace(source=backbone.source), weights)
+    pixels = torch.randn(1, *backbone.preprocessing.input_size)
+    with torch.no_grad():
+        assert torch.equal(found(pixels), backbone.network(pixels))

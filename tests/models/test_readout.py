@@ -12,6 +12,7 @@ from benchmarks.census import coloured_squares, draw_weights
 from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.models.readouts.readout import FORMULA_LIMIT, in_float64, relative_difference
+from protonmf_cli.models.readouts.stored import PLAN, restored_readout, stored_readout
 from protonmf_cli.pipelines.conversion.network_figures import quadrants_followed
 
 HEADS = [
@@ -126,6 +127,24 @@ def test_kind_grid_and_exactness(built_head, kind, grid):
         if reading.rows.shape[1] > 1:
             short = relative_difference(exact.logits(reading.rows[:, 1:]), reading.logits)
             assert short > 100 * FORMULA_LIMIT, "a readout that lacks a row passes"
+    stored = stored_readout(readout, built, difference)
+    again, known = restored_readout(stored, built)
+    assert known == difference
+    with in_float64(built), torch.no_grad():
+        found = again.to(dtype=torch.float64).read(built, pixels)
+        assert torch.equal(found.rows, reading.rows)
+        assert torch.equal(again.vectors, readout.vectors) and torch.equal(again.bias, readout.bias)
+
+
+def test_a_stored_readout_names_the_network_s_own_weights():
+    built, size = network("test_resnet", {})
+    readout, difference = probe_readout(built, size, "auto", "test_resnet")
+    stored = stored_readout(readout, built, difference)
+    assert sum(tensor.numel() for name, tensor in stored.items() if name != PLAN) == 2 * readout.places
+    with torch.no_grad():
+        built.fc.weight[0, 0] += 1
+    again, _ = restored_readout(stored, built)
+    assert float((again.vectors - readout.vectors)[0, 0]) == pytest.approx(1)
 
 
 def quadrants(built, readout, size: tuple[int, int]) -> int:

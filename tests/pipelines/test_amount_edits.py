@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_reconstruction import problem
+from test_reconstruction import problem, reconstructed
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import dual
@@ -16,7 +16,6 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import logit_parts, pooled_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import _no_examples
-from protonmf_cli.pipelines.conversion.reconstruction import reconstruct_heads
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import Answer
 from protonmf_cli.pipelines.explaining.intervention import (
@@ -33,7 +32,7 @@ PLACES = 2
 def model_of(*, unplaced=True, ridge=0.0, near=2, **size):
     vectors, bases, parts = problem(unplaced=unplaced, **size)
     bias = torch.arange(len(vectors), dtype=torch.float64)
-    heads = reconstruct_heads(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=near, ridge=ridge))
+    heads = reconstructed(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=near, ridge=ridge))
     card = Card(
         method="protonmf", similarity="dual", pooling="sum",
         readout=ReadoutFacts.read({"grid": [1, PLACES], "rows_per_image": PLACES + 1, "width": vectors.shape[1]}),
@@ -129,7 +128,7 @@ def test_an_edit_of_every_class_reads_the_part_along_directions_in_which_images_
         spread = torch.randn(30, 1, generator=torch.Generator().manual_seed(c))
         parts[c].pooled = (bases.prototypes[2 * c : 2 * c + 2].sum(dim=0) + spread * axis)[:, None]
     bias = torch.zeros(5, dtype=torch.float64)
-    heads = reconstruct_heads(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=2, ridge=0.0))
+    heads = reconstructed(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=2, ridge=0.0))
     readers = heads.amounts.edit_readers
     assert torch.allclose((readers * heads.prototypes).sum(dim=1), torch.ones(10), atol=1e-4)
     cosine = (torch.nn.functional.normalize(readers, dim=1) @ axis).abs()
@@ -143,7 +142,7 @@ def test_an_edit_of_every_class_reads_the_part_along_directions_in_which_images_
 
 def test_without_any_variation_an_edit_of_every_class_is_the_dual_s():
     vectors, bases, parts = problem(images=1, width=64)
-    heads = reconstruct_heads(
+    heads = reconstructed(
         vectors, torch.zeros(5).double(), bases, parts, ConversionOptions(prototypes=2, near=2, ridge=0.0)
     )
     assert torch.allclose(heads.amounts.edit_readers @ heads.prototypes.T, torch.eye(10), atol=1e-3)
@@ -216,8 +215,11 @@ def test_a_class_that_nothing_of_its_own_speaks_for_is_named():
 def test_two_classes_differ_by_weights_alone_and_the_rows_add_up():
     model, vectors, _ = model_of(near=1)
     rows = some_rows()[:1]
-    parts = logit_parts(model, pooled_rows(rows, PLACES))
-    answer = Answer(crop=torch.empty(0), rows=rows[0], logits=parts.logits[0], parts=parts, response=None)
+    read = pooled_rows(rows, PLACES)
+    parts = logit_parts(model, read)
+    answer = Answer(
+        crop=torch.empty(0), rows=rows[0].double(), read=read.double(), logits=parts.logits[0], response=None
+    )
     found = contrast_of(model, answer, 0, 3)
     assert found.difference == pytest.approx(float(parts.logits[0, 0] - parts.logits[0, 3]), abs=1e-5)
     ids = [row.prototype_id for row in found.rows]

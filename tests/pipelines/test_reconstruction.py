@@ -12,6 +12,7 @@ from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
 from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, split_by_sign
 from protonmf_cli.pipelines.conversion.reconstruction import Bases, connections_of, reconstruct_heads
+from protonmf_cli.pipelines.conversion.sums import sums_of
 
 AMOUNTS = ConversionOptions(prototypes=2, near=2, ridge=0.0)
 
@@ -30,14 +31,19 @@ def problem(classes=5, own=2, width=16, images=30, seed=0, unplaced=False):
         pooled = codes @ basis[owner == c] + 0.1 * torch.rand(images, width, generator=generator)
         rest = 3 + torch.rand(images, width, generator=generator)
         stacked = torch.stack([pooled, rest], dim=1) if unplaced else pooled[:, None]
-        parts[c] = SimpleNamespace(pooled=stacked, sample=pooled[:4, None] * torch.tensor([[0.75], [0.25]]))
+        sample = pooled[:4, None] * torch.tensor([[0.75], [0.25]])
+        parts[c] = SimpleNamespace(pooled=stacked, sample=sample, prototypes=basis[owner == c])
     return vectors, Bases(classes=list(range(classes)), prototypes=basis, owner=owner), parts
+
+
+def reconstructed(vectors, bias, bases, parts, options):
+    return reconstruct_heads(vectors, bias, bases, sums_of(parts), parts, options)
 
 
 def solve(options, **size):
     vectors, bases, parts = problem(**size)
     bias = torch.zeros(len(vectors), dtype=torch.float64)
-    return vectors, bases, parts, reconstruct_heads(vectors, bias, bases, parts, options)
+    return vectors, bases, parts, reconstructed(vectors, bias, bases, parts, options)
 
 
 def connections(found, c):
@@ -114,7 +120,7 @@ def test_what_is_weighed_along_is_chosen_by_the_head_alone():
 def test_a_class_without_images_has_rows_of_other_classes_and_its_logit_stays():
     vectors, bases, parts = problem()
     wide = torch.cat([vectors, torch.ones(1, 16, dtype=torch.float64)])
-    found = reconstruct_heads(wide, torch.zeros(6, dtype=torch.float64), bases, parts, AMOUNTS)
+    found = reconstructed(wide, torch.zeros(6, dtype=torch.float64), bases, parts, AMOUNTS)
     used, value = connections(found, 5)
     assert len(used) == 3 * 2  # one class more than the others are weighed along with
     assert torch.allclose(value @ dual(found.prototypes[used], 0.0).readers + found.residual[5], wide[5])
@@ -140,8 +146,9 @@ def cancelling(seed=0):
         vectors[c] = (first - 0.3 * second).double()
         codes = 10 + torch.rand(30, 2, generator=generator)
         parts[c] = SimpleNamespace(
-            pooled=(codes @ torch.stack([1.2 * first, second]))[:, None], sample=torch.zeros(2, 1, 16)
-        )
+            pooled=(codes @ torch.stack([1.2 * first, second]))[:, None], sample=torch.zeros(2, 1, 16),
+            prototypes=basis[2 * c : 2 * c + 2],
+        )  # fmt: skip
     return vectors, replace(bases, prototypes=basis), parts
 
 
@@ -151,11 +158,11 @@ def test_a_ridge_is_taken_only_where_rows_cancel_and_only_while_the_prototypes_c
     assert found.amounts.ridge == RIDGES[0]
     vectors, bases, parts = cancelling()
     bias = torch.zeros(5, dtype=torch.float64)
-    found = reconstruct_heads(vectors, bias, bases, parts, free)
+    found = reconstructed(vectors, bias, bases, parts, free)
     assert found.amounts.ridge > 0
 
     def judged(ridge):
-        made = reconstruct_heads(vectors, bias, bases, parts, replace(AMOUNTS, ridge=ridge))
+        made = reconstructed(vectors, bias, bases, parts, replace(AMOUNTS, ridge=ridge))
         cancelled, shares = [], []
         heads = torch.stack(
             [v @ dual(made.prototypes[u], ridge).readers for u, v in (connections(made, c) for c in range(5))]
@@ -180,23 +187,25 @@ def test_the_bias_and_what_all_images_have_without_a_place_count_as_carried_wher
     """Else classes that differ by them alone would seem to be decided by what is left."""
     vectors, bases, parts = cancelling()
     free, none = replace(AMOUNTS, ridge=None), torch.zeros(5, dtype=torch.float64)
-    ridge = reconstruct_heads(vectors, none, bases, parts, free).amounts.ridge
+    ridge = reconstructed(vectors, none, bases, parts, free).amounts.ridge
     assert ridge > 0
     bias = 1000 * torch.arange(-2.0, 3.0, dtype=torch.float64)
-    assert reconstruct_heads(vectors, bias, bases, parts, free).amounts.ridge >= ridge
+    assert reconstructed(vectors, bias, bases, parts, free).amounts.ridge >= ridge
     rest = (1000 * torch.randn(16, generator=torch.Generator().manual_seed(7))).expand(30, 1, 16)
     placeless = {
-        c: SimpleNamespace(pooled=torch.cat([part.pooled, rest], dim=1), sample=part.sample)
+        c: SimpleNamespace(
+            pooled=torch.cat([part.pooled, rest], dim=1), sample=part.sample, prototypes=part.prototypes
+        )
         for c, part in parts.items()
     }
-    assert reconstruct_heads(vectors, none, bases, placeless, free).amounts.ridge >= ridge
+    assert reconstructed(vectors, none, bases, placeless, free).amounts.ridge >= ridge
 
 
 def test_equal_prototypes_share_what_they_hold_and_are_named():
     vectors, bases, parts = problem()
     twins = bases.prototypes.clone()
     twins[1] = twins[0]
-    found = reconstruct_heads(
+    found = reconstructed(
         vectors, torch.zeros(5, dtype=torch.float64), replace(bases, prototypes=twins), parts, AMOUNTS
     )
     assert found.alike[0][:2] == (0, 1)
@@ -212,7 +221,7 @@ def test_prototypes_that_are_all_zero_have_no_amount():
     vectors, bases, parts = problem()
     gone = bases.prototypes.clone()
     gone[3] = 0
-    found = reconstruct_heads(
+    found = reconstructed(
         vectors, torch.zeros(5, dtype=torch.float64), replace(bases, prototypes=gone), parts, AMOUNTS
     )
     assert found.prototypes.isfinite().all()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,17 +12,18 @@ from test_amount_edits import model_of
 from protonmf_cli.models.amounts import LEVELS
 from protonmf_cli.models.response import logit_parts
 from protonmf_cli.models.results import Edit
-from protonmf_cli.pipelines.conversion.usual_images import with_usual_images
+from protonmf_cli.pipelines.conversion.sums import sums_of
+from protonmf_cli.pipelines.conversion.training_figures import TrainingFigures
+from protonmf_cli.pipelines.conversion.usual_images import usual_images, with_usual_images
 from protonmf_cli.pipelines.explaining.intervention import apply_edits
 from protonmf_cli.pipelines.explaining.unlikeness import REST_WEIGHT, SHRINKAGE, Unlikeness, UsualClass
-from protonmf_cli.pipelines.progress import SILENT
 
 
 @pytest.fixture(scope="module")
 def planted():
     """A model of five classes, and their training images."""
     model, parts = sure_model()
-    return with_usual_images(model, parts, SILENT), parts
+    return with_images(model, parts), parts
 
 
 def sure_model(**size):
@@ -32,6 +34,21 @@ def sure_model(**size):
     head = torch.linalg.solve(off.mT @ off / len(off), means.mT).mT
     bias = -(head * means).sum(dim=1) / 2
     return replace(model, residual=head - model.prototype_vectors, bias=bias), parts
+
+
+def with_images(model, parts):
+    """The model with what its training images are like, as the assembly looks at them."""
+    images = usual_images(model, sums_of(parts))
+    if images is None:
+        return model
+    readout = SimpleNamespace(vectors=model.head_vectors())
+    figures = TrainingFigures(model, SimpleNamespace(device=torch.device("cpu"), readout=readout), images)
+    levels = {}
+    for c, part in parts.items():
+        count = len(part.pooled)
+        seen = SimpleNamespace(**vars(part), images=range(count), predicted=torch.zeros(count))
+        levels[c] = figures.of(c, seen).levels
+    return with_usual_images(model, images, {c: each for c, each in levels.items() if each is not None})
 
 
 def pooled_of(parts, c):
@@ -195,20 +212,20 @@ def test_of_a_class_without_training_images_nobody_knows(planted):
 def test_one_image_of_a_class_says_nothing_of_its_own_and_none_of_any_class_says_nothing():
     model, parts = sure_model()
     parts[1].pooled = parts[1].pooled[:1]
-    found = with_usual_images(model, parts, SILENT)
+    found = with_images(model, parts)
     assert not found.amounts.images.distances[1].any()
     said = Unlikeness.of(found).of_image(pooled_of(parts, 1)[0, 0], surely(found, 1, 1)[0])
     assert said.share is None
     assert said.said.startswith(f"{said.score:.1f}, for class 1, of which this model has one training image")
     for part in parts.values():
         part.pooled = part.pooled[:1]
-    assert with_usual_images(model, parts, SILENT).amounts.images is None
+    assert with_images(model, parts).amounts.images is None
     assert Unlikeness.of(model) is None
 
 
 def test_parts_that_span_all_rows_leave_nothing():
     model, parts = sure_model(width=6)
-    found = with_usual_images(model, parts, SILENT)
+    found = with_images(model, parts)
     scores = Unlikeness.of(found).scores(pooled_of(parts, 0)[:, 0], surely(found, 0, 40))
     assert scores.isfinite().all() and float(scores.abs().max()) < 10
     assert Unlikeness.of(found).of_image(pooled_of(parts, 1)[0, 0], surely(found, 0, 1)[0]).rest < 0.1
@@ -238,4 +255,4 @@ def test_two_images_of_one_class_alone_are_at_one_distance_and_say_nothing():
     model, parts = sure_model()
     for c, part in parts.items():
         part.pooled = part.pooled[: 2 if c == 1 else 1]
-    assert with_usual_images(model, parts, SILENT).amounts.images is None
+    assert with_images(model, parts).amounts.images is None

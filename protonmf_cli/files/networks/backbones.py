@@ -1,10 +1,12 @@
 """A timm network and how its head is read: a Backbone, from a name or from a model file."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.networks.loading import (
     BackboneRequest,
@@ -37,6 +39,7 @@ from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_un
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.readouts.readout import Network
+from protonmf_cli.models.readouts.stored import restored_readout
 
 
 def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
@@ -113,11 +116,51 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         loaded, _ = load_backbone(_request_of(card, offline))
         backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows, kind)
     else:
-        network = rebuilt_network(card.source.architecture, card.source.model_args)
-        _load_into(network, _part(weights, BACKBONE), card)
-        backbone = _backbone(network, card.preprocessing, card.classes, card.source, rows, kind)
+        network = _network_of(card, _part(weights, BACKBONE))
+        backbone = _proved(card, network, weights) or _backbone(
+            network, card.preprocessing, card.classes, card.source, rows, kind
+        )
     check_backbone(model.card, backbone)
     return backbone
+
+
+def _network_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
+    """The network of a card with its weights, built without drawing any that would be replaced at once."""
+    build = partial(rebuilt_network, card.source.architecture, card.source.model_args)
+    try:
+        with torch.device("meta"):
+            network = build()
+    except (NotImplementedError, RuntimeError):  # what this timm cannot build without memory
+        network = build()
+    _load_into(network, weights, card)
+    if any(buffer.is_meta for buffer in network.buffers()):  # which are made when a network is built, not stored
+        network = build()
+        _load_into(network, weights, card)
+    return network
+
+
+def _proved(card: Card, network: Network, weights: Mapping[str, Tensor]) -> Backbone | None:
+    """The backbone of a file whose readout was proved when it was written; None where it must be proved now.
+
+    Raises:
+        ModelFileError: what the file holds is no readout.
+    """
+    try:
+        found = restored_readout(weights, network)
+    except (ValueError, KeyError, TypeError, RuntimeError) as failure:
+        raise ModelFileError(f"the model file does not say how its network is read ({failure!r}).") from failure
+    if found is None:
+        return None
+    readout, difference = found
+    return Backbone(
+        network=network,
+        readout=readout,
+        rows_option=card.readout.rows,
+        preprocessing=card.preprocessing,
+        classes=card.classes,
+        source=card.source,
+        formula_difference=difference,
+    )
 
 
 def _request_of(card: Card, offline: bool) -> BackboneRequest:
@@ -201,7 +244,10 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> None:
     try:
-        module.load_state_dict(dict(weights), strict=True)
+        own = module.state_dict()
+        cast = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        # what was built without memory is replaced, other weights are written over
+        module.load_state_dict(cast, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
     except RuntimeError as failure:
         raise InputError(
             f"the network inside the model file does not fit {card.source.architecture}: {failure}"

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.special import bdtrc
+import scipy
 from torch import Tensor
 
 from protonmf_cli.models.audit import Sign
@@ -157,7 +157,7 @@ class Signs:
         others = everywhere[owner != int(self._model.owner[prototype])]
         there = int((np.abs(others - middle).max(axis=1) <= SPOT / 2 + ROUNDING).sum())
         expected = (there + 1) / (len(others) + 1)
-        if count >= MOST * len(peaks) and bdtrc(count - 1, len(peaks), expected) < CHANCE:
+        if count >= MOST * len(peaks) and scipy.special.bdtrc(count - 1, len(peaks), expected) < CHANCE:
             yield Sign(
                 kind="same spot",
                 words=f"at the same spot in {count} of {len(peaks)} training pictures, and other classes in "

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.maths.amounts import cancellation
-from protonmf_cli.maths.metrics import logit_share, median_share
+from protonmf_cli.maths.metrics import median_share
+from protonmf_cli.models.amounts import UsualImages
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import ClassFigures, ConversionFigures, DataFacts, ReadoutFacts
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.evidence import Projections
 from protonmf_cli.models.image_batches import ImageSource, Skipped, digest_of_images
 from protonmf_cli.models.prototype import Examples, PrototypeModel
-from protonmf_cli.models.readouts.readout import FORMULA_NOISE, spread
-from protonmf_cli.models.response import logit_parts
+from protonmf_cli.models.readouts.readout import FORMULA_NOISE
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.reconstruction import (
     ALIKE,
@@ -29,20 +28,13 @@ from protonmf_cli.pipelines.conversion.reconstruction import (
     reconstruct_heads,
 )
 from protonmf_cli.pipelines.conversion.residual_shares import augment_model
-from protonmf_cli.pipelines.conversion.usual_images import with_usual_images
+from protonmf_cli.pipelines.conversion.sums import Sums, sums_of
+from protonmf_cli.pipelines.conversion.training_figures import Measured, TrainingFigures
+from protonmf_cli.pipelines.conversion.usual_images import usual_images, with_usual_images
 from protonmf_cli.pipelines.model_cards import bare_card, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 ILL_CONDITIONED = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Summary:
-    """What the first pass over the finished classes leaves."""
-
-    bases: Bases
-    orders: Mapping[int, Tensor]
-    """class -> final order of its prototypes"""
 
 
 def assemble_model(
@@ -55,7 +47,8 @@ def assemble_model(
 ) -> PrototypeModel:
     """Solve the head of all classes at once and measure the result on the training images.
 
-    The parts are visited five times, one at a time, so that memory does not grow with the images.
+    The parts are visited three times (augmentation looks at samples of them once more), one at a time, so that memory
+    does not grow with the images.
 
     Args:
         backbone: the classifier.
@@ -69,13 +62,15 @@ def assemble_model(
         NotExactError: the solver failed.
     """
     progress.stage("reconstructing the head", 3 * len(finished))
-    vectors = backbone.readout.vectors.double().cpu()
-    summary = _summarise(finished, vectors, progress)
-    bias = backbone.readout.bias.double().cpu()
-    heads = reconstruct_heads(vectors, bias, summary.bases, finished, options, progress)
+    vectors, bias = backbone.readout.vectors.double().cpu(), backbone.readout.bias.double().cpu()
+    sums = sums_of(finished, progress)
+    if not sums.classes:
+        raise InputError("no image of any class could be read")
+    bases, orders = _ordered(vectors, sums)
+    heads = reconstruct_heads(vectors, bias, bases, sums, finished, options, progress)
     bare = PrototypeModel(
         prototypes=heads.prototypes,
-        owner=summary.bases.owner,
+        owner=bases.owner,
         weights=heads.weights,
         residual=heads.residual.float(),
         bias=bias.float(),
@@ -87,35 +82,22 @@ def assemble_model(
             readout=readout_facts(backbone), data=data,
         ),
     )  # fmt: skip
-    _warn(bare, summary.bases.classes, heads, progress)
-    whole = _measure(bare, backbone, finished, summary.orders, heads, progress)
-    whole = with_usual_images(whole, finished, progress)
+    _warn(bare, bases.classes, heads, progress)
+    whole = _measure(bare, backbone, finished, orders, heads, usual_images(bare, sums), progress)
     return augment_model(whole, options.augment, finished, progress)
 
 
-def _summarise(finished: Mapping[int, ClassPart], vectors: Tensor, progress: Progress) -> _Summary:
-    classes, found, means = [], [], []
-    for class_index in sorted(finished):
-        part = finished[class_index]
-        progress.advance()
-        if len(part.prototypes):
-            classes.append(class_index)
-            found.append(part.prototypes)
-            means.append(part.pooled[:, 0].mean(dim=0, dtype=torch.float64))
-    if not classes:
-        raise InputError("no image of any class could be read")
-    orders = order_by_contribution(vectors[classes].numpy(), found, means)
-    sizes = torch.tensor([len(basis) for basis in found])
+def _ordered(vectors: Tensor, sums: Sums) -> tuple[Bases, dict[int, Tensor]]:
+    """Prototypes of all classes in their final order, and of each class this order."""
+    classes = list(sums.classes)
+    orders = order_by_contribution(vectors[classes].numpy(), sums.prototypes, sums.projected)
+    sizes = torch.tensor([len(basis) for basis in sums.prototypes])
     bases = Bases(
         classes=classes,
-        prototypes=torch.cat([basis[order] for basis, order in zip(found, orders, strict=True)]),
+        prototypes=torch.cat([basis[order] for basis, order in zip(sums.prototypes, orders, strict=True)]),
         owner=torch.repeat_interleave(torch.tensor(classes), sizes),
     )
-    return _Summary(bases=bases, orders=dict(zip(classes, orders, strict=True)))
-
-
-MOST_PAIRS = 100
-"""Pairs of nearly equal prototypes that a file names."""
+    return bases, dict(zip(classes, orders, strict=True))
 
 
 def _with_condition(figures: ConversionFigures, heads: Reconstruction) -> ConversionFigures:
@@ -123,7 +105,7 @@ def _with_condition(figures: ConversionFigures, heads: Reconstruction) -> Conver
     figures = replace(figures, condition=float(heads.condition.max()))
     if heads.amounts is None:
         return figures
-    return replace(figures, ridge=heads.amounts.ridge, alike=tuple(heads.alike[:MOST_PAIRS]))
+    return replace(figures, ridge=heads.amounts.ridge, alike=heads.alike)
 
 
 def _warn(model: PrototypeModel, classes: Sequence[int], heads: Reconstruction, progress: Progress) -> None:
@@ -148,7 +130,7 @@ def _warn(model: PrototypeModel, classes: Sequence[int], heads: Reconstruction, 
     if heads.alike:
         first, second = (f"{named[int(model.owner[j])].shown} {model.number(j)}" for j in heads.alike[0][:2])
         progress.warn(
-            f"{len(heads.alike)} pairs of prototypes are nearly the same (cosine from {ALIKE}), e.g. {first} and "
+            f"{heads.pairs_alike} pairs of prototypes are nearly the same (cosine from {ALIKE}), e.g. {first} and "
             f"{second}: what both hold is shared out between them, and an edit of one leaves it to the other."
         )
     if not heads.accurate:
@@ -157,7 +139,7 @@ def _warn(model: PrototypeModel, classes: Sequence[int], heads: Reconstruction, 
 
 @dataclass(kw_only=True)
 class _Totals:
-    """Sums over the second pass."""
+    """Sums over the classes."""
 
     model_difference: float = 0.0
     spread: list[float] = field(default_factory=list)
@@ -173,6 +155,31 @@ class _Totals:
     figures: list[dict[str, Any]] = field(default_factory=list)
     stability: list[Tensor] = field(default_factory=list)
     curves: dict[str, Any] = field(default_factory=dict)
+    levels: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, class_index: int, part: ClassPart) -> None:
+        """What a class says of itself."""
+        self.skipped += part.skipped
+        self.figures.append(dict(part.figures))
+        self.images += part.images
+        self.images_per_class[class_index] = len(part.images)
+        if part.figures.get("curve"):
+            self.curves[str(class_index)] = part.figures["curve"]
+
+    def add_measured(self, class_index: int, part: ClassPart, found: Measured) -> None:
+        """What was measured of one that has prototypes."""
+        self.model_difference = max(self.model_difference, found.difference)
+        self.spread.append(found.spread)
+        self.agree += found.agree
+        self.right_model += found.right
+        self.right_black_box += int((part.predicted == class_index).sum())
+        self.shares.append(found.shares)
+        self.cancelled.append(found.cancelled)
+        self.per_class[str(class_index)] = ClassFigures(
+            accuracy=found.right / len(part.images), residual_share=found.residual_share
+        )
+        if found.levels is not None:
+            self.levels[class_index] = found.levels
 
 
 def _measure(
@@ -181,24 +188,18 @@ def _measure(
     finished: Mapping[int, ClassPart],
     orders: Mapping[int, Tensor],
     heads: Reconstruction,
+    images: UsualImages | None,
     progress: Progress,
 ) -> PrototypeModel:
-    """Second pass: figures on the training images, and the examples in their final order."""
-    totals, gathered = _Totals(), _Gathered()
-    vectors = backbone.readout.vectors.double().cpu().numpy()
-    head = torch.from_numpy(vectors).float()
+    """The last visit: figures on the training images, and the examples in their final order."""
+    totals, gathered, figures = _Totals(), _Gathered(), TrainingFigures(model, backbone, images)
     for class_index in sorted(finished):
         part = finished[class_index]
         progress.advance()
-        totals.skipped += part.skipped
-        totals.figures.append(dict(part.figures))
-        totals.images += part.images
-        totals.images_per_class[class_index] = len(part.images)
-        if part.figures.get("curve"):
-            totals.curves[str(class_index)] = part.figures["curve"]
+        totals.add(class_index, part)
         if class_index in orders:
             totals.stability.append(part.stability[orders[class_index]])
-            _add_figures(totals, model, head, class_index, part)
+            totals.add_measured(class_index, part, figures.of(class_index, part))
             gathered.add(part.examples, orders[class_index])
     count = len(totals.images)
     data = replace(
@@ -208,17 +209,20 @@ def _measure(
         digest=digest_of_images(totals.images),
         skipped=tuple(totals.skipped),
     )
+    vectors = backbone.readout.vectors.cpu()[sorted(orders)]
     card = replace(
         model.card,
         readout=_exactly(model.card.readout, backbone, totals, count),
         data=data,
-        measured=_with_condition(_figures(totals, model, vectors[sorted(orders)], sorted(orders)), heads),
+        measured=_with_condition(_figures(totals, model, vectors, sorted(orders)), heads),
     )
-    return replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+    whole = replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+    return whole if images is None else with_usual_images(whole, images, totals.levels)
 
 
-def _figures(totals: _Totals, model: PrototypeModel, vectors: np.ndarray, classes: Sequence[int]) -> ConversionFigures:
+def _figures(totals: _Totals, model: PrototypeModel, vectors: Tensor, classes: Sequence[int]) -> ConversionFigures:
     """What the card says of the training images; `vectors` of the head, of the classes with images."""
+    left, whole = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (model.residual[classes], vectors))
     error = sum(f.get("squared_error", 0.0) for f in totals.figures)
     size = sum(f.get("squared_norm", 0.0) for f in totals.figures)
     count = len(totals.images)
@@ -227,7 +231,7 @@ def _figures(totals: _Totals, model: PrototypeModel, vectors: np.ndarray, classe
         accuracy_black_box=totals.right_black_box / count,
         accuracy_prototype_model=totals.right_model / count,
         feature_relative_error=error / size if size else 0.0,
-        head_relative_error=float(model.residual[classes].double().square().sum() / np.square(vectors).sum()),
+        head_relative_error=float((left / whole).square()),
         residual_share=_one_minus(median_share(torch.cat(totals.shares))),
         cancellation=_cancellation_figures(torch.cat(totals.cancelled)),
         per_class=totals.per_class,
@@ -246,28 +250,9 @@ def _as_amounts(examples: Examples, model: PrototypeModel) -> Examples:
     return replace(examples, score=examples.score / length, map=examples.map / length[:, None, None])
 
 
-def _add_figures(totals: _Totals, model: PrototypeModel, head: Tensor, class_index: int, part: ClassPart) -> None:
-    parts = logit_parts(model, part.pooled)
-    expected = part.pooled.sum(dim=1) @ head.mT + model.bias
-    target = torch.full((len(part.images),), class_index)
-    top = parts.logits.argmax(dim=1)
-    totals.model_difference = max(totals.model_difference, float((parts.logits - expected).abs().max()))
-    totals.spread.append(spread(expected))
-    totals.agree += int((top == part.predicted).sum())
-    right = int((top == target).sum())
-    share = logit_share(parts.carried, parts.logits, target, model.active_classes)
-    totals.right_model += right
-    totals.right_black_box += int((part.predicted == target).sum())
-    totals.shares.append(share)
-    weighted = model.weights.value[model.entries(class_index), None] * model.readers(class_index)
-    totals.cancelled.append(cancellation(part.pooled[:, 0] @ weighted.mT))
-    totals.per_class[str(class_index)] = ClassFigures(
-        accuracy=right / len(part.images), residual_share=_one_minus(median_share(share))
-    )
-
-
 def _exactly(readout: ReadoutFacts, backbone: Backbone, totals: _Totals, count: int) -> ReadoutFacts:
-    """Network against rows, measured image by image, plus rows against prototypes: together an upper bound."""
+    """Network against rows, measured image by image, plus the most by which prototypes differ from rows on any of them:
+    together an upper bound."""
     rows_difference = max(f["max_abs_difference"] for f in totals.figures)
     relative = max(f["max_rel_difference"] for f in totals.figures)
     return replace(
@@ -293,14 +278,13 @@ class _Gathered:
     def examples(self) -> Examples:
         if not any(part.crops for part, _ in self.parts):
             return _no_examples()
-        prototype, crop, blob, sources = [], [], [], []
-        first, end = 0, 0
+        prototype, crop, sources = [], [], []
+        blob, first = bytearray(), 0
         for part, order in self.parts:
             spans = []
             for jpeg in part.crops:
-                spans.append((end, end + len(jpeg)))
-                blob.append(jpeg)
-                end += len(jpeg)
+                spans.append((len(blob), len(blob) + len(jpeg)))
+                blob += jpeg
             for rank, k in enumerate(order.tolist()):
                 for image in part.image[k].tolist():
                     prototype.append(first + rank)
@@ -313,7 +297,7 @@ class _Gathered:
             box=torch.cat([part.box[order].flatten(0, 1) for part, order in self.parts]),
             map=torch.cat([part.map[order].flatten(0, 1) for part, order in self.parts]),
             crop=torch.tensor(crop),
-            jpeg=torch.frombuffer(bytearray(b"".join(blob)), dtype=torch.uint8),
+            jpeg=torch.frombuffer(blob, dtype=torch.uint8),
             sources=tuple(sources),
         )
 

@@ -1,6 +1,6 @@
 """Rebuild every class's logit from prototypes: by amounts of parts, or by ProtoNMF's fit of the head (its eq. 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from protonmf_cli.models.amounts import PEAK, QUANTILES, Amounts
 from protonmf_cli.models.class_part import ClassPart
 from protonmf_cli.models.prototype import SparseWeights
 from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
+from protonmf_cli.pipelines.conversion.sums import BLOCK, Sums
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 NOTHING_LEFT = 1e-6
@@ -30,10 +31,10 @@ ALIKE = 0.95
 """Cosine from which two prototypes are named as nearly the same."""
 EDIT_RIDGE = 3.0
 """Of the readers of edits, in mean variances of images within classes."""
-COVARIANCE_IMAGES = 64
-"""Images of each class that this covariance is taken from."""
-JUDGED_CLASSES, JUDGED_IMAGES = 256, 4096
-"""At most so many classes and images of them are looked at to choose a ridge."""
+MOST_PAIRS = 100
+"""Pairs of nearly equal prototypes that a file names."""
+AT_ONCE = 2048
+"""Prototypes whose readers of edits are made at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,8 @@ class Bases:
 
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class."""
-        return (self.owner == class_index).nonzero()[:, 0].tolist()
+        start, stop = torch.searchsorted(self.owner, torch.tensor([class_index, class_index + 1])).tolist()
+        return list(range(start, stop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +71,16 @@ class Reconstruction:
     nothing_left: tuple[int, ...]
     """Classes whose prototypes span the whole space of rows."""
     alike: tuple[tuple[int, int, float], ...] = ()
-    """Pairs of prototypes that are nearly the same, and their cosine."""
+    """Pairs of prototypes that are nearly the same, and their cosine: the `MOST_PAIRS` most alike."""
+    pairs_alike: int = 0
+    """How many such pairs there are."""
 
 
 def reconstruct_heads(
     vectors: Tensor,
     bias: Tensor,
     bases: Bases,
+    sums: Sums,
     finished: Mapping[int, ClassPart],
     options: ConversionOptions,
     progress: Progress = SILENT,
@@ -86,7 +91,8 @@ def reconstruct_heads(
         vectors: (C, D) float64 head rows V.
         bias: (C,) float64 b.
         bases: prototypes of the classes with images.
-        finished: class -> part; read one class at a time.
+        sums: of a first visit to the classes.
+        finished: class -> part; amounts visit each once, one in memory at a time.
         options: reconstruction, near classes, ridge.
         progress: advanced once per class.
 
@@ -95,7 +101,7 @@ def reconstruct_heads(
     """
     if options.reconstruction == "paper":
         return _paper(vectors, bases, progress)
-    return _amounts(vectors, bias, bases, finished, options, progress)
+    return _amounts(vectors, bias, bases, sums, finished, options, progress)
 
 
 def _paper(vectors: Tensor, bases: Bases, progress: Progress) -> Reconstruction:
@@ -125,6 +131,7 @@ def _amounts(
     vectors: Tensor,
     bias: Tensor,
     bases: Bases,
+    sums: Sums,
     finished: Mapping[int, ClassPart],
     options: ConversionOptions,
     progress: Progress,
@@ -135,10 +142,10 @@ def _amounts(
     the classes, and not at what would fit best, so prototypes that mean nothing carry next to nothing.
     """
     supports = connections_of(vectors, bases, options.near)
-    ridge = options.ridge if options.ridge is not None else chosen_ridge(vectors, bias, bases, finished, supports)
-    usual, mean, within = _usual(bases, finished, supports, ridge, progress)
+    ridge = options.ridge if options.ridge is not None else chosen_ridge(vectors, bias, bases, sums.judged, supports)
+    usual = _usual(bases, finished, supports, ridge, progress)
     prototypes = bases.prototypes * usual[:, 1:2].float()
-    edit_readers = _edit_readers(prototypes, bases, supports, within, ridge)
+    edit_readers = _edit_readers(prototypes, bases, supports, sums.within, ridge)
     usual = usual / usual[:, 1:2]
     residual, empty = vectors.clone(), list[int]()
     values, condition = [torch.empty(0)] * len(vectors), np.ones(len(vectors))
@@ -151,17 +158,19 @@ def _amounts(
         for row, class_index in enumerate(classes):
             values[class_index] = value[row]
             residual[class_index] = _left(vectors[class_index], made[row], class_index, empty)
+    pairs_alike, alike = near_duplicates(prototypes, ALIKE, MOST_PAIRS)
     return Reconstruction(
         prototypes=prototypes,
         weights=_connected(range(len(vectors)), supports, values),
         residual=residual,
         amounts=Amounts(
-            ridge=ridge, usual=usual.float(), unplaced_mean=mean.float(), edit_readers=edit_readers.float()
+            ridge=ridge, usual=usual.float(), unplaced_mean=sums.unplaced_mean.float(), edit_readers=edit_readers
         ),
         condition=condition[list(bases.classes)],
         accurate=True,
         nothing_left=tuple(sorted(empty)),
-        alike=tuple(near_duplicates(prototypes, ALIKE)),
+        alike=tuple(alike),
+        pairs_alike=pairs_alike,
     )
 
 
@@ -184,34 +193,33 @@ def connections_of(vectors: Tensor, bases: Bases, near: int) -> list[list[int]]:
 
 
 def chosen_ridge(
-    vectors: Tensor,
-    bias: Tensor,
-    bases: Bases,
-    finished: Mapping[int, ClassPart],
-    supports: Sequence[Sequence[int]],
+    vectors: Tensor, bias: Tensor, bases: Bases, judged: Mapping[int, Tensor], supports: Sequence[Sequence[int]]
 ) -> float:
     """The least of `RIDGES` at which rows hardly cancel, as long as the prototypes carry most of the logit.
 
     Judged on training images, each explained for its own class: the median of sum of sizes over size of the sum is to
     be at most `MOST_CANCELLATION`; the median share of the logit at least `LEAST_SHARE`.
+
+    Args:
+        vectors, bias: of the head.
+        bases: prototypes.
+        judged: class -> (n, S, D) pooled rows of its images.
+        supports: connections of each class.
     """
-    step = -(-len(bases.classes) // JUDGED_CLASSES)
-    classes = torch.tensor(list(bases.classes))[::step]
-    count = max(1, JUDGED_IMAGES // len(classes))
-    pooled = {c: finished[c].pooled[:count].double() for c in classes.tolist()}
-    unplaced = torch.cat([rows[:, 1:].sum(dim=1) for rows in pooled.values()]).mean(dim=0)
-    head, offset = vectors[classes], bias[classes]
+    classes = list(judged)
+    pooled = [judged[c].double() for c in classes]
+    head, offset, among = vectors[classes], bias[classes], torch.arange(len(classes))
+    unplaced = head @ torch.cat([rows[:, 1:].sum(dim=1) for rows in pooled]).mean(dim=0)
+    whole = [rows.sum(dim=1) @ head.mT + offset for rows in pooled]
     chosen = RIDGES[0]
     for ridge in RIDGES:
-        found = {c: _weighted_readers(vectors[c], bases.prototypes[list(supports[c])], ridge) for c in pooled}
-        made = torch.stack([each.sum(dim=0) for each in found.values()])
+        found = [_weighted_readers(vectors[c], bases.prototypes[list(supports[c])], ridge) for c in classes]
+        made = torch.stack([each.sum(dim=0) for each in found])
         cancelled, shares = [], []
-        for number, (c, rows) in enumerate(pooled.items()):
-            cancelled.append(cancellation(rows[:, 0] @ found[c].mT))
-            carried = rows[:, 0] @ made.mT + head @ unplaced + offset
-            target = torch.full((len(rows),), number)
-            whole = rows.sum(dim=1) @ head.mT + offset
-            shares.append(logit_share(carried, whole, target, torch.arange(len(classes))))
+        for number, rows in enumerate(pooled):
+            cancelled.append(cancellation(rows[:, 0] @ found[number].mT))
+            carried = rows[:, 0] @ made.mT + unplaced + offset
+            shares.append(logit_share(carried, whole[number], torch.full((len(rows),), number), among))
         share = median_share(torch.cat(shares))
         if ridge != RIDGES[0] and share is not None and share < LEAST_SHARE:
             break
@@ -233,36 +241,26 @@ def _usual(
     supports: Sequence[Sequence[int]],
     ridge: float,
     progress: Progress,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(P, 4) usual amounts of unit prototypes as of `Amounts.usual`, (D,) the mean of the rows without a place, and
-    (D, D) the covariance of images within classes, of at most `COVARIANCE_IMAGES` of each."""
+) -> Tensor:
+    """(P, 4) float64 usual amounts of unit prototypes as of `Amounts.usual`."""
     usual = torch.zeros(len(bases.prototypes), 4, dtype=torch.float64)
-    width = bases.prototypes.shape[1]
-    total, images = torch.zeros(width, dtype=torch.float64), 0
-    within, counted = torch.zeros(width, width, dtype=torch.float64), 0
     for class_index in bases.classes:
         progress.advance()
         part, own = finished[class_index], bases.own(class_index)
         readers = dual(bases.prototypes[list(supports[class_index])], ridge).readers[: len(own)]
-        amounts = part.pooled[:, 0].double() @ readers.mT
+        amounts = torch.cat([some.double() @ readers.mT for some in part.pooled[:, 0].split(BLOCK)])
         peaks = (part.sample.double() @ readers.mT).amax(dim=1)
         usual[own] = torch.cat([quantiles_of(amounts, QUANTILES), quantiles_of(peaks, (PEAK,))], dim=1)
-        total += part.pooled[:, 1:].double().sum(dim=(0, 1))
-        images += len(part.pooled)
-        whole = part.pooled[:COVARIANCE_IMAGES].double().sum(dim=1)
-        whole = whole - whole.mean(dim=0)
-        within.addmm_(whole.mT, whole)
-        counted += len(whole)
     # a prototype that most images of its class do not hold keeps its length
     bare = usual[:, 1] <= 1e-6 * usual.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
     usual[bare, 1] = 1.0
-    return usual, total / max(1, images), within / max(1, counted)
+    return usual
 
 
 def _edit_readers(
     prototypes: Tensor, bases: Bases, supports: Sequence[Sequence[int]], within: Tensor, ridge: float
 ) -> Tensor:
-    """(P, D) what takes a prototype out of every class: its amount as a ridge regression reads it from images.
+    """(P, D) float32 what takes a prototype out of every class: its amount as a ridge regression reads it from images.
 
     (S + r s I)^-1 S d_k, scaled to e_k . b_k = 1, with d the dual, S the covariance of images within classes and s its
     mean variance. An exact dual leans on directions in which images hardly vary, along which an edit changes what it
@@ -276,21 +274,34 @@ def _edit_readers(
         within: (D, D) S; zero where there is one image per class, which leaves the dual.
         ridge: of the amounts.
     """
-    width = prototypes.shape[1]
-    found = prototypes.double().clone()
-    if 2 * len(prototypes) <= width:
-        found = dual(prototypes, ridge).readers
-    else:  # more prototypes than the rows tell apart: each beside those of its own class's explanations
-        for c in bases.classes:
-            own = bases.own(c)
-            found[own] = dual(prototypes[list(supports[c])], ridge).readers[: len(own)]
     variance = float(within.diagonal().mean())
-    if variance > 0:
-        damped = within + EDIT_RIDGE * variance * torch.eye(width, dtype=torch.float64)
-        shrunk = torch.linalg.solve(damped, within @ found.mT).mT
-        along = (shrunk * prototypes.double()).sum(dim=1, keepdim=True)
-        found = torch.where(along > 0, shrunk / along, found)
+    damped = within + EDIT_RIDGE * variance * torch.eye(len(within), dtype=torch.float64)
+    factor = torch.linalg.cholesky(damped) if variance > 0 else None
+    found = torch.empty_like(prototypes)
+    for own, readers in _duals(prototypes, bases, supports, ridge):
+        found[own] = readers.float()
+        if factor is not None:
+            shrunk = torch.cholesky_solve(within @ readers.mT, factor).mT
+            along = (shrunk * prototypes[own].double()).sum(dim=1, keepdim=True)
+            found[own] = torch.where(along > 0, shrunk / along, readers).float()
     return found
+
+
+def _duals(
+    prototypes: Tensor, bases: Bases, supports: Sequence[Sequence[int]], ridge: float
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Rows of `prototypes` and their duals (n, D) in float64: of all of them, or of those of a class's connections."""
+    if 2 * len(prototypes) <= prototypes.shape[1]:
+        yield list(range(len(prototypes))), dual(prototypes, ridge).readers
+        return
+    rows, readers = list[int](), list[Tensor]()
+    for c in bases.classes:  # more prototypes than the rows tell apart: each beside those of its own explanations
+        own = bases.own(c)
+        rows += own
+        readers.append(dual(prototypes[list(supports[c])], ridge).readers[: len(own)])
+        if len(rows) >= AT_ONCE or c == bases.classes[-1]:
+            yield rows, torch.cat(readers)
+            rows, readers = [], []
 
 
 def _left(vector: Tensor, made: Tensor, class_index: int, empty: list[int]) -> Tensor:
@@ -320,10 +331,16 @@ def _connected(classes: Sequence[int], supports: Sequence[Sequence[int]], values
     )
 
 
-def order_by_contribution(vectors: np.ndarray, bases: Sequence[Tensor], means: Sequence[Tensor]) -> list[Tensor]:
-    """Canonical order of each class's prototypes: a_j (mean row . b_j) with the coefficients of eq. 4, falling."""
+def order_by_contribution(vectors: np.ndarray, bases: Sequence[Tensor], projected: Sequence[Tensor]) -> list[Tensor]:
+    """Canonical order of each class's prototypes: a_j (mean row . b_j) with the coefficients of eq. 4, falling.
+
+    Args:
+        vectors: (A, D) head rows of the classes.
+        bases: (p, D) of each class.
+        projected: (p,) mean row . b_j of each class.
+    """
     fit = fit_heads(vectors, [basis.double().numpy() for basis in bases])
     return [
-        torch.argsort(torch.from_numpy(a) * (basis.double() @ mean), descending=True, stable=True)
-        for a, basis, mean in zip(fit.coefficients, bases, means, strict=True)
+        torch.argsort(torch.from_numpy(a) * along, descending=True, stable=True)
+        for a, along in zip(fit.coefficients, projected, strict=True)
     ]

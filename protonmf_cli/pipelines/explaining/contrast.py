@@ -23,38 +23,37 @@ def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) 
     Raises:
         InputError: the model does not read amounts, or a class is compared with itself.
     """
-    exact = model.exact
-    if exact.amounts is None:
+    if model.amounts is None:
         raise InputError("this model does not read amounts, so two classes cannot be compared on the same ones.")
     if first == second:
         raise InputError(f"{model.card.classes[first].shown} cannot be compared with itself; name another class.")
-    entries = [*exact.entries(first), *exact.entries(second)]
-    together = exact.weights.prototype[entries].unique()
-    found = dual(exact.prototypes[together], exact.amounts.ridge)
-    read = answer.rows[: exact.placed].sum(dim=0)
+    heads = [model.class_head(c) for c in (first, second)]
+    together = sorted({j for head in heads for j in head.prototypes})
+    prototypes = model.prototypes[together].cpu().double()
+    found = dual(prototypes, model.amounts.ridge)
+    read = answer.rows[: model.placed].sum(dim=0)
     amounts = found.readers @ read
-    pair = [first, second]
-    vectors = exact.prototype_vectors[pair] + exact.residual[pair]
-    weights = torch.stack([weights_of(v, exact.prototypes[together], found.carried) for v in vectors])
-    parts = answer.parts
+    vectors = torch.stack([head.vector for head in heads])
+    weights = torch.stack([weights_of(v, prototypes, found.carried) for v in vectors])
+    parts = [answer.parts(model, head) for head in heads]
     residual = vectors @ read - weights @ amounts
     order = ((weights[0] - weights[1]) * amounts).abs().argsort(descending=True, stable=True).tolist()
     return Contrast(
         first=first,
         second=second,
-        names=(exact.card.classes[first].shown, exact.card.classes[second].shown),
+        names=(model.card.classes[first].shown, model.card.classes[second].shown),
         rows=tuple(
             ContrastRow(
-                prototype=exact.number(j),
+                prototype=model.number(j),
                 prototype_id=j,
-                owner_index=int(exact.owner[j]),
-                owner_name=exact.card.classes[int(exact.owner[j])].shown,
+                owner_index=int(model.owner[j]),
+                owner_name=model.card.classes[int(model.owner[j])].shown,
                 amount=float(amounts[k]),
                 weights=(float(weights[0, k]), float(weights[1, k])),
             )
-            for k, j in ((k, int(together[k])) for k in order)
+            for k, j in ((k, together[k]) for k in order)
         ),
         residual=(float(residual[0]), float(residual[1])),
-        unplaced=(float(parts.unplaced[0, first]), float(parts.unplaced[0, second])),
-        bias=(float(parts.bias[first]), float(parts.bias[second])),
+        unplaced=(float(parts[0].unplaced), float(parts[1].unplaced)),
+        bias=(float(parts[0].bias), float(parts[1].bias)),
     )

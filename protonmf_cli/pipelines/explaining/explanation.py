@@ -1,20 +1,28 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.maths.metrics import logit_share
 from protonmf_cli.maths.residual_codes import residual_codes
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import Projections
-from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import LogitParts, Response, parts_of_read, pooled_rows, respond, summed
+from protonmf_cli.models.prototype import ClassHead, PrototypeModel
+from protonmf_cli.models.readouts.readout import spread
+from protonmf_cli.models.response import (
+    LogitParts,
+    Response,
+    parts_of_class,
+    parts_of_evidence,
+    pooled_rows,
+    respond,
+    summed,
+)
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction, Unlike
 from protonmf_cli.options import Form, MapKind
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
@@ -32,12 +40,16 @@ class Answer:
     """uint8 (channels, height, width), what the network sees."""
     rows: Tensor
     """(T, D) float64"""
+    read: Tensor
+    """(1, S, D) float64 pooled rows of an additive model, else (1, P) evidence."""
     logits: Tensor
-    """(C,) float64: the network's own, or the model's where the network has no head or the model was edited."""
-    parts: LogitParts
-    """Of the model, for this image alone."""
+    """(C,) float64: the network's own; the model's of classes that were edited, or where the network has no head."""
     response: Response | None
     """Of models whose evidence does not add up."""
+
+    def parts(self, model: PrototypeModel, head: ClassHead) -> LogitParts:
+        """The logit of one class in parts, see `parts_of_class`; of models whose evidence adds up."""
+        return parts_of_class(model, head, self.read)
 
 
 def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list[Answer]:
@@ -48,16 +60,34 @@ def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list
         model: prototypes and head.
         crops: uint8 (B, channels, height, width), what the network sees.
     """
-    reading, exact = backbone.read(crops), model.exact
-    # an edited model no longer answers as the network does: then its own logits are explained
-    follows = backbone.readout.has_head and not model.card.edits
+    reading = backbone.read(crops)
     answers = []
     for n, rows in enumerate(reading.rows.cpu().double()):
-        response = None if exact.adds_up else respond(exact, rows[None])
-        parts = parts_of_read(exact, pooled_rows(rows[None], exact.placed) if response is None else response.evidence)
-        logits = reading.logits[n].cpu().double() if follows else parts.logits[0]
-        answers.append(Answer(crop=crops[n], rows=rows, logits=logits, parts=parts, response=response))
+        if model.adds_up:
+            response, read = None, pooled_rows(rows[None], model.placed)
+            logits = logits_of(backbone, model, read, reading.logits[n : n + 1])[0]
+        else:
+            response = respond(model.exact, rows[None])
+            read, logits = response.evidence, response.logits[0]
+        answers.append(Answer(crop=crops[n], rows=rows, read=read, logits=logits, response=response))
     return answers
+
+
+def logits_of(backbone: Backbone, model: PrototypeModel, read: Tensor, answered: Tensor) -> Tensor:
+    """(B, C) float64 logits of an additive model: of classes that were not edited those of the network.
+
+    Args:
+        backbone, model: the network and its prototypes.
+        read: (B, S, D) float64 pooled rows.
+        answered: (B, C) by the network.
+    """
+    edited = model.edited_classes
+    if edited is None or not backbone.readout.has_head:
+        return read.sum(dim=1) @ model.head_vectors().mT + model.bias.cpu().double()
+    logits = answered.cpu().double()
+    for c in edited:
+        logits[:, c] = parts_of_class(model, model.class_head(c), read).logits[:, 0]
+    return logits
 
 
 def explain_image(
@@ -114,20 +144,24 @@ def explain_answer(
         backbone, model, image, model_name, class_index, map_kind, form: as in `explain_image`.
         most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
     """
-    exact, form = model.exact, chosen_form(model, form)
-    best = predictions(exact, answer.logits, BEST)
+    form = chosen_form(model, form)
+    best = predictions(model, answer.logits, BEST)
     chosen = best[0].class_index if class_index is None else class_index
-    entries, logit = exact.entries(chosen), float(answer.logits[chosen])
-    found = _ledger(backbone, exact, answer, chosen, map_kind, most, augmented=form == "augmented" and bool(entries))
-    own = exact.own(chosen)
+    logit, own = float(answer.logits[chosen]), model.own(chosen)
+    if answer.response is None:
+        found = _ledger(backbone, model, answer, chosen, map_kind, augmented=form == "augmented")
+    else:
+        found = _by_similarity(backbone, model.exact, answer, answer.response, chosen, most)
+    error = abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit)
+    _check_exact(backbone, model, answer, error)
     return Explanation(
         image=image,
         model=model_name,
         crop=backbone.pictures(answer.crop)[0].permute(1, 2, 0).numpy(),
         predictions=best,
         class_index=chosen,
-        label=exact.card.classes[chosen].label,
-        name=exact.card.classes[chosen].shown,
+        label=model.card.classes[chosen].label,
+        name=model.card.classes[chosen].shown,
         logit=logit,
         bias=found.bias,
         contributions=tuple(sorted(found.contributions, key=lambda c: -abs(c.contribution))[:most]),
@@ -136,15 +170,32 @@ def explain_answer(
         unplaced=found.unplaced,
         intercept=found.intercept,
         residual_codes=found.residual_codes,
-        residual_share=_residual_share(exact, answer.parts, chosen, found),
-        ledger_error=abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit),
+        residual_share=found.residual_share,
+        ledger_error=error,
         map_kind=map_kind,
         form=form,
-        kind=exact.evidence.kind,
+        kind=model.evidence.kind,
         without_prototypes=not own,
-        best_with_prototypes=None if own else _best_with_prototypes(exact, answer.logits),
-        unlike=_unlike(exact, answer),
+        best_with_prototypes=None if own else _best_with_prototypes(model, answer.logits),
+        unlike=_unlike(model, answer),
     )
+
+
+WRONG = 1e-2
+"""Difference of a logit from the sum of its parts, in spreads of the logits, that no rounding explains."""
+
+
+def _check_exact(backbone: Backbone, model: PrototypeModel, answer: Answer, error: float) -> None:
+    """Refuse parts that do not add up to what the network itself answers.
+
+    Raises:
+        NotExactError: its rows are read in another way than when the model was made.
+    """
+    if backbone.readout.has_head and model.edited_classes == [] and not error <= WRONG * spread(answer.logits):
+        raise NotExactError(
+            f"the parts of a logit of {model.card.source.name} differ by {error:.1e} from the logit, which no rounding "
+            "explains: the network does not compute what it did when the model was made. Convert it again."
+        )
 
 
 def _unlike(model: PrototypeModel, answer: Answer) -> Unlike | None:
@@ -162,12 +213,12 @@ class _Ledger:
     contributions: tuple[Contribution, ...]
     carried: float
     """Sum of all contributions, also of those that are not listed."""
-    residual: float
-    unplaced: float | None
     bias: float
     intercept: float
-    left: float
-    """Share of the residual that is outside the prototypes."""
+    residual: float = 0.0
+    unplaced: float | None = None
+    residual_share: float | None = None
+    """What the prototypes do not carry of the logit; None where that is not defined."""
     residual_map: np.ndarray | None = None
     residual_codes: np.ndarray | None = None
 
@@ -178,23 +229,17 @@ def _ledger(
     answer: Answer,
     class_index: int,
     map_kind: MapKind,
-    most: int | None,
     *,
     augmented: bool,
 ) -> _Ledger:
-    parts, rows = answer.parts, answer.rows
-    intercept = float(model.intercept[class_index])
-    bias, residual = float(parts.bias[class_index]), float(parts.residual[0, class_index])
-    if answer.response is not None:
-        listed, carried = _by_similarity(backbone, model, answer, answer.response, class_index, most)
-        return _Ledger(
-            contributions=listed, carried=carried, residual=residual, unplaced=None, bias=bias, intercept=intercept,
-            left=1.0,
-        )  # fmt: skip
-    left = float(model.uncarried[class_index]) if augmented else 1.0
-    readers = model.augmented(class_index) if augmented else model.readers(class_index)
-    maps = _Maps(backbone, model, rows, readers, left * model.residual[class_index] if left else None)
-    contributions = maps.contributions(model.entries(class_index), map_kind)
+    head = model.class_head(class_index)
+    augmented = augmented and bool(head.entries)
+    parts, intercept = answer.parts(model, head), head.intercept
+    bias, residual = float(parts.bias), float(parts.residual)
+    left = head.uncarried if augmented else 1.0
+    readers = head.augmented if augmented else head.readers
+    maps = _Maps(backbone, model, answer.rows, readers, left * head.residual if left else None)
+    contributions = maps.contributions(head, map_kind)
     if augmented:  # the usual amounts are of prototypes alone; the intercept goes with the residual
         contributions = [replace(c, usual=None) for c in contributions]
         residual, bias, intercept = left * (residual + intercept), bias - intercept, 0.0
@@ -202,37 +247,74 @@ def _ledger(
         contributions=tuple(contributions),
         carried=sum(c.contribution for c in contributions),
         residual=residual,
-        unplaced=float(parts.unplaced[0, class_index])
-        if model.placed is not None and model.placed < len(rows)
-        else None,
+        unplaced=float(parts.unplaced) if has_rest(model, answer) else None,
         bias=bias,
         intercept=intercept,
-        left=left,
+        residual_share=_residual_share(backbone, model, answer, head, parts) if left else 0.0,
         residual_map=maps.residual,
         residual_codes=maps.residual_codes,
     )
 
 
+def has_rest(model: PrototypeModel, answer: Answer) -> bool:
+    """Whether there are rows without a place, beside those that amounts are read from."""
+    return model.placed is not None and model.placed < len(answer.rows)
+
+
 def _by_similarity(
     backbone: Backbone, model: PrototypeModel, answer: Answer, response: Response, class_index: int, most: int | None
-) -> tuple[tuple[Contribution, ...], float]:
-    """Contributions of the largest `most` prototypes by similarity, and the sum of all."""
+) -> _Ledger:
+    """Contributions of the largest `most` prototypes by similarity."""
     weights, evidence = connections(model, class_index), response.evidence[0]
     sizes = {j: weight * float(evidence[j]) for j, weight in weights.items()}
     ranked = {j: weights[j] for j in sorted(sizes, key=lambda j: -abs(sizes[j]))[:most]}
     views = {j: tuple(example_views(model, j)) for j in ranked}
-    listed = similarity_contributions(backbone, model, response, answer.crop, ranked, views)
-    return tuple(listed), sum(sizes.values())
+    intercept = float(model.intercept[class_index])
+    return _Ledger(
+        contributions=tuple(similarity_contributions(backbone, model, response, answer.crop, ranked, views)),
+        carried=sum(sizes.values()),
+        bias=float(model.bias[class_index]) + intercept,
+        intercept=intercept,
+        residual_share=_share_of_similarities(model, answer, class_index) if weights else None,
+    )
 
 
-def _residual_share(model: PrototypeModel, parts: LogitParts, class_index: int, found: _Ledger) -> float | None:
-    """What the prototypes do not carry of the logit; None where that is not defined."""
-    if not found.left:
-        return 0.0
-    if not model.entries(class_index):
-        return 1.0 if model.adds_up else None
+def _share_of_similarities(model: PrototypeModel, answer: Answer, class_index: int) -> float | None:
+    """Nothing, where it is defined: there is no residual."""
+    parts = parts_of_evidence(model, answer.read)
     share = logit_share(parts.carried, parts.logits, torch.tensor([class_index]), model.active_classes)
     return 1 - float(share) if share.isfinite().all() else None
+
+
+def _residual_share(
+    backbone: Backbone, model: PrototypeModel, answer: Answer, head: ClassHead, parts: LogitParts
+) -> float | None:
+    """1 - logit share, see `maths.metrics.logit_share`, from the means over the classes that are compared."""
+    if not head.entries:
+        return 1.0
+    among = model.active_classes
+    size = float(parts.logits) - float(answer.logits[among].mean())
+    if len(among) < 2 or size == 0:
+        return None
+    left = float(parts.residual + parts.unplaced) - _mean_left(backbone, model, answer)
+    return left / size
+
+
+def _mean_left(backbone: Backbone, model: PrototypeModel, answer: Answer) -> float:
+    """What prototypes leave of a logit beside the bias, as a mean over the classes that have some."""
+    among = model.active_classes
+    left = float(answer.read[0, 0] @ model.mean_residual) - float(model.intercept[among].double().mean())
+    if model.amounts is None or not has_rest(model, answer):
+        return left
+    rest, edited = answer.read[0, 1] - model.amounts.unplaced_mean.double(), model.edited_classes
+    if edited is None or not backbone.readout.has_head:
+        unplaced = model.head_vectors() @ rest
+    else:
+        vectors = backbone.readout.vectors
+        unplaced = (vectors @ rest.to(vectors)).cpu().double()
+        for c in edited:
+            unplaced[c] = model.class_head(c).vector @ rest
+    return left + float(unplaced[among].mean())
 
 
 def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
@@ -305,12 +387,14 @@ class _Maps:
             self.residual_codes = residual_codes(leftover, residual).reshape(self.grid).numpy()
         self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
 
-    def contributions(self, entries: Sequence[int], map_kind: MapKind) -> list[Contribution]:
+    def contributions(self, head: ClassHead, map_kind: MapKind) -> list[Contribution]:
         """One contribution per connection of the class, in the order of the readers."""
-        presence = self.presence if self.grid else [None] * len(entries)
+        presence = self.presence if self.grid else [None] * len(head.entries)
         return [
-            _contribution(self.backbone, self.model, self.rows, entry, reader, grid, map_kind)
-            for entry, reader, grid in zip(entries, self.readers, presence, strict=True)
+            _contribution(self.backbone, self.model, self.rows, prototype, weight, reader, grid, map_kind)
+            for prototype, weight, reader, grid in zip(
+                head.prototypes, head.weights.tolist(), self.readers, presence, strict=True
+            )
         ]
 
 
@@ -318,13 +402,12 @@ def _contribution(
     backbone: Backbone,
     model: PrototypeModel,
     rows: Tensor,
-    entry: int,
+    prototype: int,
+    weight: float,
     reader: Tensor,
     presence: np.ndarray | None,
     map_kind: MapKind,
 ) -> Contribution:
-    prototype = int(model.weights.prototype[entry])
-    weight = float(model.weights.value[entry])
     owner = int(model.owner[prototype])
     evidence = rows @ reader
     placed = evidence[: backbone.readout.places]

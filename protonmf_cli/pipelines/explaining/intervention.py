@@ -15,7 +15,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
 from protonmf_cli.options import Form
-from protonmf_cli.pipelines.explaining.explanation import BEST, predictions
+from protonmf_cli.pipelines.explaining.explanation import BEST, answers_of, predictions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 VANISHING = 1e-6
@@ -57,13 +57,24 @@ def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor:
     """
     _check_everywhere(model)
     prototype = _find_prototype(model, owner, number)
-    part, head = model.exact.prototypes[prototype], model.head_vectors()
-    if float((head @ part).abs().max()) <= NOTHING_OF_IT * float(part.norm()) * float(head.norm(dim=1).max()):
+    if not _is_weighed(model, prototype):
         raise InputError(
             f"no class has a weight for prototype {number} of {model.card.classes[owner].shown}: "
             "there is nothing left to edit."
         )
     return Edit(class_index=-1, prototype_id=prototype, factor=factor)
+
+
+def _is_weighed(model: PrototypeModel, prototype: int) -> bool:
+    """Whether any class gives anything for a row that is a prototype; those connected to it are asked first."""
+    part = model.prototypes[prototype].cpu().double()
+
+    def says(vectors: Tensor) -> bool:
+        least = NOTHING_OF_IT * float(part.norm()) * float(vectors.norm(dim=-1).max())
+        return float((vectors @ part).abs().max()) > least
+
+    connected = model.weights.class_index[model.weights.prototype == prototype].tolist()
+    return any(says(model.class_head(c).vector) for c in connected) or says(model.head_vectors())
 
 
 def _check_everywhere(model: PrototypeModel) -> None:
@@ -123,22 +134,23 @@ def apply_edits(model: PrototypeModel, edits: Sequence[Edit], *, form: Form = "p
             cancel, which no model file can hold.
     """
     check_different(model, edits)
+    single = [edit for edit in edits if not edit.everywhere]
     factor = torch.ones_like(model.weights.value)
-    for edit in edits:
-        if not edit.everywhere:
-            factor[_entries_of(model, edit)] *= edit.factor
+    for edit in single:
+        factor[_entries_of(model, edit)] *= edit.factor
     done = tuple(asdict(edit) | {"form": form} for edit in edits)
+    classes = sorted({edit.class_index for edit in single})
     edited = replace(
         model,
         weights=replace(model.weights, value=model.weights.value * factor),
         card=replace(model.card, edits=(*model.card.edits, *done)),
     )
     if form == "augmented":
-        edited = _scale_shares(edited, factor, {edit.class_index for edit in edits if not edit.everywhere})
-    for edit in edits:
-        if edit.everywhere:
-            edited = _edited_everywhere(edited, edit)
-    return edited if model.amounts is None else _with_same_bias(model, edited)
+        edited = _scale_shares(edited, factor, classes)
+    if model.amounts is None:
+        return edited
+    edited = _with_same_bias(model, edited, classes)
+    return _edited_everywhere(edited, [edit for edit in edits if edit.everywhere])
 
 
 def _entries_of(model: PrototypeModel, edit: Edit) -> Tensor:
@@ -147,25 +159,45 @@ def _entries_of(model: PrototypeModel, edit: Edit) -> Tensor:
     return hit if edit.everywhere else hit & (model.weights.class_index == edit.class_index)
 
 
-def _edited_everywhere(model: PrototypeModel, edit: Edit) -> PrototypeModel:
-    """Every V_c less (1 - factor) (V_c . b_k) e_k: weights are scaled, and the residual takes up the rest."""
+def _edited_everywhere(model: PrototypeModel, edits: Sequence[Edit]) -> PrototypeModel:
+    """Every V_c less (1 - factor) (V_c . b_k) e_k: weights are scaled, and the residual takes up the rest.
+
+    What the rows without a place add on average stays: the bias takes that up.
+    """
+    if not edits:
+        return model
     assert model.amounts is not None
-    part = model.prototypes[edit.prototype_id].double()
-    reader = model.amounts.edit_readers[edit.prototype_id].double()
-    head = model.head_vectors()
-    head = head - (1 - edit.factor) * torch.outer(head @ part, reader / (reader @ part))
-    hit = _entries_of(model, edit)
-    value = torch.where(hit, edit.factor * model.weights.value, model.weights.value)
-    edited = replace(model, weights=replace(model.weights, value=value))
-    return replace(edited, residual=(head - edited.exact.prototype_vectors).to(model.residual))
+    head, value, mean = model.head_vectors().clone(), model.weights.value.clone(), model.amounts.unplaced_mean
+    residual, bias = (each.to("cpu", torch.float64, copy=True) for each in (model.residual, model.bias))
+    for edit in edits:
+        part = model.prototypes[edit.prototype_id].cpu().double()
+        reader = model.amounts.edit_readers[edit.prototype_id].cpu().double()
+        taken = torch.outer(head @ part, (1 - edit.factor) / (reader @ part) * reader)
+        hit = _entries_of(model, edit).nonzero()[:, 0].tolist()
+        for c, e in zip(model.weights.class_index[hit].tolist(), hit, strict=True):
+            own = model.class_head(c)
+            residual[c] += (1 - edit.factor) * float(value[e]) * own.readers[own.entries.index(e)]
+            value[e] *= edit.factor
+        head -= taken
+        residual -= taken
+        bias += taken @ mean.cpu().double()
+    weights = replace(model.weights, value=value)
+    return replace(model, weights=weights, residual=residual.to(model.residual), bias=bias.to(model.bias))
 
 
-def _with_same_bias(model: PrototypeModel, edited: PrototypeModel) -> PrototypeModel:
-    """The edited model with what its rows without a place add on average as before: an edit takes a part alone."""
+def _with_same_bias(model: PrototypeModel, edited: PrototypeModel, classes: Sequence[int]) -> PrototypeModel:
+    """The edited model with what its rows without a place add on average as before: an edit takes a part alone.
+
+    Args:
+        model, edited: before and after.
+        classes: that were edited.
+    """
     assert model.amounts is not None
-    mean = model.amounts.unplaced_mean.double()
-    lost = (model.head_vectors() - edited.head_vectors()) @ mean
-    return replace(edited, bias=(edited.bias.double() + lost).to(edited.bias))
+    mean, bias = model.amounts.unplaced_mean.cpu().double(), edited.bias.clone()
+    for c in classes:
+        lost = (model.class_head(c).vector - edited.class_head(c).vector) @ mean
+        bias[c] = (bias[c].double() + lost).to(bias)
+    return replace(edited, bias=bias)
 
 
 def _scale_shares(model: PrototypeModel, factor: Tensor, classes: Iterable[int]) -> PrototypeModel:
@@ -215,8 +247,8 @@ def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> 
 
 
 def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:
-    rows = backbone.read(crops).rows.cpu().double()
-    return parts_of_rows(model.exact, rows).logits
+    (answer,) = answers_of(backbone, model, crops)
+    return answer.logits[None]
 
 
 def intervene_on_data(

@@ -13,6 +13,7 @@ and one number outside of it.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -38,14 +39,22 @@ STANDS_OUT = 2.0
 MOST_NAMED = 2
 
 
+NEGLIGIBLE = 1e-6
+"""Probability below which a class does not count beside the best ones."""
+MOST_KEPT = 256
+"""Classes of which what is needed stays in memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassParts:
-    """What splits rows into amounts of a class's parts and a rest; of s parts."""
+    """What splits rows into amounts of a class's s parts and a rest, from projections on the parts alone."""
 
-    readers: Tensor
+    basis: Tensor
     """(s, D)"""
-    parts: Tensor
-    """(s, D) what one unit of each amount rebuilds."""
+    mixing: Tensor
+    """(s, s) amounts of projections."""
+    carried: Tensor
+    """(s,) what one unit of each amount rebuilds is this times the part."""
 
     @classmethod
     def of(cls, model: PrototypeModel, class_index: int) -> "ClassParts":
@@ -53,12 +62,14 @@ class ClassParts:
         assert model.amounts is not None
         basis = model.basis(class_index).cpu().double()
         found = dual(basis, model.amounts.ridge)
-        return cls(readers=found.readers, parts=found.carried[:, None] * basis)
+        return cls(basis=basis, mixing=found.mixing, carried=found.carried)
 
-    def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, s) amounts and (B, D) rest of rows (B, D)."""
-        amounts = rows @ self.readers.mT
-        return amounts, rows - amounts @ self.parts
+    def left(self, sizes: Tensor, projections: Tensor, amounts: Tensor) -> Tensor:
+        """(B,) squared size of what the amounts (B, s) leave of rows, from the rows' squared sizes (B,) and
+        projections (B, s)."""
+        made = self.carried * amounts
+        left = sizes - 2 * (made * projections).sum(dim=1) + ((made @ (self.basis @ self.basis.mT)) * made).sum(dim=1)
+        return left.clamp_min(0)
 
 
 def at_length_one(read: Tensor) -> Tensor:
@@ -70,9 +81,10 @@ class UsualClass:
     """What is usual in one class."""
 
     def __init__(self, model: PrototypeModel, images: UsualImages, class_index: int) -> None:
-        place = int(torch.searchsorted(model.active_classes, class_index))
-        sizes = [len(model.entries(c)) for c in model.active_classes[: place + 1].tolist()]
-        start, size = sum(s * s for s in sizes[:-1]), sizes[-1]
+        active = model.active_classes.cpu()
+        place = int(torch.searchsorted(active, class_index))
+        sizes = model.ledger[1].diff()[active[: place + 1]]
+        start, size = int(sizes[:-1].square().sum()), int(sizes[-1])
         covariance = images.covariance[start : start + size * size].cpu().double().reshape(size, size)
         self.parts = ClassParts.of(model, class_index)
         self.mean = images.mean[place].cpu().double()
@@ -88,17 +100,25 @@ class UsualClass:
     def standardised(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(B, s) how many standard deviations each amount of rows (B, D) of length one is off, and (B,) the squared
         size of the rest's deviation, in units of the usual one."""
-        amounts, rest = self.parts.split(rows - self.mean)
-        return (
-            amounts / self.spread,
-            rest.square().sum(dim=1) / max(self.rest, NOTHING_LEFT),
-        )
+        mean, parts = self.mean, self.parts
+        beside = torch.cat([parts.basis, mean[None]])
+        found, own = rows @ beside.mT, beside @ mean
+        projections = found[:, :-1] - own[:-1]
+        amounts = projections @ parts.mixing.mT
+        sizes = torch.linalg.vector_norm(rows, dim=1).square() - 2 * found[:, -1] + own[-1]
+        return amounts / self.spread, parts.left(sizes, projections, amounts) / max(self.rest, NOTHING_LEFT)
 
     def distance(self, rows: Tensor) -> Tensor:
         """(B,) d_c of rows (B, D) of length one."""
         amounts, rest = self.standardised(rows)
         size: Tensor = ((amounts @ self.precision) * amounts).mean(dim=1)
         return ((size + REST_WEIGHT * rest) / (1 + REST_WEIGHT)).sqrt()
+
+    def amounts_of(self, read: Tensor) -> tuple[Tensor, Tensor]:
+        """(s,) amounts of the sum of an image's rows (D,), and of the usual image as large."""
+        parts = self.parts
+        found, usual = parts.basis @ read, parts.basis @ self.mean * torch.linalg.vector_norm(read)
+        return parts.mixing @ found, parts.mixing @ usual
 
     def share_below(self, distance: float) -> float | None:
         """Share of the class's training images at a smaller distance; None where there was one image alone."""
@@ -119,7 +139,7 @@ class Unlikeness:
     def __init__(self, model: PrototypeModel, images: UsualImages) -> None:
         self.model, self.images = model, images
         self.active = model.active_classes.cpu()
-        self.known: dict[int, UsualClass] = {}
+        self.known: OrderedDict[int, UsualClass] = OrderedDict()
 
     @classmethod
     def of(cls, model: PrototypeModel) -> "Unlikeness | None":
@@ -131,26 +151,46 @@ class Unlikeness:
         """What is usual in a class that has prototypes."""
         if class_index not in self.known:
             self.known[class_index] = UsualClass(self.model, self.images, class_index)
+        self.known.move_to_end(class_index)
+        if len(self.known) > MOST_KEPT:
+            self.known.popitem(last=False)
         return self.known[class_index]
 
-    def distances(self, read: Tensor, logits: Tensor, left_out: Tensor | None = None) -> Tensor:
+    def best(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, b) the best classes that have training images, and their probabilities among them, on the CPU.
+
+        Args:
+            logits: (B, C)
+        """
+        found, place = logits[:, self.active.to(logits.device)].topk(min(BEST, len(self.active)), dim=1)
+        return self.active[place.cpu()], found.cpu().double().softmax(dim=1)
+
+    def distances(self, read: Tensor, logits: Tensor) -> Tensor:
         """(B,) the mean of d_c over the best classes that have training images, by probability.
 
         Args:
             read: (B, D) sums of the rows with a place.
             logits: (B, C)
-            left_out: (C,) factor by which the distance from a class's mean grows when the image is left out of it.
         """
-        rows = at_length_one(read)
-        logits = logits.cpu().double()[:, self.active]
-        best, place = logits.topk(min(BEST, len(self.active)), dim=1)
-        classes, found = self.active[place], torch.zeros_like(best)
-        for c in classes.unique().tolist():
-            image, rank = (classes == c).nonzero(as_tuple=True)
-            found[image, rank] = self.usual(c).distance(rows[image])
-        if left_out is not None:
-            found = found * left_out[classes]
-        return (best.softmax(dim=1) * found).sum(dim=1)
+        return self.mean_distances(at_length_one(read), *self.best(logits))
+
+    def mean_distances(
+        self, rows: Tensor, classes: Tensor, probability: Tensor, left_out: tuple[int, float] | None = None
+    ) -> Tensor:
+        """(B,) the mean of d_c over some classes, by probability.
+
+        Args:
+            rows: (B, D) of length one.
+            classes, probability: (B, b) of `best`.
+            left_out: class whose mean the images are left out of, and the factor by which their distance from it grows.
+        """
+        found, counts = torch.zeros_like(probability), probability > NEGLIGIBLE
+        for c in classes[counts].unique().tolist():
+            image, rank = ((classes == c) & counts).nonzero(as_tuple=True)
+            grows = left_out[1] if left_out is not None and left_out[0] == c else 1.0
+            chosen = rows if len(image) == len(rows) else rows[image]
+            found[image, rank] = grows * self.usual(c).distance(chosen)
+        return (probability * found).sum(dim=1)
 
     def scores(self, read: Tensor, logits: Tensor) -> Tensor:
         """(B,) unlikeness; NaN where the predicted class has no training images."""
@@ -167,7 +207,7 @@ class Unlikeness:
         c = int(logits.argmax())
         name = self.model.card.classes[c].shown
         images = self.model.card.data.images_per_class.get(str(c))
-        if c not in self.active.tolist():
+        if not bool(torch.isin(c, self.active)):
             return Unlike(class_index=c, name=name, score=None, share=None, images=images, rest=None, amounts=())
         usual = self.usual(c)
         distance = self.distances(read[None], logits[None])
@@ -186,7 +226,7 @@ class Unlikeness:
         self, class_index: int, usual: UsualClass, read: Tensor, off: Tensor
     ) -> tuple[UnusualAmount, ...]:
         """The amounts that are furthest off, as the ledger has them: the usual ones are those of an image as large."""
-        found, usually = usual.parts.readers @ read, usual.parts.readers @ usual.mean * read.norm()
+        found, usually = usual.amounts_of(read)
         entries = self.model.entries(class_index)
         named = []
         for k in off.abs().argsort(descending=True)[:MOST_NAMED].tolist():

@@ -13,10 +13,11 @@ from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, Sof
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.page import Case, Neighbours
 from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.response import LogitParts, logit_parts
 from protonmf_cli.models.results import Contrast, Contribution, Explanation
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
-from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer
+from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer, has_rest
 from protonmf_cli.pipelines.fewshot.interpretation import position_of
 from protonmf_cli.pipelines.fewshot.plane import place_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -73,7 +74,7 @@ def _case(
     active = [c for c in model.active_classes.tolist() if c != explained]
     nearest = max(active, key=lambda c: float(answer.logits[c]), default=None)
     wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
-    logits = answer.parts.logits[0]
+    logits, parts = answer.logits, None if answer.response is not None else logit_parts(model.exact, answer.read)
     top = int(logits.argmax())
     contrasts, similar, neighbours = _beyond(backbone, model, answer, wanted, best[0])
     return Case(
@@ -89,8 +90,8 @@ def _case(
         evidence=_evidence(model, answer).numpy(),
         beside=_beside(answer, model, model.exact.prototypes),
         logits=logits.numpy(),
-        unplaced=answer.parts.unplaced[0].numpy() if _has_rest(model, answer) else None,
-        reach=_reach(model, answer, form).numpy(),
+        unplaced=parts.unplaced[0].numpy() if parts is not None and has_rest(model, answer) else None,
+        reach=_reach(model, parts, form).numpy(),
         beside_reach=None if form == "plain" else _beside(answer, model, model.exact.residual),
         contrasts=contrasts,
         top=top,
@@ -135,24 +136,19 @@ def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
     return answer.rows[: model.placed].sum(dim=0) @ model.exact.prototypes.mT
 
 
-def _has_rest(model: PrototypeModel, answer: Answer) -> bool:
-    """Whether there are rows without a place, beside those that amounts are read from."""
-    return model.placed is not None and model.placed < len(answer.rows)
-
-
 def _beside(answer: Answer, model: PrototypeModel, vectors: Tensor) -> np.ndarray | None:
     """Projections of the rows without a place, less their mean, on (n, D) vectors: (n,)."""
-    if model.amounts is None or not _has_rest(model, answer):
+    if model.amounts is None or not has_rest(model, answer):
         return None
     rest = answer.rows[model.placed :].sum(dim=0) - model.amounts.unplaced_mean.double()
     return (rest @ vectors.mT).numpy()
 
 
-def _reach(model: PrototypeModel, answer: Answer, form: Form) -> Tensor:
+def _reach(model: PrototypeModel, parts: LogitParts | None, form: Form) -> Tensor:
     """(C,) what augmented prototypes share."""
-    residual = answer.parts.residual[0]
-    if form == "plain":
-        return torch.zeros_like(residual)
+    if form == "plain" or parts is None:
+        return torch.zeros(len(model.bias), dtype=torch.float64)
+    residual = parts.residual[0]
     return torch.where(model.connected, residual + model.exact.intercept, 0.0)
 
 

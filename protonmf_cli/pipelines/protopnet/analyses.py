@@ -43,7 +43,7 @@ def analyse_image(backbone: Backbone, model: PrototypeModel, crop: Tensor, *, to
         classes: best classes looked at one by one; all where there are fewer.
     """
     (answer,) = answers_of(backbone, model, crop[None])
-    best = predictions(model, answer.parts.logits[0], classes)
+    best = predictions(model, answer.logits, classes)
     order = most_similar(answer)
     return LocalAnalysis(
         predictions=best,
