@@ -14,7 +14,7 @@ from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import RECIPES, Machine, NetworkWords, Output, RowsOption
-from protonmf_cli.output.records.inspection import inspection_json, network_json
+from protonmf_cli.output.records.inspection import class_json, inspection_facts, inspection_json, network_json
 from protonmf_cli.output.text.inspection import inspection_lines, network_lines, prototype_lines
 
 ROWS = RECIPES["default"].rows
@@ -72,13 +72,15 @@ def _refuse(options: Mapping[str, object], reason: str) -> None:
 def _inspect_file(path: Path, class_name: str | None, png: Output | None, shown: Shown) -> None:
     with shown.progress() as bars:
         found = jobs.inspection.inspect(path, class_name, png=png, progress=bars)
-    record = inspection_json(found)
     if shown.as_json:
-        shown.json(record)
+        shown.json(inspection_json(found))
         return
-    shown.lines(inspection_lines(record, found.model, found.interpretation))
-    if len(record["per_class"]) == 1:
-        for line in prototype_lines(record["per_class"][0]):
+    facts = inspection_facts(found.path, found.model, embedded=found.embedded)
+    shown.lines(inspection_lines(facts, found.model, found.interpretation))
+    active = found.model.active_classes.tolist()
+    listed = [found.class_index] if found.class_index is not None else active
+    if len(listed) == 1:
+        for line in prototype_lines(class_json(found.model, listed[0])):
             shown.out.print(line, markup=False)
 
 

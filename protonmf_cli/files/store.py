@@ -107,17 +107,12 @@ def save_model(path: Path, model: PrototypeModel, weights: Mapping[str, Tensor] 
 
 
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors with copies of those that share memory (tied weights), which safetensors refuses."""
+    """The same tensors with copies of those that are another one (tied weights), which safetensors refuses."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        result[name] = (
-            tensor.clone()
-            if place in seen or tensor.numel() * tensor.itemsize != tensor.untyped_storage().nbytes()
-            else tensor
-        )
-        seen.add(place)
+        result[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
     return result
 
 

@@ -154,7 +154,7 @@ def drawn_page(
     """
     facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
     lines = inspection_lines(facts, loaded.model, interpretation)
-    words = page_words(content, facts, lines, nameless=nameless)
+    words = page_words(content, lines, nameless=nameless)
     if options.folder:
         return report_folder(content, words)
     return report_page(content, words, round(options.max_size * MEGABYTE))

@@ -11,8 +11,8 @@ from protonmf_cli.maths.row_blocks import RowBlocks, Rows, Signs, small_steps
 from protonmf_cli.options import NmfOptions
 
 Update = Callable[[Tensor, Tensor, Tensor, int], None]
-"""Brings a factor (..., p, n) nearer to its best, in place, given its products (..., p, n) with the data and (..., p, p)
-of the other factor, so often."""
+"""Brings a factor (..., p, n) nearer to its best in place: given the other factor's products with the data (..., p, n)
+and with itself (..., p, p), and how often."""
 
 LAST_UPDATES = 8
 """Least number of updates of the codes that are handed out."""
@@ -46,7 +46,7 @@ def factorise(A: Rows, rank: int, *, options: NmfOptions, seed: int, signs: Sign
     q = `options.balance`; 0 is the plain objective ||A - E B||_F^2. A larger q keeps few rows of large norm
     from deciding alone; the codes of a row do not depend on its weight, only the prototypes do.
 
-    Rows are read block by block, in one pass per iteration and six more, and never copied as a whole; rows of
+    Rows are read block by block, in one pass per iteration and five more, and never copied as a whole; rows of
     equal values give equal bytes wherever they lie.
 
     Args:
@@ -125,7 +125,7 @@ class _Task:
     @property
     def size(self) -> Tensor:
         """(G, Q) objective for E = 0."""
-        return _size(self.weights, self.norms)
+        return (self.weights.double() * self.norms[:, None].double().square()).sum(dim=-1)
 
 
 def _factorise(
@@ -194,10 +194,6 @@ def _weights(norms: Tensor, members: Tensor, balance: float) -> Tensor:
     return members * relative.clamp_min(0.05).pow(-2 * balance)
 
 
-def _size(weights: Tensor, norms: Tensor) -> Tensor:
-    return (weights.double() * norms[:, None].double().square()).sum(dim=-1)
-
-
 @dataclass(frozen=True)
 class _Run:
     codes: Tensor
@@ -221,8 +217,8 @@ def _iterate(task: _Task, codes: Tensor, basis: Tensor, options: NmfOptions) -> 
     point, momentum = basis, torch.ones_like(size)
     running, iterations = torch.ones_like(size, dtype=torch.bool), torch.zeros_like(size, dtype=torch.int64)
     errors: list[Tensor] = []
-    while len(open_ := running.any(dim=0).nonzero()[:, 0]) and len(errors) <= options.max_iterations:
-        EA, EE = _products(task, codes, point, update, options.inner_updates, open_)
+    while len(left := running.any(dim=0).nonzero()[:, 0]) and len(errors) <= options.max_iterations:
+        EA, EE = _products(task, codes, point, update, options.inner_updates, left)
         errors = errors or [_error(size, EA, EE, point)]
         new = point.clone()
         update(new, EA, EE, options.inner_updates)
@@ -326,20 +322,18 @@ def _start_nndsvda(task: _Task, rank: int, seeds: Sequence[int]) -> tuple[Tensor
     each component.
     """
     left, values, right = _leading_singular_vectors(task, rank)
-    root = task.weights.sqrt()[:, :, None]
-    codes, basis = torch.empty_like(left), torch.empty_like(right)
-    sizes = [
-        ((sign * left * root).clamp_min(0).norm(dim=-1) * (sign * right).clamp_min(0).norm(dim=-1)) for sign in (1, -1)
-    ]
+    weighted = left * task.weights.sqrt()[:, :, None]
+    sizes = [(sign * weighted).relu().norm(dim=-1) * (sign * right).relu().norm(dim=-1) for sign in (1, -1)]
     sign = torch.where(sizes[0] >= sizes[1], 1.0, -1.0)[..., None]
-    basis, codes = (sign * right).clamp_min(0), (sign.to(left) * left).clamp_min(0)
-    length = basis.norm(dim=-1, keepdim=True)
-    return _filled(codes * (length * values[..., None]).to(codes)), _filled(basis / length.clamp_min(1e-30))
+    codes, basis = (sign.to(left) * left).relu(), torch.nn.functional.normalize((sign * right).relu(), dim=-1)
+    codes *= (values * (sign * right).relu().norm(dim=-1))[..., None].to(codes)
+    return _filled(codes, task.members[:, :, None]), _filled(basis, torch.ones_like(basis))
 
 
-def _filled(factor: Tensor) -> Tensor:
-    """A tenth of each component's mean in place of its zeros."""
-    return torch.where(factor > 0, factor, 0.1 * factor.mean(dim=-1, keepdim=True))
+def _filled(factor: Tensor, members: Tensor) -> Tensor:
+    """A tenth of each component's mean over its members in place of its zeros."""
+    mean = (factor * members).sum(dim=-1, keepdim=True) / members.sum(dim=-1, keepdim=True)
+    return torch.where(factor > 0, factor, 0.1 * mean)
 
 
 def _leading_singular_vectors(task: _Task, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,7 +342,7 @@ def _leading_singular_vectors(task: _Task, rank: int) -> tuple[Tensor, Tensor, T
     The test vectors are drawn over the columns, so the order of the rows does not matter (Halko et al. 2011).
     """
     blocks = task.blocks
-    wanted = min(rank + 4, blocks.width, *blocks.counts)
+    wanted = min(rank + 10, blocks.width)
     drawn = torch.randn(blocks.width, wanted, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     AA = drawn.mT.to(blocks.device).expand(*task.weights.shape[:2], wanted, blocks.width)
     seen = task.weights.new_empty(*task.weights.shape[:2], wanted, task.weights.shape[2])
@@ -358,10 +352,11 @@ def _leading_singular_vectors(task: _Task, rank: int) -> tuple[Tensor, Tensor, T
         seen.zero_()
         AA, _ = _products(task, seen, Q, _replaced, 1, every)
     values, axes = torch.linalg.eigh(Q @ AA.mT)
-    axes = axes.flip(-1)[..., :rank] / values.flip(-1)[..., None, :rank].clamp_min(1e-30).sqrt()
-    right = axes.mT @ AA
-    values = right.norm(dim=-1)
-    return axes.mT.to(seen) @ seen, values, right / values[..., None].clamp_min(1e-30)
+    least = 1e-12 * values[..., -1:].clamp_min(torch.finfo(torch.float32).tiny)
+    axes = axes / values.maximum(least).sqrt()[..., None, :]
+    axes = axes.flip(-1)[..., :rank].mT
+    right = axes @ AA
+    return axes.to(seen) @ seen, right.norm(dim=-1), torch.nn.functional.normalize(right, dim=-1)
 
 
 def _replaced(factor: Tensor, cross: Tensor, gram: Tensor, repeats: int) -> None:

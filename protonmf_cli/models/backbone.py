@@ -151,7 +151,7 @@ class Backbone:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.preprocessing.mean, self.preprocessing.std))
         if self.device.type == "cuda":  # copied while the network still runs over the batch before
             crops, mean, std = (part.pin_memory().to(self.device, non_blocking=True) for part in (crops, mean, std))
-        pixels = crops.to(self.device, memory_format=self.memory_format).float().div_(255)
+        pixels = crops.to(self.device, memory_format=self.memory_format).float().div(255)
         return pixels.sub_(mean.to(self.device)).div_(std.to(self.device)).to(self.dtype)
 
     @property

@@ -61,7 +61,7 @@ class Gallery:
 
     classes: tuple[GalleryClass, ...]
     prototypes: tuple[GalleryPrototype, ...]
-    """In the order of the model."""
+    """All that the page knows, in the order of the model."""
     measured_on: str
     """What the figures of the classes were measured on."""
 
@@ -155,6 +155,10 @@ class Report:
     """Images that were asked for."""
     shown: frozenset[int]
     """Prototypes whose pictures are on the page."""
+    listed: tuple[int, ...]
+    """Classes that the page has rows of, rising: all with prototypes, or of very many some, and all explained ones."""
+    left_out: tuple[str, ...] = ()
+    """What is not on the page."""
     audit: AuditPart | None = None
 
 

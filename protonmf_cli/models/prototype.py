@@ -200,12 +200,19 @@ class PrototypeModel:
 
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class, in their order."""
-        start, stop = torch.searchsorted(self.owner, self.owner.new_tensor([class_index, class_index + 1])).tolist()
-        return list(range(start, stop))
+        order, owners = self._by_owner
+        start, stop = torch.searchsorted(owners, torch.tensor([class_index, class_index + 1])).tolist()
+        return order[start:stop].tolist()
 
     def number(self, prototype: int) -> int:
         """Number of a prototype within its owner, as people see it: from 1."""
-        return prototype - int(torch.searchsorted(self.owner, self.owner[prototype])) + 1
+        return self.own(int(self.owner[prototype])).index(prototype) + 1
+
+    @cached_property
+    def _by_owner(self) -> tuple[Tensor, Tensor]:
+        """(P,) prototypes class after class, and (P,) whose they are; owners of a combined model do not rise."""
+        owners, order = self.owner.cpu().sort(stable=True)
+        return order, owners
 
     def stability(self, prototype: int) -> float | None:
         """Cosine of a prototype between two halves of its class's images; None where it was not measured."""

@@ -22,7 +22,7 @@ from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.output.page.page import SCRIPT, script
-from protonmf_cli.pipelines.page import cases
+from protonmf_cli.pipelines.page import cases, content
 from toys import run
 
 
@@ -629,7 +629,7 @@ def test_evaluation_tables_and_provenance(browser, converted, toy, tmp_path):
             model.card.source.digest,
             model.card.data.digest,
             model.card.versions["torch"],
-            "nmf.solver=mu",
+            "nmf.solver=hals",
         ):
             assert each in words
         page.click("nav a[data-view=gallery]")
@@ -834,6 +834,29 @@ def test_one_image_needs_no_other_class(browser, converted, toy, tmp_path):
         there = {int(each.get_attribute("id")[6:]) for each in page.query_selector_all("article.class")}
         links = page.eval_on_selector_all("#shelf .prototype a", "all => all.map((each) => each.hash)")
         assert {int(link.split("=")[1]) for link in links} <= there < {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("kind", ["converted", "vit", "vit_augmented"])
+def test_a_page_of_very_many_classes_has_rows_of_some_and_edits_as_the_command_does(
+    browser, request, toy, tmp_path, monkeypatch, kind
+):
+    model = request.getfixturevalue(kind)
+    monkeypatch.setattr(content, "MOST_CLASSES", 3)
+    output = tmp_path / "report.html"
+    found = made(model, output, "--images", toy.image(3))
+    (said,) = found["left_out"]
+    assert said.startswith("The page has rows of 3 of 4 classes: those explained")
+    with pages.opened(browser, output) as page:
+        data = json.loads(page.inner_text("#data"))
+        listed, prototypes = data["listed"], data["prototypes"]
+        assert len(listed) == 3 and {fact["c"] for fact in data["facts"]} == set(listed)
+        assert len(prototypes) <= 8 and len(data["classes"]) == 4
+        assert sorted(data["own"][str(c)] for c in listed)
+        j = int(page.get_attribute("article.part", "data-prototype"))
+        stored, _ = load_model(model)
+        assert prototypes[j]["n"] in [stored.number(k) for k in stored.own(prototypes[j]["c"])]
+        pages.slide(page, j, 0)
+        check_same(page, shown_command(page, model))
 
 
 def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):

@@ -104,15 +104,15 @@ def test_codes_are_the_best_ones_for_the_basis():
 
 
 def test_extrapolation_saves_passes_and_the_default_stops_where_a_long_run_ends(monkeypatch):
-    A = data(rows=400, rank=12) + 0.2 * data(rows=400, seed=1, rank=12)
-    endless = NmfOptions(tolerance=0.0, max_iterations=1000)
-    long = nmf.factorise(A, 4, options=endless, seed=0).history
-    stopped = nmf.factorise(A, 4, options=NmfOptions(), seed=0)
+    A = data(rows=300, columns=80, rank=8)
+    endless = NmfOptions(tolerance=0.0, max_iterations=200)
+    long = nmf.factorise(A, 5, options=endless, seed=0).history
+    stopped = nmf.factorise(A, 5, options=NmfOptions(), seed=0)
     assert stopped.converged
     assert stopped.history[-1] < 1.0005 * long[-1]
     monkeypatch.setattr(nmf, "EXTRAPOLATED", set())
-    plain = nmf.factorise(A, 4, options=endless, seed=0).history
-    passes = [next(n for n, error in enumerate(run) if error <= 1.0001 * long[-1]) for run in (long, plain)]
+    plain = nmf.factorise(A, 5, options=endless, seed=0).history
+    passes = [next(n for n, error in enumerate(run) if error <= 1.001 * long[-1]) for run in (long, plain)]
     assert passes[1] > 1.5 * passes[0]
 
 

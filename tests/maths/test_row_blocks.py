@@ -10,7 +10,9 @@ from protonmf_cli.options import NmfOptions
 def rows_of(images=60, each=7, width=24, *, signed=False, seed=0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.rand(images * each, 3, generator=generator) ** 3
-    rows = codes @ torch.rand(3, width, generator=generator) + 0.05 * torch.rand(images * each, width, generator=generator)
+    rows = codes @ torch.rand(3, width, generator=generator) + 0.05 * torch.rand(
+        images * each, width, generator=generator
+    )
     return (rows - 0.2 * signed).view(images, each, width)
 
 
@@ -55,7 +57,7 @@ def test_products_are_those_of_the_whole_matrix(signs, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("options", [NmfOptions(), NmfOptions(init="abs", solver="mu")])
+@pytest.mark.parametrize("options", [NmfOptions(), NmfOptions(init="abs", solver="mu", max_iterations=9)])
 def test_a_file_gives_the_bytes_that_memory_gives_in_one_pass_an_iteration(tmp_path, monkeypatch, signed, options):
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 8 * 7 * 24 * 4)
     rows = rows_of(signed=signed)
@@ -78,7 +80,7 @@ def test_a_file_gives_the_bytes_that_memory_gives_in_one_pass_an_iteration(tmp_p
 
 
 def test_neither_threads_nor_the_size_of_blocks_matter(monkeypatch):
-    rows = rows_of(images=300)
+    rows = rows_of(images=90, width=40)
     monkeypatch.setattr(row_blocks, "LEAST_BYTES", 2**12)
     before = torch.get_num_threads()
     found = []
@@ -91,7 +93,8 @@ def test_neither_threads_nor_the_size_of_blocks_matter(monkeypatch):
     assert torch.equal(found[0].basis, found[1].basis)
     monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 2**14)
     again = nmf.factorise(rows, 3, options=NmfOptions(), seed=0)
-    assert torch.allclose(found[0].basis, again.basis, atol=1e-3)
+    assert again.error == pytest.approx(found[0].error, rel=1e-2)
+    assert (found[0].basis * again.basis).sum(dim=1).min() > 0.999
 
 
 def test_a_block_is_at_least_one_image(monkeypatch):

@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.store import load_model
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.card import Card
+from protonmf_cli.models.card import Card, RefitFacts
 from protonmf_cli.models.class_names import find_class
-from protonmf_cli.models.response import logit_parts, parts_of_rows, pooled_rows
+from protonmf_cli.models.response import logit_parts, parts_of_class, parts_of_rows, pooled_rows
 
 CLASSES = (
     ClassName(label="n01704323", description="triceratops"),
@@ -132,3 +134,52 @@ def test_numbers_start_at_one_within_the_owner(converted):
 def test_card_survives_json(converted):
     card = load_model(converted)[0].card
     assert Card.from_json(card.as_json()) == card
+
+
+@pytest.mark.parametrize("kind", ["converted", "paper", "vit"])
+def test_one_class_is_read_as_all_of_them_are(request, kind):
+    model, _ = load_model(request.getfixturevalue(kind))
+    exact, head = model.exact, model.head_vectors()
+    pooled = torch.randn(
+        3, 2 if kind == "vit" else 1, model.prototypes.shape[1], generator=torch.Generator().manual_seed(1)
+    ).double()
+    parts = logit_parts(exact, pooled)
+    for c in range(len(model.bias)):
+        one = model.class_head(c)
+        assert one.entries == model.entries(c)
+        assert torch.equal(one.readers, exact.readers(c)) and torch.equal(one.augmented, exact.augmented(c))
+        assert torch.allclose(one.vector, head[c], atol=1e-12)
+        found = parts_of_class(model, one, pooled)
+        for name in ("prototypes", "residual", "unplaced"):
+            assert torch.allclose(getattr(found, name)[:, 0], getattr(parts, name)[:, c])
+        assert float(found.bias) == pytest.approx(float(parts.bias[c]))
+    assert torch.allclose(head, exact.prototype_vectors + exact.residual, atol=1e-12)
+    assert torch.allclose(model.mean_residual, exact.residual[model.active_classes].mean(dim=0))
+
+
+def test_prototypes_of_a_class_and_their_examples_are_found_wherever_classes_lack_some(converted):
+    model, _ = load_model(converted)
+    owner = torch.tensor([-1, 1, 1, 1, 4, 4, 6, 7])
+    order = torch.randperm(len(model.examples.prototype), generator=torch.Generator().manual_seed(0))
+    held = replace(model, owner=owner, examples=replace(model.examples, prototype=model.examples.prototype[order]))
+    for c in range(-1, 9):
+        assert held.own(c) == (owner == c).nonzero()[:, 0].tolist()
+    assert [held.number(j) for j in range(8)] == [1, 1, 2, 3, 1, 2, 1, 1]
+    assert held.active_classes.tolist() == [1, 4, 6, 7]
+    for j in range(9):
+        assert held.examples.of(j) == (held.examples.prototype == j).nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("edits", "refits", "classes"),
+    [
+        ((), (), []),
+        (({"class_index": 3}, {"class_index": 1}, {"class_index": 3}), (), [1, 3]),
+        (({"class_index": 3}, {"class_index": -1}), (), None),
+        (({"class_index": 3},), (RefitFacts(),), None),
+        (({"by": "another version"},), (), None),
+    ],
+)
+def test_which_classes_were_edited(converted, edits, refits, classes):
+    model, _ = load_model(converted)
+    assert replace(model, card=replace(model.card, edits=edits, refits=refits)).edited_classes == classes

@@ -239,6 +239,17 @@ def test_prototypes_that_are_not_shown_are_named_only(model):
     assert [p.number for p in gallery.prototypes] == [model.number(j) for j in range(8)]
 
 
+def test_prototypes_that_are_not_kept_are_left_out_unless_a_shown_one_is_like_them(model):
+    whole = gallery_of(model, None, decode)
+    gallery = gallery_of(model, None, decode, {1}, kept=[1, 5])
+    like = {near.prototype_id for near in whole.prototypes[1].near}
+    assert [p.prototype_id for p in gallery.prototypes] == sorted({1, 5} | like)
+    (looked_at,) = (p for p in gallery.prototypes if p.examples)
+    assert (looked_at.prototype_id, looked_at.near) == (1, whole.prototypes[1].near)
+    owners = {int(model.owner[j]) for j in {1, 5} | like}
+    assert [fact.class_index for fact in gallery.classes] == sorted(owners)
+
+
 def test_prototypes_shared_by_unrelated_classes_are_flagged(model):
     w = model.weights
     lender = 0

@@ -10,7 +10,7 @@ import torch
 from protonmf_cli.maths.amounts import dual
 from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
-from protonmf_cli.pipelines.conversion.factorisation import factorise_readings, split_by_sign
+from protonmf_cli.pipelines.conversion.factorisation import factorise_readings
 from protonmf_cli.pipelines.conversion.reconstruction import Bases, connections_of, reconstruct_heads
 from protonmf_cli.pipelines.conversion.sums import sums_of
 
@@ -279,4 +279,3 @@ def test_rows_that_are_not_signed_are_factorised_as_they_are():
     (found,) = factorise_readings([reading_of(rows)], 2, options)
     (paper,) = factorise_readings([reading_of(rows)], 2, replace(options, reconstruction="paper"))
     assert torch.equal(found.factors.basis, paper.factors.basis)
-    assert torch.equal(split_by_sign(rows.flatten(0, 1))[:, 6:], torch.zeros(40, 6))

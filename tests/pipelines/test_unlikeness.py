@@ -43,12 +43,12 @@ def with_images(model, parts):
         return model
     readout = SimpleNamespace(vectors=model.head_vectors())
     figures = TrainingFigures(model, SimpleNamespace(device=torch.device("cpu"), readout=readout), images)
-    levels = {}
+    seen = {}
     for c, part in parts.items():
         count = len(part.pooled)
-        seen = SimpleNamespace(**vars(part), images=range(count), predicted=torch.zeros(count))
-        levels[c] = figures.of(c, seen).levels
-    return with_usual_images(model, images, {c: each for c, each in levels.items() if each is not None})
+        seen[c] = SimpleNamespace(**vars(part), images=range(count), predicted=torch.zeros(count))
+    found = {c: measured.levels for c, _, measured in figures.of_all(seen.items())}
+    return with_usual_images(model, images, {c: each for c, each in found.items() if each is not None})
 
 
 def pooled_of(parts, c):

@@ -9,6 +9,7 @@ from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.response import logit_parts, parts_of_rows, pooled_rows
 from protonmf_cli.models.results import Edit
+from protonmf_cli.pipelines.explaining.explanation import answers_of
 from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, intervene_on_data, outcome
 from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
 from toys import convert
@@ -269,3 +270,19 @@ def test_evaluation_counts_by_hand(loaded, images):
     low, high = scores.intervals["accuracy"]["prototypes_only"]
     assert low <= right / total <= high
     assert set(scores.per_class) == set(chosen)
+
+
+def test_after_an_edit_of_one_class_the_others_are_answered_by_the_network(loaded, toy):
+    crop = loaded.crop(toy.image(2))[None]
+    reading = loaded.backbone.read(crop)
+    edited = apply_edits(loaded.model, [find_edit(loaded.model, 2, 2, 1, 0.0)])
+    (answer,) = answers_of(loaded.backbone, edited, crop)
+    exact = logit_parts(edited.exact, pooled_rows(reading.rows.double(), edited.placed)).logits[0]
+    network = reading.logits[0].double()
+    assert torch.equal(answer.logits[[0, 1, 3]], network[[0, 1, 3]])
+    assert float(answer.logits[2]) == pytest.approx(float(exact[2]), abs=1e-9)
+    assert abs(float(network[2] - exact[2])) > 0.1
+    everywhere = apply_edits(loaded.model, [Edit(class_index=-1, prototype_id=0, factor=0.0)])
+    (answer,) = answers_of(loaded.backbone, everywhere, crop)
+    exact = logit_parts(everywhere.exact, pooled_rows(reading.rows.double(), edited.placed)).logits[0]
+    assert torch.allclose(answer.logits, exact, atol=1e-9)

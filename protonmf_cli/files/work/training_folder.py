@@ -22,7 +22,8 @@ class TrainingFolder(WorkFolder):
         """Replace the stored state."""
         facts = {name: value for name, value in vars(state).items() if name != "tensors"}
         metadata = {KEY: json.dumps(facts)}
-        content = safetensors.torch.save(state.tensors, metadata=metadata)
+        whole = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        content = safetensors.torch.save(whole, metadata=metadata)
         write_atomically(self.folder / "state.safetensors", content)
 
     def load(self) -> TrainingState:

@@ -95,7 +95,7 @@ def read_value(hint: Any, value: Any, name: str) -> Any:
     Raises:
         TypeError: it has another structure; with the name.
     """
-    origin, inner = get_origin(hint), get_args(hint)
+    origin, inner = _anatomy(hint)
     if origin in (Union, UnionType):
         return _read_any(inner, value, name)
     if origin is tuple and isinstance(value, list | tuple):
@@ -116,6 +116,12 @@ def read_value(hint: Any, value: Any, name: str) -> Any:
     elif (origin is Literal and value in inner) or (origin is None and _is_one(hint, value)):
         return value
     raise TypeError(f"{name} is {str(value)[:40]!r}")
+
+
+@cache
+def _anatomy(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What a type is made from, and of which others: asked for each of many thousand values."""
+    return get_origin(hint), get_args(hint)
 
 
 def plain(value: Any) -> Any:

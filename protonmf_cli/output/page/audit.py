@@ -1,5 +1,6 @@
 """What the script of a page works on of an audit. js/data.js says what each value is, under the same names."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from protonmf_cli.models.audit import Candidate, Need, Pasted, Share, Transplant
@@ -7,8 +8,14 @@ from protonmf_cli.models.page import AuditPart
 from protonmf_cli.output.page.pictures import Pictures
 
 
-def audit_data(part: AuditPart | None, pictures: Pictures) -> dict[str, Any] | None:
-    """The ranking, and of the prototypes that are shown with pictures what was pasted."""
+def audit_data(part: AuditPart | None, place: Mapping[int, int], pictures: Pictures) -> dict[str, Any] | None:
+    """The ranking, and of the prototypes that are shown with pictures what was pasted.
+
+    Args:
+        part: of the report.
+        place: number of each prototype on the page.
+        pictures: takes what is shown.
+    """
     if part is None:
         return None
     audit = part.audit
@@ -19,14 +26,14 @@ def audit_data(part: AuditPart | None, pictures: Pictures) -> dict[str, Any] | N
         "groups": [[name, images, accuracy] for name, (images, accuracy) in groups.items()],
         "notes": list(audit.notes),
         "data": list(part.data),
-        "ranked": [_candidate(candidate, part, pictures) for candidate in audit.candidates],
+        "ranked": [_candidate(candidate, part, place, pictures) for candidate in audit.candidates],
     }
 
 
-def _candidate(candidate: Candidate, part: AuditPart, pictures: Pictures) -> dict[str, Any]:
+def _candidate(candidate: Candidate, part: AuditPart, place: Mapping[int, int], pictures: Pictures) -> dict[str, Any]:
     regions = part.regions.get(candidate.prototype_id)
     found: dict[str, Any] = {
-        "j": candidate.prototype_id,
+        "j": place[candidate.prototype_id],
         "score": round(candidate.score, 4),
         "shortcut": candidate.is_shortcut,
         "reason": candidate.reason,

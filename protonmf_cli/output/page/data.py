@@ -1,7 +1,7 @@
 """What the script of a page works on. js/data.js says what each value is, under the same names."""
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -26,11 +26,11 @@ SHADES = 32
 def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str, Any]:
     """All that is shown but the summary."""
     model, gallery, classes = report.model, report.gallery, report.model.card.classes
-    kind = model.evidence.kind
-    listed = _listed(report)
+    kind, listed = model.evidence.kind, report.listed
+    place = {prototype.prototype_id: n for n, prototype in enumerate(gallery.prototypes)}
     own: dict[int, list[int]] = {}
-    for prototype in gallery.prototypes:
-        own.setdefault(prototype.owner_index, []).append(prototype.prototype_id)
+    for n, prototype in enumerate(gallery.prototypes):
+        own.setdefault(prototype.owner_index, []).append(n)
     return {
         "schema": "protonmf.page/1",
         "file": report.file,
@@ -47,7 +47,7 @@ def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str,
         "classes": [[c.label, c.shown] for c in classes],
         "words": {c: w for c, (w, name) in enumerate(zip(words_for(classes), classes, strict=True)) if w != name.label},
         "bias": _floats(report.bias),
-        "links": _links(model, report.form, listed),
+        "links": _links(model, report.form, listed, place),
         "listed": listed,
         "facts": [
             {
@@ -60,9 +60,9 @@ def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str,
             for fact in gallery.classes
         ],
         "own": own,
-        "prototypes": [_prototype(report, prototype, pictures) for prototype in gallery.prototypes],
-        "cases": [_case(model, case, listed, pictures) for case in report.cases],
-        "audit": audit_data(report.audit, pictures),
+        "prototypes": [_prototype(report, prototype, place, pictures) for prototype in gallery.prototypes],
+        "cases": [_case(model, case, listed, place, pictures) for case in report.cases],
+        "audit": audit_data(report.audit, place, pictures),
         "plane": None if report.plane is None else _plane(report.plane),
         "pictures": pictures.listed,
     }
@@ -87,27 +87,25 @@ def _integers(values: Sequence[int]) -> str:
     return base64.b64encode(np.asarray(values, dtype="<i4").tobytes()).decode()
 
 
-def _listed(report: Report) -> list[int]:
-    """Classes that the page has rows of: those with prototypes of their own, and those explained for some image."""
-    explained = {explanation.class_index for case in report.cases for explanation in case.explanations}
-    return sorted(explained.union(report.model.active_classes.tolist()))
+Place = Mapping[int, int]
+"""Number of a prototype on the page."""
 
 
-def _links(model: PrototypeModel, form: str, listed: Sequence[int]) -> dict[str, Any]:
+def _links(model: PrototypeModel, form: str, listed: Sequence[int], place: Place) -> dict[str, Any]:
     """The connections of the listed classes, class by class, in the order of the ledger."""
     entries = {c: model.entries(c) for c in listed}
     counts = np.bincount(list(entries), [len(e) for e in entries.values()], minlength=len(model.bias))
     order = [e for each in entries.values() for e in each]
     return {
         "start": _integers([0, *np.cumsum(counts).astype(int).tolist()]),
-        "prototype": _integers(model.weights.prototype[order].tolist()),
+        "prototype": _integers([place[j] for j in model.weights.prototype[order].tolist()]),
         "weight": _floats(model.weights.value[order].numpy()),
         "share": _floats(model.carried_share[order].numpy()) if form == "augmented" else None,
-        "cosines": _cosines(model, [each for each in entries.values() if each]),
+        "cosines": _cosines(model, [each for each in entries.values() if each], place),
     }
 
 
-def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[str, Any] | None:
+def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]], place: Place) -> dict[str, Any] | None:
     """Of models that read amounts: what the page makes amounts of projections with, see `maths.amounts.dual`.
 
     Cosines only of prototypes that some class has connections to at once, since all pairs of thousands would not fit;
@@ -115,12 +113,12 @@ def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[st
     """
     if model.amounts is None:
         return None
-    prototypes = model.exact.prototypes.numpy()
+    prototypes = model.prototypes[list(place)].double().numpy()
     length = np.maximum(np.linalg.norm(prototypes, axis=1), np.finfo(np.float32).tiny)
     unit = prototypes / length[:, None]
     found: dict[tuple[int, int], float] = {}
     for each in entries:
-        chosen = sorted(model.weights.prototype[each].tolist())
+        chosen = sorted(place[j] for j in model.weights.prototype[each].tolist())
         gram = unit[chosen] @ unit[chosen].T
         for n, m in combinations(range(len(chosen)), 2):
             found.setdefault((chosen[n], chosen[m]), gram[n, m])
@@ -131,7 +129,7 @@ def _cosines(model: PrototypeModel, entries: Iterable[Sequence[int]]) -> dict[st
     }
 
 
-def _prototype(report: Report, prototype: GalleryPrototype, pictures: Pictures) -> dict[str, Any]:
+def _prototype(report: Report, prototype: GalleryPrototype, place: Place, pictures: Pictures) -> dict[str, Any]:
     model = report.model
     network, usual = model.network_of(prototype.prototype_id), model.usual_of(prototype.prototype_id)
     shown, kind = prototype.prototype_id in report.shown, model.evidence.kind
@@ -143,7 +141,7 @@ def _prototype(report: Report, prototype: GalleryPrototype, pictures: Pictures) 
         "stability": prototype.stability,
         "usual": usual and list(map(_short, usual)),
         "full": model.peak_of(prototype.prototype_id),
-        "near": [[near.prototype_id, round(near.cosine, 4)] for near in prototype.near],
+        "near": [[place[near.prototype_id], round(near.cosine, 4)] for near in prototype.near],
         "users": [[c, _short(weight)] for c, weight in prototype.users],
         "signs": [[sign.kind, sign.words] for sign in prototype.signs],
         "facts": list(prototype.facts),
@@ -194,21 +192,21 @@ _Sizes = Callable[[Contribution], tuple[int, int]]
 """Width and height of what a prototype's network saw."""
 
 
-def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: Pictures) -> dict[str, Any]:
+def _case(model: PrototypeModel, case: Case, listed: Sequence[int], place: Place, pictures: Pictures) -> dict[str, Any]:
     def sizes(contribution: Contribution) -> tuple[int, int]:
         seen = case.crops[model.network_of(contribution.prototype_id)]
         return seen.shape[1], seen.shape[0]
 
     crops = [pictures.crop(crop) for crop in case.crops]
-    first = case.explanations[0]
+    first, known = case.explanations[0], list(place)
     return {
         "image": case.image,
         "pictures": crops,
-        "evidence": _doubles(case.evidence),
-        "beside": None if case.beside is None else _doubles(case.beside),
+        "evidence": _doubles(case.evidence[known]),
+        "beside": None if case.beside is None else _doubles(case.beside[known]),
         "logits": _floats(case.logits),
-        "unplaced": None if case.unplaced is None else _floats(case.unplaced[listed]),
-        "contrasts": [_contrast(contrast) for contrast in case.contrasts],
+        "unplaced": None if case.unplaced is None else _floats(case.unplaced[list(listed)]),
+        "contrasts": [_contrast(contrast, place) for contrast in case.contrasts],
         "besideReach": None if case.beside_reach is None else _floats(case.beside_reach),
         "reach": _floats(case.reach) if case.reach.any() else None,
         "target": case.target,
@@ -216,10 +214,10 @@ def _case(model: PrototypeModel, case: Case, listed: Sequence[int], pictures: Pi
         "probability": _short(case.probability),
         "unlike": None if first.unlike is None else first.unlike.said,
         "first": first.class_index if first.class_index != first.predictions[0].class_index else None,
-        "drawn": {e.class_index: _explanation(e, sizes) for e in case.explanations},
+        "drawn": {e.class_index: _explanation(e, place, sizes) for e in case.explanations},
         "similar": [
             {
-                "j": c.prototype_id,
+                "j": place[c.prototype_id],
                 "evidence": _short(c.evidence),
                 "weight": _short(c.weight),
                 "box": _box(c.box, sizes(c)) if c.box else [0, 0, 1, 1],
@@ -240,7 +238,7 @@ LISTED = 8
 """Rows of a contrast; the others are added up."""
 
 
-def _contrast(contrast: Contrast) -> dict[str, Any]:
+def _contrast(contrast: Contrast, place: Place) -> dict[str, Any]:
     """Two logits on the same amounts."""
 
     def pair(values: Iterable[float]) -> list[float]:
@@ -249,7 +247,7 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
     rest = contrast.rows[LISTED:]
     return {
         "of": [contrast.first, contrast.second],
-        "rows": [[row.prototype_id, *pair((row.amount, *row.weights))] for row in contrast.rows[:LISTED]],
+        "rows": [[place[row.prototype_id], *pair((row.amount, *row.weights))] for row in contrast.rows[:LISTED]],
         "rest": [len(rest), *pair(sum(row.amount * row.weights[side] for row in rest) for side in (0, 1))],
         "residual": pair(contrast.residual),
         "unplaced": pair(contrast.unplaced),
@@ -257,13 +255,13 @@ def _contrast(contrast: Contrast) -> dict[str, Any]:
     }
 
 
-def _explanation(explanation: Explanation, sizes: _Sizes) -> dict[str, Any]:
+def _explanation(explanation: Explanation, place: Place, sizes: _Sizes) -> dict[str, Any]:
     return {
         "share": explanation.residual_share,
         "residual": None if explanation.residual_map is None else _map(explanation.residual_map),
         "codes": None if explanation.residual_codes is None else _map(explanation.residual_codes.clip(0)),
         "parts": {
-            c.prototype_id: _filled(
+            place[c.prototype_id]: _filled(
                 box=_box(c.box, sizes(c)) if c.box else None,
                 presence=_map(explanation.kind.drawn(c.maps["presence"])) if c.maps else None,
                 # of amounts the page makes it: weight x amount, place by place

@@ -60,11 +60,9 @@ def report_page(report: Report, words: PageWords, most_bytes: int) -> Page:
         for detail in DETAILS if audited else WITHOUT_AUDIT:
             if detail is not DETAILS[-1] and _guess(report, detail) > 1.1 * most_bytes:
                 continue
-            left_out = (
-                ()
-                if detail is DETAILS[0]
-                else (f"To stay below {_megabytes(most_bytes)}, {detail.words(audited=audited)}.",)
-            )
+            left_out = report.left_out
+            if detail is not DETAILS[0]:
+                left_out = (*left_out, f"To stay below {_megabytes(most_bytes)}, {detail.words(audited=audited)}.")
             html = _render(report, words, Pictures(detail=detail), left_out)
             if len(html) <= most_bytes:
                 return Page(html=html, pictures={}, left_out=left_out)
@@ -92,8 +90,8 @@ def too_large(most_bytes: int) -> InputError:
 def report_folder(report: Report, words: PageWords) -> Page:
     """A page with its pictures beside it, in full size: training patches are those of the model file."""
     pictures = Pictures(detail=FULL, folder="pictures")
-    html = _render(report, words, pictures, ())
-    return Page(html=html, pictures=pictures.files, left_out=())
+    html = _render(report, words, pictures, report.left_out)
+    return Page(html=html, pictures=pictures.files, left_out=report.left_out)
 
 
 def _megabytes(count: int) -> str:

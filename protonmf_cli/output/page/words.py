@@ -56,13 +56,12 @@ BEFORE_EDITS = ("exactness", "accuracy", "residual share", "cancellation")
 """Lines of `inspect` that were measured at the conversion."""
 
 
-def page_words(report: Report, facts: dict[str, Any], lines: dict[str, str], *, nameless: bool) -> PageWords:
+def page_words(report: Report, lines: dict[str, str], *, nameless: bool) -> PageWords:
     """All texts of a page.
 
     Args:
         report: what is shown.
-        facts: `protonmf.inspection/1` of the model, without its classes.
-        lines: the same in words, by topic.
+        lines: what `inspect` says of the model, by topic.
         nameless: no command can name what was explained.
     """
     model, card = report.model, report.model.card

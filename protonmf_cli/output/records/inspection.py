@@ -19,11 +19,12 @@ def inspection_json(inspection: "Inspection") -> dict[str, Any]:
     model, chosen = inspection.model, inspection.class_index
     listed = model.active_classes.tolist() if chosen is None else [chosen]
     facts = inspection_facts(inspection.path, model, embedded=inspection.embedded)
-    return {**facts, "per_class": [_class_json(model, c) for c in listed]}
+    card = {key: value for key, value in model.card.as_json().items() if key != "classes"}
+    return {**facts, "card": card, "per_class": [class_json(model, c) for c in listed]}
 
 
 def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> dict[str, Any]:
-    """`protonmf.inspection/1` without its list of classes."""
+    """`protonmf.inspection/1` without the card and the list of classes."""
     card = model.card
     return {
         "schema": "protonmf.inspection/1",
@@ -38,11 +39,11 @@ def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> 
         "examples": len(model.examples.prototype),
         "augmented": model.is_augmented,
         "unstable": sum(is_unstable(model.stability(j)) for j in range(len(model.prototypes))),
-        "card": {key: value for key, value in card.as_json().items() if key != "classes"},
     }
 
 
-def _class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
+def class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
+    """One class with its prototypes."""
     name = model.card.classes[class_index]
     return {
         "class_index": class_index,

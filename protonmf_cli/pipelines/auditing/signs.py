@@ -1,11 +1,11 @@
 """Signs that a prototype may not mean what its class is about, read from its maps, its weights and its relatives."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 import scipy
+import torch
 from torch import Tensor
 
 from protonmf_cli.models.audit import Sign
@@ -15,7 +15,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import ExampleView
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded
-from protonmf_cli.pipelines.explaining.explanation import example_views
+from protonmf_cli.pipelines.explaining.explanation import example_maps
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, PrototypeFacts, interpretation_of
 
 NEAREST = 3
@@ -42,7 +42,7 @@ CHANCE = 1e-5
 """Probability, were its peaks spread as those of other classes are, below which so many in one spot are no chance."""
 ROUNDING = 1e-9
 """Places that are this much apart are the same."""
-CHUNK = 1024
+CHUNK = 512
 """Prototypes compared with all others at a time."""
 
 
@@ -53,17 +53,26 @@ Decode = Callable[[bytes], Tensor]
 class Signs:
     """Reads the signs of one prototype after the other; what they share is computed once."""
 
-    def __init__(self, model: PrototypeModel, decode: Decode, interpretation: Interpretation | None = None) -> None:
+    def __init__(
+        self,
+        model: PrototypeModel,
+        decode: Decode,
+        interpretation: Interpretation | None = None,
+        *,
+        among: Sequence[int] | None = None,
+    ) -> None:
         """Prepare for a model.
 
         Args:
             model: of any kind.
             decode: reads the pictures of the training patches.
             interpretation: of a few-shot model, where it is known already.
+            among: prototypes that will be asked for; all if None.
         """
         self._model = model
         self._decode = decode
         self._interpretation = interpretation
+        self._among = range(len(model.prototypes)) if among is None else among
 
     def of(self, prototype: int, examples: Sequence[ExampleView]) -> tuple[Sign, ...]:
         """All signs of a prototype.
@@ -75,9 +84,9 @@ class Signs:
         return (*self._of_maps(prototype, examples), *self._of_weights(prototype, examples))
 
     @cached_property
-    def near(self) -> tuple[tuple[Near, ...], ...]:
+    def near(self) -> dict[int, tuple[Near, ...]]:
         """For each prototype the most similar ones of other classes, nearest first."""
-        return tuple(_nearest_of_others(self._model))
+        return dict(zip(self._among, _nearest_of_others(self._model, torch.tensor(list(self._among))), strict=True))
 
     @cached_property
     def users(self) -> tuple[tuple[tuple[int, float], ...], ...]:
@@ -91,15 +100,20 @@ class Signs:
         return None if found is None else tuple(found.prototypes)
 
     @cached_property
-    def _related(self) -> Tensor | None:
-        return _relatedness(self._model)
+    def _rows(self) -> Tensor | None:
+        """(C, D) rows of the head, less their mean over the classes with prototypes; of additive models."""
+        model = self._model
+        if not model.adds_up or len(model.active_classes) < 3:
+            return None
+        rows = model.head_vectors()
+        return rows - rows[model.active_classes].mean(dim=0)
 
     @cached_property
     def _peaks(self) -> tuple[np.ndarray, np.ndarray]:
         """(n, 2) down and right, in [0, 1], of the peaks of all training patches; (n,) class of their prototypes."""
         model, peaks, classes = self._model, [], []
         for j in range(len(model.prototypes)):
-            found = peaks_of(example_views(model, j))
+            found = _distinct_peaks(example_maps(model, j))
             peaks += found
             classes += [int(model.owner[j])] * len(found)
         return np.array(peaks).reshape(-1, 2), np.array(classes, dtype=np.int64)
@@ -130,10 +144,11 @@ class Signs:
 
     def _strangers(self, prototype: int) -> list[int]:
         """Classes unlike its own that it speaks for."""
-        if self._related is None:
+        if self._rows is None:
             return []
-        own = self._related[int(self._model.owner[prototype])]
-        return [c for c, weight in self.users[prototype] if weight > 0 and own[c] < 0]
+        own, owning = self._rows[int(self._model.owner[prototype])], set(self._model.active_classes.tolist())
+        users = [c for c, weight in self.users[prototype] if weight > 0 and c in owning]
+        return [c for c in users if float(own @ self._rows[c]) < 0]
 
     def _of_maps(self, prototype: int, examples: Sequence[ExampleView]) -> Iterator[Sign]:
         """What the maps on the training patches tell."""
@@ -167,12 +182,17 @@ class Signs:
 
 def peaks_of(examples: Sequence[ExampleView]) -> list[tuple[float, float]]:
     """Down and right, in [0, 1], of the strongest place in each training picture, the strongest patch of each."""
+    return _distinct_peaks((view.map, view.sha256) for view in examples)
+
+
+def _distinct_peaks(examples: Iterable[tuple[np.ndarray | None, str]]) -> list[tuple[float, float]]:
+    """The same of maps and of what tells their pictures apart."""
     found: dict[str, tuple[float, float]] = {}
-    for view in examples:
-        if view.map is not None and view.map.any() and view.sha256 not in found:
-            height, width = view.map.shape
-            down, right = np.unravel_index(int(view.map.argmax()), view.map.shape)
-            found[view.sha256] = ((int(down) + 0.5) / height, (int(right) + 0.5) / width)
+    for grid, picture in examples:
+        if grid is not None and grid.any() and picture not in found:
+            height, width = grid.shape
+            down, right = np.unravel_index(int(grid.argmax()), grid.shape)
+            found[picture] = ((int(down) + 0.5) / height, (int(right) + 0.5) / width)
     return list(found.values())
 
 
@@ -191,27 +211,30 @@ def crowded_spot(peaks: np.ndarray) -> tuple[int, np.ndarray]:
     return len(best), (best.min(axis=0) + best.max(axis=0)) / 2
 
 
-def _nearest_of_others(model: PrototypeModel) -> Iterator[tuple[Near, ...]]:
-    """For each prototype the most similar ones of other classes, within its network.
+def _nearest_of_others(model: PrototypeModel, chosen: Tensor) -> Iterator[tuple[Near, ...]]:
+    """For each of some prototypes the most similar ones of other classes, within its network.
 
     Patches of a ProtoPNet lie far from zero in nearly one direction: they are compared by what sets them apart.
     """
-    vectors = model.exact.prototypes.clone()
-    member = torch.zeros_like(model.owner)
+    vectors, member = model.prototypes.cpu(), torch.zeros_like(model.owner)
     if isinstance(model.evidence, NearestPatch):
+        vectors = vectors.double()
         for number in range(len(model.spaces)):
             own = model.of_member(number)
             vectors[own] -= vectors[own].mean(dim=0)
             member[own] = number
-    vectors = torch.nn.functional.normalize(vectors, dim=1)
-    for start in range(0, len(vectors), CHUNK):
-        part = slice(start, start + CHUNK)
-        cosine = vectors[part] @ vectors.mT
+    for part in chosen.split(CHUNK):
+        mine = _unit(vectors[part])
+        cosine = torch.cat([mine @ _unit(others).mT for others in vectors.split(CHUNK)], dim=1)
         apart = (model.owner[part, None] != model.owner) & (member[part, None] == member)
-        best = cosine.masked_fill(~apart, -torch.inf).topk(min(NEAREST, len(vectors)), dim=1)
+        best = cosine.masked_fill_(~apart, -torch.inf).topk(min(NEAREST, len(vectors)), dim=1)
         for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             pairs = zip(values, numbers, strict=True)
             yield tuple(Near(prototype_id=j, cosine=value) for value, j in pairs if value > -2)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors.double(), dim=1)
 
 
 def _users(model: PrototypeModel) -> list[tuple[tuple[int, float], ...]]:
@@ -225,19 +248,6 @@ def _users(model: PrototypeModel) -> list[tuple[tuple[int, float], ...]]:
         if c != owner[j] and value != 0 and abs(value) >= least.get(j, 0.0):
             found[j].append((c, value))
     return [tuple(sorted(each, key=lambda use: -abs(use[1]))) for each in found]
-
-
-def _relatedness(model: PrototypeModel) -> Tensor | None:
-    """(C, C) cosine of the head's rows, less their mean over the classes with prototypes; of additive models."""
-    if not model.adds_up or len(model.active_classes) < 3:
-        return None
-    rows = model.head_vectors()
-    rows = rows - rows[model.active_classes].mean(dim=0)
-    rows = torch.nn.functional.normalize(rows, dim=1)
-    found = torch.zeros(len(rows), len(rows), dtype=rows.dtype)
-    active = model.active_classes
-    found[active[:, None], active] = rows[active] @ rows[active].mT
-    return found
 
 
 def border_share(grid: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """From finished classes to one prototype model: head reconstruction, order, and the figures of the card (eq. 4-5)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -193,14 +193,19 @@ def _measure(
 ) -> PrototypeModel:
     """The last visit: figures on the training images, and the examples in their final order."""
     totals, gathered, figures = _Totals(), _Gathered(), TrainingFigures(model, backbone, images)
-    for class_index in sorted(finished):
-        part = finished[class_index]
-        progress.advance()
-        totals.add(class_index, part)
-        if class_index in orders:
-            totals.stability.append(part.stability[orders[class_index]])
-            totals.add_measured(class_index, part, figures.of(class_index, part))
-            gathered.add(part.examples, orders[class_index])
+
+    def with_prototypes() -> Iterator[tuple[int, ClassPart]]:
+        for class_index in sorted(finished):
+            part = finished[class_index]
+            progress.advance()
+            totals.add(class_index, part)
+            if class_index in orders:
+                yield class_index, part
+
+    for class_index, part, measured in figures.of_all(with_prototypes()):
+        totals.stability.append(part.stability[orders[class_index]])
+        totals.add_measured(class_index, part, measured)
+        gathered.add(part.examples, orders[class_index])
     count = len(totals.images)
     data = replace(
         model.card.data,

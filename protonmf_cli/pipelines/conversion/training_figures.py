@@ -1,7 +1,8 @@
 """What one visit to a finished class measures of the model: on every image, against the network's own head."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -69,49 +70,68 @@ class TrainingFigures:
         self.mean_bias = self.bias[among].cpu().double().mean()
         self.mean, self.mean_residual = head[among].mean(dim=0), model.mean_residual
 
-    def of(self, class_index: int, part: ClassPart) -> Measured:
-        """One class that has prototypes."""
-        head, count = self.model.class_head(class_index), len(part.images)
-        step = min(BLOCK, max(1, LOGITS // len(self.bias)))
-        blocks = [
-            self._of_images(class_index, head, pooled, predicted, count)
-            for pooled, predicted in zip(part.pooled.split(step), part.predicted.split(step), strict=True)
-        ]
-        agree, right, total, squares = torch.tensor([block.counts for block in blocks], dtype=torch.float64).sum(dim=0)
-        mean, size = float(total) / count / len(self.bias), float(squares) / count / len(self.bias)
-        spread = max(math.sqrt(max(0.0, size - mean * mean)), SMALLEST_SPREAD * math.sqrt(size))
-        distances = torch.cat([block.distances for block in blocks])
-        levels = torch.linspace(0, 1, LEVELS, dtype=torch.float64)
-        return Measured(
-            agree=int(agree),
-            right=int(right),
-            spread=max(spread, torch.finfo(torch.float32).tiny),
-            difference=self.off * max(block.longest for block in blocks),
-            shares=torch.cat([block.shares for block in blocks]),
-            cancelled=torch.cat([block.cancelled for block in blocks]),
-            levels=distances.quantile(levels) if len(distances) and count > 1 else None,
+    def of_all(self, parts: Iterable[tuple[int, ClassPart]]) -> Iterator[tuple[int, ClassPart, Measured]]:
+        """Classes that have prototypes, in their order; as many at once as have `BLOCK` images."""
+        waiting: list[tuple[int, ClassPart]] = []
+        for each in parts:
+            waiting.append(each)
+            if sum(len(part.images) for _, part in waiting) >= BLOCK:
+                yield from self._together(waiting)
+                waiting = []
+        yield from self._together(waiting)
+
+    def _together(self, parts: Sequence[tuple[int, ClassPart]]) -> Iterator[tuple[int, ClassPart, Measured]]:
+        answers = self._answers([part.pooled for _, part in parts]) if parts else None
+        for c, part in parts:
+            assert answers is not None
+            count = len(part.images)
+            own, answers = answers.split(count)
+            yield c, part, self._measured(c, part, own)
+
+    def _answers(self, pooled: Sequence[Tensor]) -> "_Answers":
+        """What the model answers to images (n, S, D) of some classes, with all its classes in float32."""
+        found = []
+        step = max(1, LOGITS // len(self.bias))
+        for rows in torch.cat([each.sum(dim=1) for each in pooled]).split(step):
+            logits = torch.addmm(self.bias, rows.to(self.vectors), self.vectors.mT)
+            best, probability = (torch.empty(len(rows), 0),) * 2 if self.measure is None else self.measure.best(logits)
+            found.append(
+                _Answers(
+                    top=logits.argmax(dim=1).cpu(),
+                    sums=logits.sum(dim=1, dtype=torch.float64).cpu(),
+                    squares=torch.linalg.vector_norm(logits, dim=1, dtype=torch.float64).square().cpu(),
+                    lengths=torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu(),
+                    best=best,
+                    probability=probability,
+                )
+            )
+        return _Answers(
+            **{each.name: torch.cat([getattr(one, each.name) for one in found]) for each in fields(_Answers)}
         )
 
-    def _of_images(self, class_index: int, head: ClassHead, pooled: Tensor, predicted: Tensor, count: int) -> "_Block":
-        """Some images of a class of `count`."""
-        whole = pooled.sum(dim=1)
-        logits = torch.addmm(self.bias, whole.to(self.vectors), self.vectors.mT)
-        top = logits.argmax(dim=1).cpu()
-        agree, right = int((top == predicted).sum()), int((top == class_index).sum())
-        exact = pooled.double() if self.model.amounts is not None else whole[:, None].double()
-        read = exact[:, 0]
-        contributions = read @ (head.weights[:, None] * head.readers).mT
-        distances = torch.empty(0, dtype=torch.float64)
-        if self.measure is not None and count > 1:
-            best = self.measure.best(logits)
-            left_out = class_index, count / (count - 1)
-            distances = self.measure.mean_distances(at_length_one(read), *best, left_out=left_out)
-        return _Block(
-            counts=(agree, right, float(logits.sum(dtype=torch.float64)), _squares(logits)),
-            longest=float(torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64).max()),
-            shares=self._shares(head, exact) if self.compares else torch.full((len(whole),), math.nan),
-            cancelled=cancellation(contributions).float(),
-            distances=distances,
+    def _measured(self, class_index: int, part: ClassPart, answers: "_Answers") -> Measured:
+        head, count = self.model.class_head(class_index), len(part.images)
+        shares, cancelled, distances = [], [], []
+        for start in range(0, count, BLOCK):
+            some = slice(start, start + BLOCK)
+            exact = part.pooled[some].double()
+            if self.model.amounts is None:  # projections are of all rows
+                exact = exact.sum(dim=1, keepdim=True)
+            shares.append(self._shares(head, exact) if self.compares else torch.full((len(exact),), math.nan))
+            cancelled.append(cancellation(exact[:, 0] @ (head.weights[:, None] * head.readers).mT).float())
+            if self.measure is not None and count > 1:
+                rows, left_out = at_length_one(exact[:, 0]), (class_index, count / (count - 1))
+                best, probability = answers.best[some], answers.probability[some]
+                distances.append(self.measure.mean_distances(rows, best, probability, left_out=left_out))
+        levels = torch.linspace(0, 1, LEVELS, dtype=torch.float64)
+        return Measured(
+            agree=int((answers.top == part.predicted).sum()),
+            right=int((answers.top == class_index).sum()),
+            spread=answers.spread(len(self.bias)),
+            difference=self.off * float(answers.lengths.max()),
+            shares=torch.cat(shares),
+            cancelled=torch.cat(cancelled),
+            levels=torch.cat(distances).quantile(levels) if distances else None,
         )
 
     def _shares(self, head: ClassHead, exact: Tensor) -> Tensor:
@@ -125,17 +145,33 @@ class TrainingFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Block:
-    """Of some images of a class."""
+class _Answers:
+    """Of n images, all on the CPU."""
 
-    counts: tuple[int, int, float, float]
-    """Images that agree and that are right; sum of the logits and of their squares."""
-    longest: float
-    """Largest length of an image's summed rows."""
-    shares: Tensor
-    cancelled: Tensor
-    distances: Tensor
+    top: Tensor
+    """(n,) int64 class"""
+    sums: Tensor
+    """(n,) of the logits."""
+    squares: Tensor
+    """(n,) sum of the squared logits."""
+    lengths: Tensor
+    """(n,) of the summed rows."""
+    best: Tensor
+    """(n, b) classes, see `Unlikeness.best`; (n, 0) where nothing is said of usual images."""
+    probability: Tensor
+    """(n, b)"""
 
+    def split(self, count: int) -> "tuple[_Answers, _Answers]":
+        """The first images, and the others."""
+        pairs = {
+            each.name: (getattr(self, each.name)[:count], getattr(self, each.name)[count:]) for each in fields(self)
+        }
+        first, second = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+        return _Answers(**first), _Answers(**second)
 
-def _squares(logits: Tensor) -> float:
-    return float(torch.linalg.vector_norm(logits, dtype=torch.float64).square())
+    def spread(self, classes: int) -> float:
+        """Of all logits, see `models.readouts.readout.spread`."""
+        count = len(self.sums) * classes
+        mean, size = float(self.sums.sum()) / count, float(self.squares.sum()) / count
+        found = max(math.sqrt(max(0.0, size - mean * mean)), SMALLEST_SPREAD * math.sqrt(size))
+        return max(found, torch.finfo(torch.float32).tiny)

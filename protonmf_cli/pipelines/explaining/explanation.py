@@ -306,15 +306,20 @@ def _mean_left(backbone: Backbone, model: PrototypeModel, answer: Answer) -> flo
     left = float(answer.read[0, 0] @ model.mean_residual) - float(model.intercept[among].double().mean())
     if model.amounts is None or not has_rest(model, answer):
         return left
-    rest, edited = answer.read[0, 1] - model.amounts.unplaced_mean.double(), model.edited_classes
+    rest = answer.read[0, 1] - model.amounts.unplaced_mean.double()
+    return left + float(head_times(backbone, model, rest)[among].mean())
+
+
+def head_times(backbone: Backbone, model: PrototypeModel, row: Tensor) -> Tensor:
+    """(C,) float64 V_c . row of every class, for a row (D,) in float64; the network's own V where it was not edited."""
+    edited = model.edited_classes
     if edited is None or not backbone.readout.has_head:
-        unplaced = model.head_vectors() @ rest
-    else:
-        vectors = backbone.readout.vectors
-        unplaced = (vectors @ rest.to(vectors)).cpu().double()
-        for c in edited:
-            unplaced[c] = model.class_head(c).vector @ rest
-    return left + float(unplaced[among].mean())
+        return model.head_vectors() @ row
+    vectors = backbone.readout.vectors
+    found = (vectors @ row.to(vectors)).cpu().double()
+    for c in edited:
+        found[c] = model.class_head(c).vector @ row
+    return found
 
 
 def chosen_form(model: PrototypeModel, form: Form | None) -> Form:
@@ -441,24 +446,32 @@ def _contribution(
     )
 
 
-def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
-    """The stored training patches of one prototype, strongest first."""
-    examples, full = model.examples, model.peak_of(prototype)
-    space = model.spaces[model.network_of(prototype)]
-    views = []
+def example_maps(model: PrototypeModel, prototype: int) -> list[tuple[np.ndarray | None, str]]:
+    """Maps of the stored training patches of one prototype, strongest first, and the sha256 of their images."""
+    examples, space = model.examples, model.spaces[model.network_of(prototype)]
+    found: list[tuple[np.ndarray | None, str]] = []
     for number in examples.of(prototype):
-        left, top, right, bottom = examples.box[number].tolist()
         grid = examples.map[number].numpy()
         if model.card.members and space.grid is not None:  # smaller grids are filled up
             grid = grid[: space.grid[0], : space.grid[1]]
+        found.append((grid if grid.size else None, examples.sources[number].sha256))
+    return found
+
+
+def example_views(model: PrototypeModel, prototype: int) -> list[ExampleView]:
+    """The stored training patches of one prototype, strongest first."""
+    examples, full = model.examples, model.peak_of(prototype)
+    views = []
+    for number, (grid, sha256) in zip(examples.of(prototype), example_maps(model, prototype), strict=True):
+        left, top, right, bottom = examples.box[number].tolist()
         views.append(
             ExampleView(
                 jpeg=examples.picture(number),
-                map=grid if grid.size else None,
+                map=grid,
                 box=(left, top, right, bottom),
                 score=float(examples.score[number]),
                 path=examples.sources[number].path,
-                sha256=examples.sources[number].sha256,
+                sha256=sha256,
                 full=full,
             )
         )

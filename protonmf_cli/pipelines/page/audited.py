@@ -19,7 +19,8 @@ def audit_part(audit: Audit, data: Sequence[str], gallery: Gallery, kind: Eviden
         gallery: with the training patches of the prototypes.
         kind: of the model's evidence.
     """
-    views = {c.prototype_id: gallery.prototypes[c.prototype_id].examples for c in audit.pictured}
+    known = {each.prototype_id: each.examples for each in gallery.prototypes}
+    views = {c.prototype_id: known[c.prototype_id] for c in audit.pictured}
     return AuditPart(
         audit=audit,
         data=tuple(data),

@@ -13,11 +13,10 @@ from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, Sof
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.page import Case, Neighbours
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.response import LogitParts, logit_parts
 from protonmf_cli.models.results import Contrast, Contribution, Explanation
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
-from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer, has_rest
+from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer, has_rest, head_times
 from protonmf_cli.pipelines.fewshot.interpretation import position_of
 from protonmf_cli.pipelines.fewshot.plane import place_of
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -71,11 +70,10 @@ def _case(
 ) -> Case:
     best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
     explained = best[0] if first is None else first
-    active = [c for c in model.active_classes.tolist() if c != explained]
-    nearest = max(active, key=lambda c: float(answer.logits[c]), default=None)
+    active = model.active_classes[model.active_classes != explained]
+    nearest = int(active[answer.logits[active].argmax()]) if len(active) else None
     wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
-    logits, parts = answer.logits, None if answer.response is not None else logit_parts(model.exact, answer.read)
-    top = int(logits.argmax())
+    logits, top = answer.logits, int(answer.logits.argmax())
     contrasts, similar, neighbours = _beyond(backbone, model, answer, wanted, best[0])
     return Case(
         explanations=tuple(
@@ -88,11 +86,11 @@ def _case(
         ),
         crops=tuple(picture.permute(1, 2, 0).numpy() for picture in backbone.pictures(answer.crop)),
         evidence=_evidence(model, answer).numpy(),
-        beside=_beside(answer, model, model.exact.prototypes),
+        beside=_beside(answer, model, model.prototypes),
         logits=logits.numpy(),
-        unplaced=parts.unplaced[0].numpy() if parts is not None and has_rest(model, answer) else None,
-        reach=_reach(model, parts, form).numpy(),
-        beside_reach=None if form == "plain" else _beside(answer, model, model.exact.residual),
+        unplaced=_unplaced(backbone, model, answer),
+        reach=_reach(model, answer, form).numpy(),
+        beside_reach=None if form == "plain" else _beside(answer, model, model.residual),
         contrasts=contrasts,
         top=top,
         probability=float(logits.softmax(dim=0)[top]),
@@ -133,32 +131,50 @@ def _evidence(model: PrototypeModel, answer: Answer) -> Tensor:
     """(P,)"""
     if answer.response is not None:
         return answer.response.evidence[0]
-    return answer.rows[: model.placed].sum(dim=0) @ model.exact.prototypes.mT
+    return _times(model.prototypes, answer.read[0, 0])
+
+
+ROWS_AT_ONCE = 4096
+
+
+def _times(vectors: Tensor, row: Tensor) -> Tensor:
+    """(n,) float64 products of vectors (n, D) with a row (D,) in float64."""
+    return torch.cat([some.cpu().double() @ row for some in vectors.split(ROWS_AT_ONCE)])
+
+
+def _rest(answer: Answer, model: PrototypeModel) -> Tensor | None:
+    """(D,) float64 the rows without a place, less their mean; None where there are none."""
+    if model.amounts is None or not has_rest(model, answer):
+        return None
+    return answer.read[0, 1] - model.amounts.unplaced_mean.double()
 
 
 def _beside(answer: Answer, model: PrototypeModel, vectors: Tensor) -> np.ndarray | None:
     """Projections of the rows without a place, less their mean, on (n, D) vectors: (n,)."""
-    if model.amounts is None or not has_rest(model, answer):
-        return None
-    rest = answer.rows[model.placed :].sum(dim=0) - model.amounts.unplaced_mean.double()
-    return (rest @ vectors.mT).numpy()
+    rest = _rest(answer, model)
+    return None if rest is None else _times(vectors, rest).numpy()
 
 
-def _reach(model: PrototypeModel, parts: LogitParts | None, form: Form) -> Tensor:
+def _unplaced(backbone: Backbone, model: PrototypeModel, answer: Answer) -> np.ndarray | None:
+    """(C,) what the rows without a place add to each logit; None where there are none."""
+    rest = _rest(answer, model)
+    return None if rest is None else head_times(backbone, model, rest).numpy()
+
+
+def _reach(model: PrototypeModel, answer: Answer, form: Form) -> Tensor:
     """(C,) what augmented prototypes share."""
-    if form == "plain" or parts is None:
+    if form == "plain":
         return torch.zeros(len(model.bias), dtype=torch.float64)
-    residual = parts.residual[0]
-    return torch.where(model.connected, residual + model.exact.intercept, 0.0)
+    return torch.where(model.connected, _times(model.residual, answer.read[0, 0]), 0.0)
 
 
-def bias_of(model: PrototypeModel, form: Form) -> np.ndarray:
+def bias_of(backbone: Backbone, model: PrototypeModel, form: Form) -> np.ndarray:
     """(C,) what does not depend on the image, as explanations count it."""
-    exact = model.exact
-    whole = exact.bias + exact.intercept
-    if exact.amounts is not None:
-        whole = exact.bias + model.head_vectors() @ exact.amounts.unplaced_mean
-    return (whole if form == "plain" else torch.where(model.connected, whole - exact.intercept, whole)).numpy()
+    bias, intercept = model.bias.double(), model.intercept.double()
+    whole = bias + intercept
+    if model.amounts is not None and model.amounts.unplaced_mean.any():
+        whole = bias + head_times(backbone, model, model.amounts.unplaced_mean.double())
+    return (whole if form == "plain" else torch.where(model.connected, whole - intercept, whole)).numpy()
 
 
 def _neighbours(model: PrototypeModel, answer: Answer) -> Neighbours:

@@ -1,6 +1,6 @@
 """Everything that a report shows of a model and of some images."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,24 +68,70 @@ def report_of(
             backbone, model, watched(), model_name=file, form=form, class_index=class_index, progress=progress
         )
     )  # fmt: skip
-    shown = _shown(model, cases) if explained_only else frozenset(range(len(model.prototypes)))
-    gallery = gallery_of(model, evaluation, decode, shown, interpretation)
-    if explained_only:
-        classes = {explanation.class_index for case in cases for explanation in case.explanations}
-        gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in classes))
+    explained = {explanation.class_index for case in cases for explanation in case.explanations}
+    listed = _listed(model, explained, audit, fills=not explained_only)
+    kept = _kept(model, listed)
+    shown = _shown(model, cases) if explained_only else frozenset(kept)
+    gallery = gallery_of(model, evaluation, decode, shown, interpretation, kept=kept)
+    facts = explained if explained_only else listed
+    gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in facts))
     return Report(
         model=model,
         file=file,
         form=form,
-        bias=bias_of(model, form),
+        bias=bias_of(backbone, model, form),
         gallery=gallery,
         cases=cases,
         plane=None if interpretation is None else plane_of(model, interpretation),
         evaluation=evaluation,
         unreadable=tuple(unreadable),
         shown=shown,
+        listed=listed,
+        left_out=() if explained_only else _left_out(model, listed),
         audit=None if audit is None else audit_part(audit, audit_data, gallery, model.evidence.kind),
     )
+
+
+MOST_CLASSES = 1000
+"""Classes with prototypes that a page has rows of; of more, those that are explained and those that are like them."""
+
+
+def _narrows(model: PrototypeModel) -> bool:
+    return model.adds_up and len(model.active_classes) > MOST_CLASSES
+
+
+def _listed(model: PrototypeModel, explained: Collection[int], audit: Audit | None, *, fills: bool) -> tuple[int, ...]:
+    """Classes that a page has rows of, rising; with others up to `MOST_CLASSES` if it fills up."""
+    found = set(explained)
+    active = model.active_classes.tolist()
+    if audit is not None:
+        found.update(int(model.owner[one.prototype_id]) for one in audit.candidates)
+    if not _narrows(model):
+        return tuple(sorted(found.union(active)))
+    like = {int(model.owner[j]) for c in explained for j in connections(model, c)}
+    for c in (*sorted(like), *(active if fills else ())):
+        if len(found) >= MOST_CLASSES:
+            break
+        found.add(c)
+    return tuple(sorted(found))
+
+
+def _left_out(model: PrototypeModel, listed: Sequence[int]) -> tuple[str, ...]:
+    if not _narrows(model):
+        return ()
+    return (
+        f"The page has rows of {len(listed)} of {len(model.active_classes)} classes: those explained, those that "
+        "are like them, and the first of the others.",
+    )
+
+
+def _kept(model: PrototypeModel, listed: Sequence[int]) -> tuple[int, ...]:
+    """Prototypes that a page knows, rising: those that the listed classes are connected to, and all of their owners."""
+    if not _narrows(model):
+        return tuple(range(len(model.prototypes)))
+    used = {j for c in listed for j in connections(model, c)}
+    owners = {int(model.owner[j]) for j in used}.union(listed)
+    return tuple(sorted(used.union(j for c in owners for j in model.own(c))))
 
 
 def _shown(model: PrototypeModel, cases: Iterable[Case]) -> frozenset[int]:

@@ -17,8 +17,10 @@ def gallery_of(
     decode: Decode,
     shown: Collection[int] | None = None,
     interpretation: Interpretation | None = None,
+    *,
+    kept: Sequence[int] | None = None,
 ) -> Gallery:
-    """Facts about every class that has prototypes.
+    """Facts about the classes that have prototypes.
 
     Args:
         model: of any kind.
@@ -27,11 +29,15 @@ def gallery_of(
         decode: reads the pictures of the training patches.
         shown: prototypes that are looked at; the others are named only. All if None.
         interpretation: of a few-shot model, where it is known already.
+        kept: prototypes that are named, beside those that the ones looked at are like. All if None.
     """
-    signs = Signs(model, decode, interpretation)
+    everything = range(len(model.prototypes))
+    looked_at = everything if shown is None else sorted(shown)
+    signs = Signs(model, decode, interpretation, among=looked_at)
+    named = everything if kept is None else sorted({*kept, *(n.prototype_id for j in looked_at for n in signs.near[j])})
     prototypes = []
-    for j, number in enumerate(_numbers(model)):
-        owner = int(model.owner[j])
+    for j in named:
+        owner, number = int(model.owner[j]), model.number(j)
         if shown is not None and j not in shown:
             prototypes.append(_named_only(model, j, number, signs.users[j]))
             continue
@@ -65,15 +71,6 @@ def _named_only(
     )  # fmt: skip
 
 
-def _numbers(model: PrototypeModel) -> list[int]:
-    """Number of each prototype within its owner; owners come in rising order."""
-    owner = model.owner.tolist()
-    numbers: list[int] = []
-    for j, c in enumerate(owner):
-        numbers.append(numbers[-1] + 1 if j and owner[j - 1] == c else 1)
-    return numbers
-
-
 def _facts(facts: PrototypeFacts) -> tuple[str, ...]:
     """What a few-shot model says of one prototype."""
     members = f"{len(facts.members)} training images" if len(facts.members) != 1 else "a single training image"
@@ -93,9 +90,9 @@ def _classes(
     measured = {} if figures is None else figures.per_class
     evaluated = {row["class_index"]: row for row in (evaluation or {}).get("per_class", ())}
     images = model.card.data.images_per_class
-    own: dict[int, list[GalleryPrototype]] = {c: [] for c in model.active_classes.tolist()}
+    own: dict[int, list[GalleryPrototype]] = {}
     for prototype in prototypes:
-        own[prototype.owner_index].append(prototype)
+        own.setdefault(prototype.owner_index, []).append(prototype)
     for c, mine in own.items():
         here = measured.get(str(c), ClassFigures())
         known = [p.stability for p in mine if p.stability is not None]
