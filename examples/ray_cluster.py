@@ -1,4 +1,4 @@
-"""Convert on a Ray cluster: `python examples/ray_cluster.py MODEL DATA [ADDRESS]`; without an address on this machine."""
+"""Convert on a Ray cluster, or on this machine: `python examples/ray_cluster.py MODEL DATA [ADDRESS]`."""
 
 import sys
 

@@ -286,9 +286,7 @@ class NmfOptions(Checked):
     """Stop after this many products with the data in any case."""
 
 
-PAPER_NMF = NmfOptions(
-    init="paper", solver="mu", inner_updates=1, balance=0.0, tolerance=1e-4, max_iterations=200
-)
+PAPER_NMF = NmfOptions(init="paper", solver="mu", inner_updates=1, balance=0.0, tolerance=1e-4, max_iterations=200)
 """Start, update and stopping rule of ProtoNMF as printed."""
 
 

@@ -46,7 +46,7 @@ def factorise(A: Rows, rank: int, *, options: NmfOptions, seed: int, signs: Sign
     q = `options.balance`; 0 is the plain objective ||A - E B||_F^2. A larger q keeps few rows of large norm
     from deciding alone; the codes of a row do not depend on its weight, only the prototypes do.
 
-    Rows are read block by block, in one pass per iteration and five more, and never copied as a whole; rows of
+    Rows are read block by block, in one pass per iteration and six more, and never copied as a whole; rows of
     equal values give equal bytes wherever they lie.
 
     Args:
@@ -245,20 +245,40 @@ def _products(
     Returns:
         Weighted sums E^T A (G, Q, p, D) and E^T E (G, Q, p, p) in float64; zeros for the other Q.
     """
+    chosen_basis = basis[:, chosen].to(codes.dtype)
+    gram = chosen_basis @ chosen_basis.mT
+
+    def updated(rows: slice, cross: Tensor) -> Tensor:
+        part = codes[:, chosen, :, rows]
+        update(part, cross, gram, repeats)
+        codes[:, chosen, :, rows] = part
+        return part
+
     EA = torch.zeros_like(basis)
     EE = EA.new_zeros(*basis.shape[:3], basis.shape[2])
-    sums, squares = EA[:, chosen], EE[:, chosen]
-    basis = basis[:, chosen].to(codes.dtype)
-    gram, stacked = basis @ basis.mT, basis.flatten(1, 2)
+    EA[:, chosen], EE[:, chosen] = _sums(task, chosen_basis, task.weights[:, chosen], updated)
+    return EA, EE
+
+
+def _sums(
+    task: _Task, basis: Tensor, weights: Tensor, codes_of: Callable[[slice, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """E^T A and E^T E in float64, weighted, for codes E that follow block by block from the products A B^T.
+
+    Args:
+        task: the rows.
+        basis: (G, Q, p, D) B.
+        weights: (G, Q, N)
+        codes_of: (G, Q, p, n) codes of some rows from their products (G, Q, p, n).
+    """
+    EA = torch.zeros_like(basis, dtype=torch.float64)
+    EE = EA.new_zeros(*basis.shape[:3], basis.shape[2])
     for block in task.blocks:
         rows = slice(block.start, block.stop)
-        part = codes[:, chosen, :, rows]
-        update(part, block.times(stacked).view(part.shape), gram, repeats)
-        codes[:, chosen, :, rows] = part
-        weighted = part * task.weights[:, chosen, None, rows]
-        sums += block.gathered(weighted.flatten(1, 2)).view(basis.shape)
-        squares += weighted @ part.mT
-    EA[:, chosen], EE[:, chosen] = sums, squares
+        part = codes_of(rows, block.times(basis.flatten(1, 2)).unflatten(1, basis.shape[1:3]))
+        weighted = part * weights[:, :, None, rows]
+        EA += block.gathered(weighted.flatten(1, 2)).view(basis.shape)
+        EE += weighted @ part.mT
     return EA, EE
 
 
@@ -321,13 +341,15 @@ def _start_nndsvda(task: _Task, rank: int, seeds: Sequence[int]) -> tuple[Tensor
     The usual constant, the mean of A, changes with the scale of A and can swamp the start; this one scales with
     each component.
     """
-    left, values, right = _leading_singular_vectors(task, rank)
-    weighted = left * task.weights.sqrt()[:, :, None]
-    sizes = [(sign * weighted).relu().norm(dim=-1) * (sign * right).relu().norm(dim=-1) for sign in (1, -1)]
+    right = _leading_right_vectors(task, rank)
+    stacked, root = right.flatten(1, 2).to(task.weights), task.weights.sqrt()[:, :, None]
+    left = torch.cat([block.times(stacked) for block in task.blocks], dim=-1).unflatten(1, right.shape[1:3])
+    sizes = [(sign * left * root).relu_().norm(dim=-1) * (sign * right).relu_().norm(dim=-1) for sign in (1, -1)]
     sign = torch.where(sizes[0] >= sizes[1], 1.0, -1.0)[..., None]
-    codes, basis = (sign.to(left) * left).relu(), torch.nn.functional.normalize((sign * right).relu(), dim=-1)
-    codes *= (values * (sign * right).relu().norm(dim=-1))[..., None].to(codes)
-    return _filled(codes, task.members[:, :, None]), _filled(basis, torch.ones_like(basis))
+    basis = (sign * right).relu_()
+    length = basis.norm(dim=-1, keepdim=True)
+    codes = left.mul_((sign * length).to(left)).relu_()
+    return _filled(codes, task.members[:, :, None]), _filled(basis / length, torch.ones_like(basis))
 
 
 def _filled(factor: Tensor, members: Tensor) -> Tensor:
@@ -336,32 +358,19 @@ def _filled(factor: Tensor, members: Tensor) -> Tensor:
     return torch.where(factor > 0, factor, 0.1 * mean)
 
 
-def _leading_singular_vectors(task: _Task, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (G, Q, p, N) without the rows' weights, S (G, Q, p) and Vt (G, Q, p, D) by three passes of subspace iteration.
+def _leading_right_vectors(task: _Task, rank: int) -> Tensor:
+    """(G, Q, p, D) leading right singular vectors by three passes of subspace iteration (Halko et al. 2011).
 
-    The test vectors are drawn over the columns, so the order of the rows does not matter (Halko et al. 2011).
+    The test vectors are drawn over the columns, so the order of the rows does not matter.
     """
-    blocks = task.blocks
-    wanted = min(rank + 10, blocks.width)
-    drawn = torch.randn(blocks.width, wanted, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    AA = drawn.mT.to(blocks.device).expand(*task.weights.shape[:2], wanted, blocks.width)
-    seen = task.weights.new_empty(*task.weights.shape[:2], wanted, task.weights.shape[2])
-    every = torch.arange(AA.shape[1], device=AA.device)
+    weights, width = task.weights, task.blocks.width
+    drawn = torch.randn(width, min(rank + 10, width), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    AA = drawn.mT.to(weights.device).expand(*weights.shape[:2], -1, -1)
     for _ in range(3):
         Q = torch.linalg.qr(AA.mT).Q.mT
-        seen.zero_()
-        AA, _ = _products(task, seen, Q, _replaced, 1, every)
-    values, axes = torch.linalg.eigh(Q @ AA.mT)
-    least = 1e-12 * values[..., -1:].clamp_min(torch.finfo(torch.float32).tiny)
-    axes = axes / values.maximum(least).sqrt()[..., None, :]
-    axes = axes.flip(-1)[..., :rank].mT
-    right = axes @ AA
-    return axes.to(seen) @ seen, right.norm(dim=-1), torch.nn.functional.normalize(right, dim=-1)
-
-
-def _replaced(factor: Tensor, cross: Tensor, gram: Tensor, repeats: int) -> None:
-    """The products themselves."""
-    factor.copy_(cross)
+        AA, _ = _sums(task, Q.to(weights.dtype), weights, lambda rows, products: products)
+    axes = torch.linalg.eigh(Q @ AA.mT).eigenvectors.flip(-1)[..., :rank]
+    return torch.nn.functional.normalize(axes.mT @ AA, dim=-1)
 
 
 STARTS: dict[str, Callable[[_Task, int, Sequence[int]], tuple[Tensor, Tensor]]] = {

@@ -115,9 +115,7 @@ def command(*words: str) -> dict[str, float]:
 
 def step(name: str, *words: str) -> dict[str, float]:
     """One step in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "step", name, *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, __file__, "step", name, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1]}
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -150,7 +148,9 @@ def measure(file: str, image: str) -> None:
         if "peak" in found:
             found["beyond_network"] = found["peak"] - alone["peak"]
         page_size = f", page {Path(page).stat().st_size / 1e6:.1f} MB" if page in words and Path(page).is_file() else ""
-        print(f"{name}: {', '.join(f'{key} {value:.4g}' if isinstance(value, float | int) else f'{key} {value}' for key, value in found.items())}{page_size}")
+        print(
+            f"{name}: {', '.join(f'{key} {value:.4g}' if isinstance(value, float | int) else f'{key} {value}' for key, value in found.items())}{page_size}"
+        )
 
 
 STEPS = {"network": network_alone, "explain": explaining, "command": command}

@@ -74,9 +74,9 @@ def test_a_file_gives_the_bytes_that_memory_gives_in_one_pass_an_iteration(tmp_p
     passes, left = divmod(len(stored.asked), len(limits))
     assert not left
     assert stored.asked == limits * passes
-    if options.init == "nndsvda":  # norms, three for the start, one for the codes
+    if options.init == "nndsvda":  # norms, four for the start, one for the codes
         (alone,) = nmf.factorise_group([stored], 3, **{**words, "parts": ()})
-        assert len(stored.asked) // len(limits) - passes == alone.iterations + 5
+        assert len(stored.asked) // len(limits) - passes == alone.iterations + 6
 
 
 def test_neither_threads_nor_the_size_of_blocks_matter(monkeypatch):

@@ -193,9 +193,7 @@ def test_the_bias_and_what_all_images_have_without_a_place_count_as_carried_wher
     assert reconstructed(vectors, bias, bases, parts, free).amounts.ridge >= ridge
     rest = (1000 * torch.randn(16, generator=torch.Generator().manual_seed(7))).expand(30, 1, 16)
     placeless = {
-        c: SimpleNamespace(
-            pooled=torch.cat([part.pooled, rest], dim=1), sample=part.sample, prototypes=part.prototypes
-        )
+        c: SimpleNamespace(pooled=torch.cat([part.pooled, rest], dim=1), sample=part.sample, prototypes=part.prototypes)
         for c, part in parts.items()
     }
     assert reconstructed(vectors, none, bases, placeless, free).amounts.ridge >= ridge
@@ -221,9 +219,7 @@ def test_prototypes_that_are_all_zero_have_no_amount():
     vectors, bases, parts = problem()
     gone = bases.prototypes.clone()
     gone[3] = 0
-    found = reconstructed(
-        vectors, torch.zeros(5, dtype=torch.float64), replace(bases, prototypes=gone), parts, AMOUNTS
-    )
+    found = reconstructed(vectors, torch.zeros(5, dtype=torch.float64), replace(bases, prototypes=gone), parts, AMOUNTS)
     assert found.prototypes.isfinite().all()
     assert found.residual.isfinite().all()
     for c in range(5):

@@ -188,7 +188,7 @@ def finish_conversion(
     """Assemble and save what is in the work folder, and remove that."""
     backbone, images, clock = prepared.backbone, prepared.images, time.monotonic()
     facts = DataFacts(split=images.split, left_out={str(c): n for c, n in images.left_out.items()})
-    standard = ConversionOptions()  # for what is the machine's and changes nothing, so that equal models are equal bytes
+    standard = ConversionOptions()  # for what is the machine's, so that equal models are equal bytes
     options = replace(prepared.options, memory=standard.memory, group=standard.group)
     model = assemble_model(backbone, shards, options, data=facts, progress=progress)
     head = time.monotonic() - clock

@@ -99,7 +99,8 @@ def convert_classes(
         NotExactError: the rows' logits differ from the network's by more than rounding.
     """
     check_counts(backbone, images.counts, options)
-    turns, groups = Alone() if turns is None else turns, (share or Share()).part(groups_of(images.counts, options.group))
+    turns = Alone() if turns is None else turns
+    groups = (share or Share()).part(groups_of(images.counts, options.group))
     missing = _unfinished(groups, finished)
     progress.stage("reading and factorising", sum(images.counts[c] for group in missing for c in group))
     seconds = {"extract": 0.0, "factorise": 0.0}
@@ -352,12 +353,12 @@ def _check_rank(backbone: Backbone, class_index: int, rows: int, width: int, ran
 def _check_rounding(reading: ClassReading, backbone: Backbone, warned: bool, progress: Progress) -> bool:
     difference = reading.figures["max_rel_difference"]
     name, half = backbone.source.name, backbone.dtype == torch.bfloat16
-    limit = HALF_LIMIT if half else ROUNDING_LIMIT
+    limit, better = (HALF_LIMIT, "float32") if half else (ROUNDING_LIMIT, "float64")
     if not difference <= limit:
         raise NotExactError(
             f"the logits of {name} differ from its rows' by {difference:.1e} of their spread, "
             f"at most {limit:.0e} is allowed. The formula holds in float64 "
-            f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype {'float32' if half else 'float64'}."
+            f"({backbone.formula_difference:.1e}), so this is rounding: give --dtype {better}."
         )
     if difference > ROUNDING_WARNING and not warned and not half:
         progress.warn(

@@ -67,8 +67,8 @@ class _Scatter:
     def mean(self) -> Tensor:
         """(D, D)"""
         self._empty()
-        upper = torch.from_numpy(np.ascontiguousarray(self.upper)).triu()
-        return (upper + upper.triu(diagonal=1).mT) / max(1, self.count)
+        lower = torch.from_numpy(self.upper.T).tril_()
+        return (lower + lower.tril(diagonal=-1).mT).div_(max(1, self.count))
 
 
 def sums_of(finished: Mapping[int, ClassPart], progress: Progress = SILENT) -> Sums:
