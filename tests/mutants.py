@@ -289,8 +289,41 @@ MUTANTS = (
     ),
     Mutant(
         "an-image-is-left-out-of-its-class",
-        "left_out = class_index, count / (count - 1)",
-        "left_out = class_index, (count - 1) / count",
+        "grown = at_length_one(exact[:, 0]), count / (count - 1)",
+        "grown = at_length_one(exact[:, 0]), (count - 1) / count",
         ("tests/pipelines/test_unlikeness.py::test_each_training_image_is_left_out_of_its_own_class_s_mean",),
+    ),
+    Mutant(
+        "a-readout-of-other-versions-is-proved-anew",
+        'if plan["versions"] != _versions():',
+        'if not plan["versions"]:',
+        (
+            "tests/files/test_backbones.py"
+            "::test_a_readout_is_proved_anew_where_the_file_has_none_or_another_version_proved_it",
+        ),
+    ),
+    Mutant(
+        "parts-that-do-not-add-up-are-not-shown",
+        "and not error <= WRONG * spread(",
+        "and error <= WRONG * spread(",
+        ("tests/files/test_backbones.py::test_parts_that_do_not_add_up_to_the_network_s_logit_are_not_shown",),
+    ),
+    Mutant(
+        "edited-classes-are-not-the-network-s",
+        "        logits[:, c] = parts_of_class(",
+        "        logits[:, c] += 0 * parts_of_class(",
+        ("tests/pipelines/test_verbs.py::test_after_an_edit_of_one_class_the_others_are_answered_by_the_network",),
+    ),
+    Mutant(
+        "shares-of-training-images-count-rows-without-a-place",
+        "left = left + (exact[:, 1:].sum(dim=1)",
+        "left = left - (exact[:, 1:].sum(dim=1)",
+        ("tests/pipelines/test_assembly.py::test_figures_are_those_of_every_image_s_logits[2]",),
+    ),
+    Mutant(
+        "numbers-of-prototypes-on-a-page",
+        '"prototype": _integers([place[j] for j in',
+        '"prototype": _integers([j for j in',
+        ("tests/pipelines/test_pages_of_many.py::test_numbers_of_a_page_are_those_of_the_model[False]",),
     ),
 )

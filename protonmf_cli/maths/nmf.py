@@ -338,24 +338,30 @@ def _start_gaussian(
 def _start_nndsvda(task: _Task, rank: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Non-negative double SVD, zeros filled with a small constant (Boutsidis and Gallopoulos 2008); ignores the seeds.
 
-    The usual constant, the mean of A, changes with the scale of A and can swamp the start; this one scales with
-    each component.
+    The usual constant, the mean of A, changes with the scale of A and can swamp the start; this one, a tenth of the
+    component's mean, scales with each component, of which nothing is left below it.
     """
     right = _leading_right_vectors(task, rank)
-    stacked, root = right.flatten(1, 2).to(task.weights), task.weights.sqrt()[:, :, None]
-    left = torch.cat([block.times(stacked) for block in task.blocks], dim=-1).unflatten(1, right.shape[1:3])
-    sizes = [(sign * left * root).relu_().norm(dim=-1) * (sign * right).relu_().norm(dim=-1) for sign in (1, -1)]
-    sign = torch.where(sizes[0] >= sizes[1], 1.0, -1.0)[..., None]
+    codes = task.weights.new_empty(*right.shape[:3], task.blocks.count)
+    sizes = torch.zeros(2, *right.shape[:3], dtype=torch.float64, device=codes.device)
+    for block in task.blocks:
+        rows = slice(block.start, block.stop)
+        left = block.times(right.flatten(1, 2).to(codes)).view(*right.shape[:3], -1)
+        codes[..., rows] = left
+        sizes += (_sides(left).square_() * task.weights[:, :, None, rows]).sum(dim=-1)
+    up, down = sizes.sqrt() * _sides(right).norm(dim=-1)
+    sign = torch.where(up >= down, 1.0, -1.0)[..., None]
     basis = (sign * right).relu_()
-    length = basis.norm(dim=-1, keepdim=True)
-    codes = left.mul_((sign * length).to(left)).relu_()
-    return _filled(codes, task.members[:, :, None]), _filled(basis / length, torch.ones_like(basis))
+    codes.mul_((sign * basis.norm(dim=-1, keepdim=True)).to(codes)).relu_()
+    basis = torch.nn.functional.normalize(basis, dim=-1)
+    inside = task.members[..., None].to(codes)
+    floor = codes @ inside / inside.sum(dim=-2, keepdim=True)
+    return torch.maximum(codes, 0.1 * floor, out=codes), basis.maximum(0.1 * basis.mean(dim=-1, keepdim=True))
 
 
-def _filled(factor: Tensor, members: Tensor) -> Tensor:
-    """A tenth of each component's mean over its members in place of its zeros."""
-    mean = (factor * members).sum(dim=-1, keepdim=True) / members.sum(dim=-1, keepdim=True)
-    return torch.where(factor > 0, factor, 0.1 * mean)
+def _sides(values: Tensor) -> Tensor:
+    """(2, ...) sizes of the positive and of the negative ones."""
+    return torch.stack([values, -values]).relu_()
 
 
 def _leading_right_vectors(task: _Task, rank: int) -> Tensor:

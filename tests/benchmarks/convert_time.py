@@ -1,9 +1,9 @@
 """Time and memory of `protonmf convert` against a plain pass of the same network over the same images.
 
-    python tests/benchmarks/convert_time.py MODEL DATA [--classes 12] [--repeat 3]
+    python tests/benchmarks/convert_time.py MODEL DATA [--classes 24] [--repeat 3]
 
-Both are whole processes, started alternately; the ratio of their median wall times is printed, then the peak
-memory of a conversion of 6 and of 24 classes. The plain script is timm's own loader and model: decode, batch,
+Whole processes, started alternately, with and without halves for the stability; the ratios of their median wall and
+CPU times are printed, then the peak memory of a conversion of 6 and of 24 classes. The plain script is timm's own loader and model: decode, batch,
 forward, argmax.
 """
 
@@ -31,15 +31,15 @@ print(len(top))
 """
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Wall seconds and peak resident bytes of a process and its children's largest."""
+def run(command: list[str]) -> tuple[float, float, int]:
+    """Wall and CPU seconds of a process and its children, and peak resident bytes of the largest."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - start
     if status:
         sys.exit(process.stderr.read().decode())
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def subset(data: Path, classes: int, folder: Path) -> Path:
@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--classes", type=int, default=12)
+    parser.add_argument("--classes", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=3)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -79,18 +79,21 @@ def main() -> None:
             ]
 
         data = subset(words.data, words.classes, folder)
-        plain = [sys.executable, "-c", PLAIN, words.model, str(data), str(os.cpu_count() or 1)]
-        times: dict[str, list[float]] = {"plain": [], "convert": []}
+        ways = {
+            "plain": [sys.executable, "-c", PLAIN, words.model, str(data), str(os.cpu_count() or 1)],
+            "convert": convert(data),
+            "without stability": [*convert(data), "--no-stability"],
+        }
+        times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for _ in range(words.repeat):
-            times["plain"].append(run(plain)[0])
-            times["convert"].append(run(convert(data))[0])
-            print("  ".join(f"{key} {values[-1]:.1f} s" for key, values in times.items()), flush=True)
-        medians = {key: statistics.median(values) for key, values in times.items()}
-        print(
-            f"convert / plain = {medians['convert'] / medians['plain']:.2f}  (medians {medians['convert']:.1f} s, {medians['plain']:.1f} s)"
-        )
+            for way, command in ways.items():
+                times[way].append(run(command)[:2])
+            print("  ".join(f"{way} {t[-1][0]:.1f} s, {t[-1][1]:.1f} CPU s" for way, t in times.items()), flush=True)
+        plain, *others = (tuple(map(statistics.median, zip(*t, strict=True))) for t in times.values())
+        for way, found in zip(list(ways)[1:], others, strict=True):
+            print(f"{way} / plain = {found[0] / plain[0]:.2f} (wall, medians), {found[1] / plain[1]:.2f} (CPU)")
         peaks = [
-            run(convert(subset(words.data, count, folder) if count != words.classes else data))[1] for count in (6, 24)
+            run(convert(subset(words.data, count, folder) if count != words.classes else data))[2] for count in (6, 24)
         ]
         print(
             f"peak memory: 6 classes {peaks[0] / 2**20:.0f} MiB, 24 classes {peaks[1] / 2**20:.0f} MiB, ratio {peaks[1] / peaks[0]:.3f}"

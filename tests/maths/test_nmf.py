@@ -53,7 +53,7 @@ def test_objective_equals_scikit_learn_from_the_same_start(rank, solver):
 @pytest.mark.parametrize("inner", [1, 8])
 def test_objective_never_rises_and_is_the_naive_one(solver, init, inner):
     A = data()
-    options = NmfOptions(init=init, solver=solver, inner_updates=inner, balance=0)
+    options = NmfOptions(init=init, solver=solver, inner_updates=inner, balance=0, max_iterations=80)
     found = nmf.factorise(A, 4, options=options, seed=3)
     assert all(later <= earlier for earlier, later in zip(found.history, found.history[1:], strict=False))
     naive = float((A - found.codes @ found.basis).double().square().sum() / A.double().square().sum())
@@ -210,7 +210,7 @@ def test_same_seed_same_bytes_and_the_svd_start_ignores_seed_and_row_order():
     shuffled = A[torch.randperm(len(A), generator=torch.Generator().manual_seed(0))]
     one = nmf.factorise(A, 3, options=NmfOptions(init="nndsvda"), seed=1)
     other = nmf.factorise(shuffled, 3, options=NmfOptions(init="nndsvda"), seed=2)
-    assert torch.allclose(one.basis, other.basis, atol=2e-4)
+    assert (one.basis * other.basis).sum(dim=1).min() > 0.99999
 
 
 def test_the_papers_start_keeps_its_zeros():

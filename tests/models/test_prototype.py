@@ -183,3 +183,10 @@ def test_prototypes_of_a_class_and_their_examples_are_found_wherever_classes_lac
 def test_which_classes_were_edited(converted, edits, refits, classes):
     model, _ = load_model(converted)
     assert replace(model, card=replace(model.card, edits=edits, refits=refits)).edited_classes == classes
+
+
+def test_projections_are_of_all_rows_also_where_those_without_a_place_are_pooled_apart(paper):
+    model, _ = load_model(paper)
+    pooled = torch.randn(3, 2, model.prototypes.shape[1], generator=torch.Generator().manual_seed(1)).double()
+    whole = pooled.sum(dim=1, keepdim=True)
+    assert torch.equal(logit_parts(model.exact, pooled).logits, logit_parts(model.exact, whole).logits)

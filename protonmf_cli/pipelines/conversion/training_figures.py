@@ -120,9 +120,9 @@ class TrainingFigures:
             shares.append(self._shares(head, exact) if self.compares else torch.full((len(exact),), math.nan))
             cancelled.append(cancellation(exact[:, 0] @ (head.weights[:, None] * head.readers).mT).float())
             if self.measure is not None and count > 1:
-                rows, left_out = at_length_one(exact[:, 0]), (class_index, count / (count - 1))
+                rows, grown = at_length_one(exact[:, 0]), count / (count - 1)
                 best, probability = answers.best[some], answers.probability[some]
-                distances.append(self.measure.mean_distances(rows, best, probability, left_out=left_out))
+                distances.append(self.measure.mean_distances(rows, best, probability, left_out=(class_index, grown)))
         levels = torch.linspace(0, 1, LEVELS, dtype=torch.float64)
         return Measured(
             agree=int((answers.top == part.predicted).sum()),
