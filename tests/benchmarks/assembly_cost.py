@@ -18,6 +18,7 @@ for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from protonmf_cli.files.images.reader import encode_jpeg  # noqa: E402
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source  # noqa: E402
 from protonmf_cli.models.card import DataFacts  # noqa: E402
 from protonmf_cli.models.class_part import ClassPart, PartExamples  # noqa: E402
@@ -30,7 +31,7 @@ SIDE = 7
 """Places of the grid, across and down."""
 SHARP = 20.0
 """By which the logits of images of a class stand out, as those of a trained network do."""
-JPEG = bytes(range(256))
+JPEG = encode_jpeg((torch.arange(3 * 64 * 64) % 251).reshape(3, 64, 64).byte())
 """Stands for a training patch's crop."""
 
 

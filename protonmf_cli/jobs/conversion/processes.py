@@ -130,18 +130,20 @@ class _Worker:
     def _listen(self) -> None:
         """Pass on what it says, and tell how it ended where that was not well."""
         assert self._process.stdout is not None
-        failed = ""
+        told = False
         for line in self._process.stdout:
             kind, text = json.loads(line)
             if kind == "warn":
                 self._progress.warn(text)
-            elif kind == "failed":
-                failed = text
+            else:
+                self._lost(text)
+                told = True
         status = self._process.wait()
-        if status and self._wanted:
-            self._progress.warn(
-                f"process {self._number} was lost ({failed or self._reason(status)}); the others do what it was to do"
-            )
+        if status and self._wanted and not told:
+            self._lost(self._reason(status))
+
+    def _lost(self, reason: str) -> None:
+        self._progress.warn(f"process {self._number} was lost ({reason}); the others do what it was to do")
 
     def _reason(self, status: int) -> str:
         if status < 0:

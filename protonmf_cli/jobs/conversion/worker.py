@@ -38,8 +38,11 @@ def main() -> int:
     except FinishedElsewhere:
         return 0
     except ProtonmfError as failure:
-        _tell("failed", str(failure))
+        _tell("lost", str(failure))
         return failure.exit_code
+    except Exception as failure:
+        _tell("lost", f"{type(failure).__name__}: {failure}")
+        raise
     return 0
 
 
