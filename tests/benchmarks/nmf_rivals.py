@@ -194,8 +194,7 @@ def main() -> None:
     for name in words.only.split(","):
         A, p = (class_rows(words.model, words.data), 3) if name == "real" else (planted(*SIZES[name]), SIZES[name][2])
         objectives = {
-            method: cache(lambda iterations, run=run: objective(A, *run(A, p, iterations)))
-            for method, run in METHODS.items()
+            method: cache(lambda n, run=run, A=A, p=p: objective(A, *run(A, p, n))) for method, run in METHODS.items()
         }
         last = {method: objective_of(LONG) for method, objective_of in objectives.items()}
         print(name, {method: round(value, 6) for method, value in last.items()}, flush=True)
