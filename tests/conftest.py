@@ -12,6 +12,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import toys  # noqa: E402
 
+collect_ignore = ["benchmarks"]  # their peers are not installed
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
