@@ -8,7 +8,7 @@ every place alone.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,8 @@ class FrozenReadout(Readout):
         with _frozen(network, self.links, self.classifier) as run:
             logits = network.forward_head(features)
             run.replaying = True
-            network.forward_head(self._masked(features) if self.masked else self._alone(features))
+            with suppress(_Caught):
+                network.forward_head(self._masked(features) if self.masked else self._alone(features))
         found = run.caught.flatten(1).reshape(len(features), -1, run.caught[0].numel())
         if not self.masked:
             return Reading(rows=found / found.shape[1], logits=logits)
@@ -226,6 +227,10 @@ def _is_elementwise(module: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
+class _Caught(Exception):  # noqa: N818
+    """The classifier is reached."""
+
+
 @dataclass
 class _Run:
     """What the hooks of a frozen head remember."""
@@ -258,7 +263,9 @@ def _frozen(network: Network, links: dict[str, Link], classifier: str) -> Iterat
         return hook
 
     def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
-        run.caught = args[0].clone()
+        if run.replaying:  # nobody needs the logits of single places
+            run.caught = args[0].clone()
+            raise _Caught
 
     def watch() -> Iterator[RemovableHandle]:
         yield network.get_submodule(classifier).register_forward_pre_hook(catch)
