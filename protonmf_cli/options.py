@@ -277,13 +277,13 @@ class NmfOptions(Checked):
     solver: Solver = "hals"
     """Extrapolated hierarchical alternating least squares, or multiplicative updates."""
     inner_updates: int = 2
-    """Updates of one factor per product with the data (Gillis and Glineur 2012); 1 is the plain rule."""
+    """Updates of one factor per pass over the data (Gillis and Glineur 2012); 1 is the plain rule."""
     balance: float = 0.7
     """Each row's squared error is divided by its norm to twice this power; 0 is the plain objective."""
     tolerance: float = 3e-6
     """Stop when the squared error falls by less than this share of the error at the start."""
     max_iterations: int = 400
-    """Stop after this many products with the data in any case."""
+    """Stop after this many passes over the data in any case."""
 
 
 PAPER_NMF = NmfOptions(init="paper", solver="mu", inner_updates=1, balance=0.0, tolerance=1e-4, max_iterations=200)

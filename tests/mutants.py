@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "an-edit-takes-away",
-        "residual -= taken",
-        "residual += taken",
+        "residual.addr_(scores, reader, alpha=-1.0)",
+        "residual.addr_(scores, reader, alpha=1.0)",
         (
             "tests/pipelines/test_amount_edits.py"
             "::test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype",
@@ -137,8 +137,8 @@ MUTANTS = (
     ),
     Mutant(
         "corners-of-a-box",
-        "rows, columns = np.nonzero(regions == regions[peak])",
-        "columns, rows = np.nonzero(regions == regions[peak])",
+        "rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))",
+        "columns, rows = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))",
         ("tests/maths/test_small.py::test_box_is_around_the_peak_only",),
     ),
     Mutant(

@@ -110,7 +110,7 @@ class RowBlocks:
         """Of the rows as they are factorised."""
         return self.depth * (1 + (self.signs == "split"))
 
-    def parts(self) -> Iterator[tuple[int, Tensor]]:
+    def _parts(self) -> Iterator[tuple[int, Tensor]]:
         """First row and (G, n, D) rows as they are."""
         images = self._rows.shape[1] if self._batch else self._rows.shape[0]
         for start in range(0, images, self._step):
@@ -121,7 +121,7 @@ class RowBlocks:
             yield start * self.each, part.reshape(len(part), -1, self.depth)
 
     def __iter__(self) -> Iterator[Block]:
-        for start, part in self.parts():
+        for start, part in self._parts():
             stop = start + part.shape[1]
             if self.signs == "none":
                 yield Block(start, stop, self._threads, part)

@@ -39,7 +39,8 @@ def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> t
     cut = max(np.percentile(pixels, percentile), pixels.max() / 2)
     regions, _ = scipy.ndimage.label(pixels >= cut)
     peak = np.unravel_index(int(pixels.argmax()), pixels.shape)
-    rows, columns = np.nonzero(regions == regions[peak])
+    inside = regions == regions[peak]
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
