@@ -41,18 +41,23 @@ def dual(prototypes: Tensor, ridge: float) -> Dual:
     [1.0, 1.0]
     """
     whole = prototypes.double()
-    length = whole.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-    unit = whole / length[..., None]
-    gram = unit @ unit.mT
-    ridged = gram + max(ridge, LEAST_RIDGE) * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
-    carried = (inverse * gram).sum(dim=-1)
-    scale = torch.where(carried > 0, 1 / (carried * length), 0.0)
-    mixing = scale[..., None] * inverse / length[..., None, :]
+    mixing, carried = mixing_of(whole @ whole.mT, ridge)
     return Dual(readers=mixing @ whole, mixing=mixing, carried=carried)
 
 
-BATCH = 2**22
+def mixing_of(gram: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """`Dual.mixing` and `Dual.carried` from the products B B^T (..., s, s) of prototypes alone, in float64."""
+    size = gram.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(torch.float32).tiny ** 2)
+    length = size.sqrt()
+    cosines = gram / length[..., None] / length[..., None, :]
+    ridged = cosines + max(ridge, LEAST_RIDGE) * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
+    carried = (inverse * cosines).sum(dim=-1)
+    scale = torch.where(carried > 0, 1 / (carried * length), 0.0)
+    return scale[..., None] * inverse / length[..., None, :], carried
+
+
+BATCH = 2**20
 """Numbers of prototypes that are gathered for one batch of classes."""
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from protonmf_cli.maths.amounts import dual, in_batches
+from protonmf_cli.maths.amounts import dual, in_batches, mixing_of
 from protonmf_cli.models.card import Card
 from protonmf_cli.models.card.stored import Facts
 from protonmf_cli.models.class_names import find_class
@@ -262,7 +262,8 @@ class PrototypeModel:
     def mixing(self, class_index: int) -> Tensor:
         """(s, s) float64, on the CPU: amounts of a class from the projections on its prototypes, see `Dual`."""
         assert self.amounts is not None
-        return dual(self.basis(class_index).cpu(), self.amounts.ridge).mixing  # not every device has float64
+        basis = self.basis(class_index).cpu().double()  # not every device has float64
+        return mixing_of(basis @ basis.mT, self.amounts.ridge)[0]
 
     def class_head(self, class_index: int) -> ClassHead:
         """What one class's logit is made of; costs no more where there are many classes."""
@@ -314,7 +315,10 @@ class PrototypeModel:
     def _readers_of(self, entries: Tensor) -> Tensor:
         """(n, s, D) readers of the connections (n, s) of n classes."""
         basis = self.prototypes[self.weights.prototype[entries]]
-        return basis if self.amounts is None else dual(basis.cpu(), self.amounts.ridge).mixing.to(basis) @ basis
+        if self.amounts is None:
+            return basis
+        exact = basis.cpu().double()
+        return mixing_of(exact @ exact.mT, self.amounts.ridge)[0].to(basis) @ basis
 
     @cached_property
     def placed(self) -> int | None:
@@ -333,8 +337,9 @@ class PrototypeModel:
         for classes, chosen in self._batches():
             basis = self.prototypes[self.weights.prototype[chosen]].cpu().double()
             weights = self.weights.value[chosen].cpu().double()[:, None]
-            mixed = weights if self.amounts is None else weights @ dual(basis, self.amounts.ridge).mixing
-            found[classes] += (mixed @ basis)[:, 0]
+            if self.amounts is not None:
+                weights = weights @ mixing_of(basis @ basis.mT, self.amounts.ridge)[0]
+            found[classes] += (weights @ basis)[:, 0]
         return found
 
     def head_vectors(self) -> Tensor:

@@ -258,3 +258,18 @@ def test_amounts_read_the_rows_with_a_place_alone():
     assert torch.equal(before.prototypes, after.prototypes)
     assert torch.equal(before.residual, after.residual)
     assert not torch.allclose(before.unplaced, after.unplaced)
+
+
+def test_several_edits_at_once_are_those_edits_one_after_the_other():
+    model, vectors, _ = model_of()
+    single = find_edit(model, 3, 3, 1, 0.25)
+    everywhere = [find_edit_everywhere(model, c, number, factor) for c, number, factor in ((0, 1, 0.0), (2, 2, 0.5))]
+    together, alone = apply_edits(model, [*everywhere, single]), model
+    for edit in (single, *everywhere):
+        alone = apply_edits(alone, [edit])
+    for name in ("residual", "bias"):
+        assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-6)
+    assert torch.allclose(together.weights.value, alone.weights.value)
+    assert torch.allclose(together.head_vectors(), alone.head_vectors(), atol=1e-6)
+    assert float((together.head_vectors() - vectors).abs().max()) > 0.1
+    assert torch.allclose(model.head_vectors(), vectors, atol=1e-6)

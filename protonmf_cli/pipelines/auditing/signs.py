@@ -60,6 +60,7 @@ class Signs:
         interpretation: Interpretation | None = None,
         *,
         among: Sequence[int] | None = None,
+        head: Tensor | None = None,
     ) -> None:
         """Prepare for a model.
 
@@ -68,10 +69,12 @@ class Signs:
             decode: reads the pictures of the training patches.
             interpretation: of a few-shot model, where it is known already.
             among: prototypes that will be asked for; all if None.
+            head: (C, D) rows of the head of an additive model, where they are known.
         """
         self._model = model
         self._decode = decode
         self._interpretation = interpretation
+        self._head = head
         self._among = range(len(model.prototypes)) if among is None else among
 
     def of(self, prototype: int, examples: Sequence[ExampleView]) -> tuple[Sign, ...]:
@@ -100,13 +103,14 @@ class Signs:
         return None if found is None else tuple(found.prototypes)
 
     @cached_property
-    def _rows(self) -> Tensor | None:
-        """(C, D) rows of the head, less their mean over the classes with prototypes; of additive models."""
+    def _rows(self) -> tuple[Tensor, Tensor] | None:
+        """(C, D) rows of the head, and (D,) their mean over the classes with prototypes; of additive models."""
         model = self._model
         if not model.adds_up or len(model.active_classes) < 3:
             return None
-        rows = model.head_vectors()
-        return rows - rows[model.active_classes].mean(dim=0)
+        rows = model.head_vectors() if self._head is None else self._head
+        total = torch.stack([rows[some].double().sum(dim=0) for some in model.active_classes.split(CHUNK)]).sum(dim=0)
+        return rows, total / len(model.active_classes)
 
     @cached_property
     def _peaks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,9 +150,10 @@ class Signs:
         """Classes unlike its own that it speaks for."""
         if self._rows is None:
             return []
-        own, owning = self._rows[int(self._model.owner[prototype])], set(self._model.active_classes.tolist())
-        users = [c for c, weight in self.users[prototype] if weight > 0 and c in owning]
-        return [c for c in users if float(own @ self._rows[c]) < 0]
+        (rows, mean), active = self._rows, self._model.active_classes
+        own = rows[int(self._model.owner[prototype])].double() - mean
+        users = [c for c, weight in self.users[prototype] if weight > 0 and bool(torch.isin(c, active))]
+        return [c for c in users if float(own @ (rows[c].double() - mean)) < 0]
 
     def _of_maps(self, prototype: int, examples: Sequence[ExampleView]) -> Iterator[Sign]:
         """What the maps on the training patches tell."""

@@ -310,8 +310,20 @@ def _mean_left(backbone: Backbone, model: PrototypeModel, answer: Answer) -> flo
     return left + float(head_times(backbone, model, rest)[among].mean())
 
 
+def head_of(backbone: Backbone, model: PrototypeModel) -> Tensor:
+    """(C, D) rows V_c of the head on the CPU: of classes that were not edited the network's own, which need no sums."""
+    edited = model.edited_classes
+    if edited is None or not backbone.readout.has_head:
+        return model.head_vectors()
+    vectors = backbone.readout.vectors.cpu()
+    if edited:
+        vectors = vectors.clone()
+        vectors[edited] = torch.stack([model.class_head(c).vector for c in edited]).to(vectors)
+    return vectors
+
+
 def head_times(backbone: Backbone, model: PrototypeModel, row: Tensor) -> Tensor:
-    """(C,) float64 V_c . row of every class, for a row (D,) in float64; the network's own V where it was not edited."""
+    """(C,) float64 V_c . row of every class, for a row (D,) in float64; computed where the network computes."""
     edited = model.edited_classes
     if edited is None or not backbone.readout.has_head:
         return model.head_vectors() @ row

@@ -167,20 +167,24 @@ def _edited_everywhere(model: PrototypeModel, edits: Sequence[Edit]) -> Prototyp
     if not edits:
         return model
     assert model.amounts is not None
-    head, value, mean = model.head_vectors().clone(), model.weights.value.clone(), model.amounts.unplaced_mean
+    value, mean = model.weights.value.clone(), model.amounts.unplaced_mean.cpu().double()
+    done: list[tuple[Tensor, Tensor]] = []
     residual, bias = (each.to("cpu", torch.float64, copy=True) for each in (model.residual, model.bias))
     for edit in edits:
         part = model.prototypes[edit.prototype_id].cpu().double()
         reader = model.amounts.edit_readers[edit.prototype_id].cpu().double()
-        taken = torch.outer(head @ part, (1 - edit.factor) / (reader @ part) * reader)
+        reader = (1 - edit.factor) / (reader @ part) * reader
+        scores = model.head_vectors() @ part
+        for before, taken in done:  # the head that the edits before leave is not written out
+            scores = scores - before * (taken @ part)
         hit = _entries_of(model, edit).nonzero()[:, 0].tolist()
         for c, e in zip(model.weights.class_index[hit].tolist(), hit, strict=True):
             own = model.class_head(c)
             residual[c] += (1 - edit.factor) * float(value[e]) * own.readers[own.entries.index(e)]
             value[e] *= edit.factor
-        head -= taken
-        residual -= taken
-        bias += taken @ mean.cpu().double()
+        residual.addr_(scores, reader, alpha=-1.0)
+        bias += scores * (reader @ mean)
+        done.append((scores, reader))
     weights = replace(model.weights, value=value)
     return replace(model, weights=weights, residual=residual.to(model.residual), bias=bias.to(model.bias))
 

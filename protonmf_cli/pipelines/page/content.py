@@ -11,7 +11,7 @@ from protonmf_cli.models.page import Case, Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.auditing.signs import Decode
-from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections
+from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections, head_of
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
 from protonmf_cli.pipelines.fewshot.plane import plane_of
 from protonmf_cli.pipelines.page.audited import audit_part
@@ -72,7 +72,15 @@ def report_of(
     listed = _listed(model, explained, audit, fills=not explained_only)
     kept = _kept(model, listed)
     shown = _shown(model, cases) if explained_only else frozenset(kept)
-    gallery = gallery_of(model, evaluation, decode, shown, interpretation, kept=kept)
+    gallery = gallery_of(
+        model,
+        evaluation,
+        decode,
+        shown,
+        interpretation,
+        kept=kept,
+        head=head_of(backbone, model) if model.adds_up else None,
+    )
     facts = explained if explained_only else listed
     gallery = replace(gallery, classes=tuple(fact for fact in gallery.classes if fact.class_index in facts))
     return Report(

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from protonmf_cli.models.card import ClassFigures
 from protonmf_cli.models.page import Gallery, GalleryClass, GalleryPrototype
 from protonmf_cli.models.prototype import PrototypeModel
@@ -19,6 +21,7 @@ def gallery_of(
     interpretation: Interpretation | None = None,
     *,
     kept: Sequence[int] | None = None,
+    head: Tensor | None = None,
 ) -> Gallery:
     """Facts about the classes that have prototypes.
 
@@ -30,10 +33,11 @@ def gallery_of(
         shown: prototypes that are looked at; the others are named only. All if None.
         interpretation: of a few-shot model, where it is known already.
         kept: prototypes that are named, beside those that the ones looked at are like. All if None.
+        head: (C, D) rows of the head of an additive model, where they are known.
     """
     everything = range(len(model.prototypes))
     looked_at = everything if shown is None else sorted(shown)
-    signs = Signs(model, decode, interpretation, among=looked_at)
+    signs = Signs(model, decode, interpretation, among=looked_at, head=head)
     named = everything if kept is None else sorted({*kept, *(n.prototype_id for j in looked_at for n in signs.near[j])})
     prototypes = []
     for j in named:
