@@ -46,13 +46,32 @@ def decoded(text, kind):
     return np.frombuffer(base64.b64decode(text), kind)
 
 
+def report_on_31(drawn, **words):
+    backbone, model = drawn
+    crops = torch.full((1, 3, 8, 8), 31, dtype=torch.uint8)
+    batch = ImageBatch(class_index=31, crops=crops, sources=(ImageSource(path="a.jpg", sha256=""),))
+    return crops, report_of(backbone, model, [batch], file="m", decode=lambda _: crops[0], **words)
+
+
+def test_classes_that_nothing_explained_needs_are_left_out_where_they_bring_too_many_prototypes(drawn, monkeypatch):
+    def listed(most):
+        monkeypatch.setattr(content, "MOST_PROTOTYPES", most)
+        return set(report_on_31(drawn)[1].listed)
+
+    monkeypatch.setattr(content, "MOST_CLASSES", SHOWN)
+    _, whole = report_on_31(drawn)
+    explained = {each.class_index for case in whole.cases for each in case.explanations}
+    named = content._named(drawn[1], whole.listed)
+    assert listed(len(named)) == set(whole.listed)
+    assert explained <= listed(len(named) - 1) < set(whole.listed)
+    assert listed(0) == explained
+
+
 @pytest.mark.parametrize("explained_only", [False, True])
 def test_numbers_of_a_page_are_those_of_the_model(drawn, monkeypatch, explained_only):
     backbone, model = drawn
     monkeypatch.setattr(content, "MOST_CLASSES", SHOWN)
-    crops = torch.full((1, 3, 8, 8), 31, dtype=torch.uint8)
-    batch = ImageBatch(class_index=31, crops=crops, sources=(ImageSource(path="a.jpg", sha256=""),))
-    report = report_of(backbone, model, [batch], file="m", decode=lambda _: crops[0], explained_only=explained_only)
+    crops, report = report_on_31(drawn, explained_only=explained_only)
     bare = Pictures(detail=FULL, folder=None)
     monkeypatch.setattr(Pictures, "patch", lambda *_: 0)
     bare.sizes = dict.fromkeys((view.jpeg for p in report.gallery.prototypes for view in p.examples), (224, 224))

@@ -102,6 +102,8 @@ def report_of(
 
 MOST_CLASSES = 1000
 """Classes with prototypes that a page has rows of; of more, those that are explained and those that are like them."""
+MOST_PROTOTYPES = 4000
+"""That a page of so many classes names before classes are left out that nothing explained needs."""
 
 
 def _narrows(model: PrototypeModel) -> bool:
@@ -117,8 +119,10 @@ def _listed(model: PrototypeModel, explained: Collection[int], audit: Audit | No
     if not _narrows(model):
         return tuple(sorted(found.union(active)))
     like = {int(model.owner[j]) for c in explained for j in connections(model, c)}
+    named = _named(model, found)
     for c in (*sorted(like), *(active if fills else ())):
-        if len(found) >= MOST_CLASSES:
+        named |= _named(model, (c,))
+        if len(found) >= MOST_CLASSES or len(named) > MOST_PROTOTYPES:
             break
         found.add(c)
     return tuple(sorted(found))
@@ -134,12 +138,17 @@ def _left_out(model: PrototypeModel, listed: Sequence[int]) -> tuple[str, ...]:
 
 
 def _kept(model: PrototypeModel, listed: Sequence[int]) -> tuple[int, ...]:
-    """Prototypes that a page knows, rising: those that the listed classes are connected to, and all of their owners."""
-    if not _narrows(model):
-        return tuple(range(len(model.prototypes)))
-    used = {j for c in listed for j in connections(model, c)}
-    owners = {int(model.owner[j]) for j in used}.union(listed)
-    return tuple(sorted(used.union(j for c in owners for j in model.own(c))))
+    """Prototypes that a page knows, rising."""
+    return tuple(sorted(_named(model, listed)) if _narrows(model) else range(len(model.prototypes)))
+
+
+def _named(model: PrototypeModel, classes: Iterable[int]) -> set[int]:
+    """Prototypes that classes are connected to, and all own ones of those classes and of the owners."""
+    owners, used = set(classes), set[int]()
+    for c in tuple(owners):
+        used.update(connections(model, c))
+    owners.update(int(model.owner[j]) for j in used)
+    return used.union(j for c in owners for j in model.own(c))
 
 
 def _shown(model: PrototypeModel, cases: Iterable[Case]) -> frozenset[int]:
