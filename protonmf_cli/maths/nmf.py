@@ -1,6 +1,6 @@
 """Non-negative matrix factorisation with a fixed number of components, in passes over blocks of rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,8 +86,8 @@ def factorise_group(
     """Factorise several matrices of equal width, in one batch on an accelerator.
 
     There, shorter matrices are padded with zero rows, which stay zero and add nothing to the objective. Parts of the
-    rows are factorised in the same passes as the whole. What has finished is left as it is while the others go on, so
-    each result is the one it would be alone, up to rounding.
+    rows are factorised in the same passes as the whole. The basis that has finished is left as it is while the others
+    go on, so each is the one it would be alone, up to rounding; its codes are improved along.
 
     Args:
         matrices: G matrices, (N_g, D) or (n_g, T, D) each.
@@ -100,14 +100,20 @@ def factorise_group(
     """
     together = len(matrices) > 1 and all(isinstance(A, Tensor) and A.device.type != "cpu" for A in matrices)
     parts = parts or [()] * len(matrices)
-    groups: dict[int, list[int]] = {}
-    for g, chosen in enumerate(parts):
-        groups.setdefault(len(chosen) if together else g, []).append(g)
     found: dict[int, Factors] = {}
-    for group in groups.values():
+    for group in _batches(matrices, signs, parts) if together else ([g] for g in range(len(matrices))):
         A, own, seen = [matrices[g] for g in group], [seeds[g] for g in group], [parts[g] for g in group]
         found.update(zip(group, _factorise(A, rank, options, own, signs, seen), strict=True))
     return [found[g] for g in range(len(matrices))]
+
+
+def _batches(matrices: Sequence[Rows], signs: Signs, parts: Sequence[Sequence[Tensor]]) -> Iterable[list[int]]:
+    """Matrices of as many parts and equal width once they are split: random starts are as wide as that."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for g, (A, chosen) in enumerate(zip(matrices, parts, strict=True)):
+        negative = signs == "split" and bool(A[: A.shape[0]].amin() < 0)
+        groups.setdefault((len(chosen), negative), []).append(g)
+    return groups.values()
 
 
 @dataclass(frozen=True)

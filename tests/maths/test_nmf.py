@@ -146,10 +146,16 @@ def test_basis_has_unit_norm_and_scale_moves_into_the_codes():
 def test_a_batch_gives_what_each_gives_alone(init, signs):
     options = NmfOptions(init=init)
     matrices = [data(rows, seed=rows) - (0 if signs == "none" else 0.1) for rows in (40, 90, 65)]
+    matrices.insert(1, data(50, seed=50))  # which has no negative entries to split
     halves = [(torch.arange(0, len(A), 2),) for A in matrices]
-    together = nmf._factorise(matrices, 3, options, [1, 2, 3], signs, halves)  # as on an accelerator
-    alone = nmf.factorise_group(matrices, 3, options=options, seeds=[1, 2, 3], signs=signs, parts=halves)
-    for A, found, expected in zip(matrices, together, alone, strict=True):
+    together = {}
+    for group in nmf._batches(matrices, signs, halves):  # as on an accelerator
+        chosen, parts = [matrices[g] for g in group], [halves[g] for g in group]
+        together.update(zip(group, nmf._factorise(chosen, 3, options, group, signs, parts), strict=True))
+    assert len(together) == 4
+    alone = nmf.factorise_group(matrices, 3, options=options, seeds=range(4), signs=signs, parts=halves)
+    for g, (A, expected) in enumerate(zip(matrices, alone, strict=True)):
+        found = together[g]
         assert found.codes.shape == expected.codes.shape == (len(A), 3)
         assert found.error == pytest.approx(expected.error, rel=1e-3)
         assert (found.basis * expected.basis).sum(dim=1).min() > 0.999
