@@ -145,7 +145,7 @@ class PrototypeModel:
     card: Card
     evidence: Evidence
     """How it is made; of the kind that the card speaks of."""
-    file_format: int = 2
+    file_format: int = 3
     """Of the file it was read from; what is written is always the newest."""
 
     def measured_as(self, figures: Facts) -> "PrototypeModel":
@@ -210,7 +210,7 @@ class PrototypeModel:
 
     @cached_property
     def _by_owner(self) -> tuple[Tensor, Tensor]:
-        """(P,) prototypes class after class, and (P,) whose they are; owners of a combined model do not rise."""
+        """(P,) prototypes class after class, and (P,) whose they are; a file may hold them in any order."""
         owners, order = self.owner.cpu().sort(stable=True)
         return order, owners
 

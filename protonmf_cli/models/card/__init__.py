@@ -30,7 +30,9 @@ class ReadoutFacts(Facts):
     device: str
     # of conversions, once they are measured
     max_abs_logit_difference: float = nan
+    """At most so much do logits differ from the network's own, on any image and for any class."""
     relative_difference: float = nan
+    """The same, of the spread of the logits."""
     formula_difference: float = nan
     images_checked: int = 0
     negative_share: float = nan

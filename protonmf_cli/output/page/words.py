@@ -119,7 +119,7 @@ def _badge(report: Report) -> Badge:
         words = "Decisions are made of prototypes alone: contributions add up to the logits."
         return Badge(kind="trained", title="No residual", words=words + (f" Accuracy: {accuracy}." if accuracy else ""))
     words = (
-        f"The largest difference of a logit from the classifier's own is {readout.max_abs_logit_difference:.1e} on "
+        f"No logit differs from the classifier's own by more than {readout.max_abs_logit_difference:.1e} on "
         f"{readout.images_checked} images, and {measured.agreement:.2%} of the decisions agree."
     )
     errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]

@@ -53,7 +53,7 @@ def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
         "prototypes": f"{summary['prototypes']} from {summary['images']} images"
         + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
         "readout": f"{readout['kind']}, {grid}, width {readout['width']}",
-        "exactness": f"max |logit difference| {summary['max_abs_logit_difference']:.1e}, agreement {summary['agreement']:.2%}",
+        "exactness": f"logits differ by at most {summary['max_abs_logit_difference']:.1e}, agreement {summary['agreement']:.2%}",
         "accuracy on these": f"{summary['accuracy_black_box']:.1%} black box, {summary['accuracy_prototype_model']:.1%} prototype model",
         "stability": "not measured"
         if summary["stability"] is None

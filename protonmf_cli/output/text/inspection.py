@@ -115,7 +115,7 @@ def _conversion_lines(card: "Card", measured: "ConversionFigures", unstable: int
     """What was measured when a black box was converted."""
     readout, share = card.readout, measured.residual_share
     return {
-        "exactness": f"max |logit difference| {readout.max_abs_logit_difference:.1e} on {readout.images_checked} images, "
+        "exactness": f"logits differ by at most {readout.max_abs_logit_difference:.1e} on {readout.images_checked} images, "
         f"agreement {measured.agreement:.2%}",
         "accuracy": f"{measured.accuracy_black_box:.1%} black box, {measured.accuracy_prototype_model:.1%} prototype model "
         "(on the images converted)",
