@@ -138,9 +138,19 @@ class Backbone:
         return network | {ADDON + name: tensor for name, tensor in self.readout.layers().items()} | readout
 
     def read(self, crops: Tensor) -> Reading:
-        """Rows and logits of uint8 crops (B, channels, height, width), in one pass."""
+        """Rows and logits of uint8 crops (B, channels, height, width); a CPU takes `at_once` of them at a time."""
         with torch.inference_mode():
-            return self.readout.read(self.network, self.normalise(crops))
+            parts = [self.readout.read(self.network, self.normalise(some)) for some in crops.split(self.at_once)]
+            rows, logits = ([getattr(part, name) for part in parts] for name in ("rows", "logits"))
+            return parts[0] if len(parts) == 1 else Reading(rows=torch.cat(rows), logits=torch.cat(logits))
+
+    @property
+    def at_once(self) -> int:
+        """Images that the network takes at a time: on a CPU few enough for its layers to stay in memory at hand."""
+        if self.device.type != "cpu":
+            return MANY
+        pixels = math.prod(self.preprocessing.input_size[1:])
+        return max(round(PIXELS_AT_ONCE / pixels), torch.get_num_threads())
 
     def pictures(self, crop: Tensor) -> tuple[Tensor, ...]:
         """What each network sees of one uint8 crop: itself, or the parts of a combined model's crop."""
@@ -176,6 +186,12 @@ class Backbone:
         """A second one, with its own network, that computes in another dtype."""
         return copy.deepcopy(self).to(self.device, dtype)
 
+
+PIXELS_AT_ONCE = 4 * 224 * 224
+"""Of images that a CPU takes at a time. The layers of more make tensors beyond the size up to which memory is used
+again: every page of them is asked of the system anew, which takes longer than to compute what they hold."""
+MANY = 2**31
+"""Images that an accelerator takes at a time: as many as there are."""
 
 CONVOLUTIONAL = 0.05
 """Share of a network's weights in kernels over places, from which it counts as convolutional."""

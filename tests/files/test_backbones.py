@@ -256,3 +256,25 @@ def test_a_network_is_built_from_the_weights_of_its_file_alone(name):
     pixels = torch.randn(1, *backbone.preprocessing.input_size)
     with torch.no_grad():
         assert torch.equal(found(pixels), backbone.network(pixels))
+
+
+@pytest.mark.parametrize(("size", "threads", "at_once"), [(224, 1, 4), (64, 1, 49), (448, 1, 1), (448, 3, 3)])
+def test_a_cpu_takes_few_images_at_a_time_and_reads_the_same(toy, monkeypatch, size, threads, at_once):
+    backbone, _ = load_backbone(BackboneRequest(name=toy.name))
+    channels, height, width = backbone.preprocessing.input_size
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    sized = replace(backbone, preprocessing=replace(backbone.preprocessing, input_size=(channels, size, size)))
+    assert sized.at_once == at_once
+    crops = torch.randint(0, 256, (5, channels, height, width), dtype=torch.uint8)
+    whole, normalise, passes = backbone.read(crops), type(backbone).normalise, []
+    assert len(crops) < backbone.at_once  # in one pass
+
+    def noted(self, some):
+        passes.append(len(some))
+        return normalise(self, some)
+
+    monkeypatch.setattr(type(backbone), "at_once", 2)
+    monkeypatch.setattr(type(backbone), "normalise", noted)
+    parts = backbone.read(crops)
+    assert passes == [2, 2, 1]
+    assert torch.allclose(parts.rows, whole.rows, atol=1e-5) and torch.allclose(parts.logits, whole.logits, atol=1e-5)
