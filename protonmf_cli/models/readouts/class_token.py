@@ -145,12 +145,17 @@ class _Seen:
     def begin(self, stream: Stream, entering: Tensor) -> None:
         """The first layer starts from tokens (B, Q, D)."""
         self.start = entering[:, :, None]
-        self.writes = self.start.new_zeros(1, 1, stream.tokens, 1)
+        self.writes = entering.new_zeros(*entering.shape[:2], stream.tokens, entering.shape[2])
         self.mlp = torch.zeros_like(self.start)
 
     def attend(self, layer: Layer, linear: Network, attended: Attended, output: Tensor) -> None:
         """A layer's attention has run."""
         taken = attended.writes()
+        if layer.inner_norm is None and layer.write_norm is None:
+            added = torch.addmm(self.writes.flatten(0, 2), taken.flatten(0, 2), linear.weight.mT * layer.scale)
+            self.writes = added.view_as(self.writes)
+            self.start = self.start if linear.bias is None else self.start + linear.bias * layer.scale
+            return
         parts = torch.cat([taken, torch.zeros_like(taken[:, :, :1])], dim=2)  # the last one: what is written anyway
         if layer.inner_norm is not None:
             parts = _normed(parts, layer.inner_norm, taken.sum(dim=2))
