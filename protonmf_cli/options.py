@@ -1,8 +1,10 @@
 """Every hyper-parameter with its default: the only place where defaults live."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import accumulate
 from math import inf, isnan
 from os import PathLike
 from pathlib import Path
@@ -133,31 +135,50 @@ class Share(Checked):
             return cls(number=int(number), shares=int(shares))
         if words != "auto":
             raise UsageError(f"--share {words!r} is neither I/N (2/8 is the second of eight shares) nor auto.")
-        for own, first, many in SCHEDULERS:
-            if {own, many} <= environment.keys():
-                return cls(
-                    number=int(environment[own]) - int(environment.get(first, 0)) + 1, shares=int(environment[many])
-                )
+        for names in SCHEDULERS:
+            if {names[0], names[-1]} <= environment.keys():
+                return cls._of_variables(names, environment)
         raise UsageError(
             "--share auto finds no scheduler: neither torchrun's RANK and WORLD_SIZE nor Slurm's SLURM_ARRAY_TASK_ID "
             "and SLURM_ARRAY_TASK_COUNT are set. Give --share I/N."
         )
 
-    def part(self, groups: Sequence[Any]) -> list[Any]:
-        """Every so manieth of them.
+    @classmethod
+    def _of_variables(cls, names: Sequence[str], environment: Mapping[str, str]) -> Self:
+        values = [environment.get(name, default) for name, default in zip(names, "0011", strict=True)]
+        said = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
+        if not all(value.isdecimal() for value in values) or "0" in values[2:]:
+            raise UsageError(f"--share auto finds {said}, which are not all numbers. Give --share I/N.")
+        own, first, step, many = map(int, values)
+        number = (own - first) // step + 1
+        if not 1 <= number <= many:
+            raise UsageError(
+                f"--share auto finds {said}, and share {number}/{many} is none: the tasks of an array are its shares, "
+                "without gaps. Give --share I/N."
+            )
+        return cls(number=number, shares=many)
 
-        >>> Share(number=2, shares=3).part("abcdefg")
-        ['b', 'e']
+    def part(self, sizes: Sequence[int]) -> list[int]:
+        """Which of some things are this share's: neighbours, as much of the whole as of any other share.
+
+        Args:
+            sizes: of the things, from 1.
+
+        >>> Share(number=1, shares=2).part([9, 3, 3, 2, 1]), Share(number=2, shares=2).part([9, 3, 3, 2, 1])
+        ([0], [1, 2, 3, 4])
         """
-        return list(groups[self.number - 1 :: self.shares])
+        whole = 2 * sum(sizes)
+        middles = [2 * end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        return [n for n, middle in enumerate(middles) if middle * self.shares // whole == self.number - 1]
 
 
 SCHEDULERS = (
-    ("RANK", "", "WORLD_SIZE"),
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"),
-    ("SLURM_PROCID", "", "SLURM_NTASKS"),
+    ("RANK", "", "", "WORLD_SIZE"),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT"),
+    ("SLURM_PROCID", "", "", "SLURM_NTASKS"),
 )
-"""Variables of torchrun, of Slurm's arrays and of srun: own number, the first one's (0 if unset), how many."""
+"""Variables of torchrun, of Slurm's arrays and of srun: own number, the first one's (0 if unset), what lies between two
+(1 if unset), how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +198,8 @@ class Distribution(Checked):
         super().__post_init__()
         if self.ray is not None and self.processes is not None:
             raise UsageError("--ray and --processes exclude each other: Ray starts as many workers as it has room for.")
+        if self.ray is None and self.ray_cpus != Distribution.ray_cpus:
+            raise UsageError(f"--ray-cpus {self.ray_cpus} is for workers on Ray; give --ray ADDRESS, or leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +227,21 @@ class NetworkWords(Checked):
     def of(cls, words: str | Self) -> Self:
         """The same, or a name alone."""
         return cls(name=words) if isinstance(words, str) else words
+
+
+USER = re.compile(r"(?<=://)[^/:@\s]*:(?!\d+/)[^@\s]*@|(?:(?<=https://)|(?<=http://))[^/@\s]*@")
+"""User and password of a URL, or the token of a web address."""
+QUERY = re.compile(r"(?<=://)([^\s?'\"]*)\?[^\s'\"]*")
+"""Path of a URL and what follows it, as signatures and tokens do."""
+
+
+def without_secrets(text: str) -> str:
+    """A URL, or text with URLs, that may be stored and shared.
+
+    >>> without_secrets("https://me:word@host/a.tar?token=1"), without_secrets("hf://datasets/a/b@main")
+    ('https://host/a.tar', 'hf://datasets/a/b@main')
+    """
+    return QUERY.sub(r"\1", USER.sub("", text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,8 +278,8 @@ class ImageWords(Checked):
 
     @property
     def named(self) -> tuple[str, ...]:
-        """Words of a command that names the same images; val is what most commands read."""
-        found = ["--data", str(self.data)]
+        """Words of a command that names the same images, without secrets; val is what most commands read."""
+        found = ["--data", without_secrets(str(self.data))]
         found += ["--split", self.split] if self.split not in (None, "val") else []
         found += ["--class-map", str(self.class_map)] if self.class_map is not None else []
         return (*found, "--class-order") if self.class_order else tuple(found)

@@ -20,6 +20,7 @@ from PIL import Image
 import packed
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages, class_folders, find_images
+from protonmf_cli.files.images.reader import ImageFile
 from protonmf_cli.files.images.sources import parquet, remote
 from protonmf_cli.files.images.sources.opening import check_there, list_images, splits_of
 from protonmf_cli.files.images.sources.source import SourceError
@@ -34,8 +35,9 @@ CLASSES = tuple(ClassName(label=label) for label in ("ant", "bee", "cat"))
 
 @pytest.fixture(autouse=True)
 def _own_cache_folder(tmp_path, monkeypatch):
-    """What is kept about tars and tables is kept per test; nothing stays in memory's store."""
+    """What is kept about tars and tables is kept per test; nothing stays in memory's store, and nothing is waited for."""
     monkeypatch.setattr("protonmf_cli.files.images.sources.kept.default_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(remote, "WAITS", (0, 0))
     yield
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
@@ -105,6 +107,14 @@ def test_fingerprints_know_names_sizes_and_samples_but_no_times_and_places(tmp_p
     assert images.fingerprint() not in (first, found_in(copy).fingerprint())
 
 
+def test_the_fingerprint_of_parquet_knows_its_footer(tmp_path):
+    prints = []
+    for content in (b"1", b"1", b"2"):
+        pq.write_table(packed.table([("ant/1.png", content)]), tmp_path / "x.parquet")
+        prints.append(found_in(tmp_path / "x.parquet").fingerprint())
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_a_folder_is_listed_without_a_look_at_single_files(tmp_path, monkeypatch):
     data = packed.folder(tmp_path / "images", pictures())
     looked = []
@@ -135,6 +145,29 @@ def test_a_store_is_listed_in_one_request(tmp_path, monkeypatch):
     assert asked == []
     assert sizes == [str(len(content)) for content in (file.read_bytes() for file in images.of(images.files))]
     assert asked.count("cat_file") == 7
+
+
+# what is kept
+
+
+def single_parquet(path, files) -> Path:
+    path = path.with_suffix(".parquet")
+    pq.write_table(packed.table(list(files.items())), path)
+    return path
+
+
+@pytest.mark.parametrize("versions", [remote.VERSIONS, ()])
+@pytest.mark.parametrize("make", [packed.zipped, packed.tar, single_parquet])
+def test_nothing_kept_is_used_for_another_file_of_the_same_size(tmp_path, monkeypatch, make, versions):
+    monkeypatch.setattr(remote, "VERSIONS", versions)
+    sizes = set()
+    for files in ({"ant/1.png": b"1"}, {"bee/1.png": b"1"}, {"bee/1.png": b"2"}):
+        data = packed.behind_url(make(tmp_path / "x", files))
+        found = found_in(data)
+        sizes.add(fsspec.filesystem("memory").size(data.removeprefix("memory:/")))
+        assert {file.name: file.read_bytes() for file in found.of(found.files)} == files
+    assert len(sizes) == 1
+    assert len(list((tmp_path / "cache").rglob("*.tar-index"))) == (3 if make is packed.tar and versions else 0)
 
 
 # splits
@@ -174,6 +207,53 @@ def test_splits_in_the_names_of_shards(tmp_path, kind):
         found_in(data, "val")
 
 
+@pytest.mark.parametrize("name", ["birds_train_val", "ab-test", "val"])
+@pytest.mark.parametrize("in_folder", [False, True])
+def test_splits_inside_a_single_tar_come_before_its_name(tmp_path, name, in_folder):
+    data = packed.tar(tmp_path / name, {"train/ant/1.png": b"1", "val/ant/2.png": b"2"})
+    (tmp_path / ".cache").mkdir()
+    data = data.parent if in_folder else data
+    assert splits_of(data) == ["train", "val"]
+    for split, shown in (("train", "ant/1.png"), ("val", "ant/2.png")):
+        assert (named(found_in(data, split)), found_in(data, split).split) == ([(0, shown)], split)
+
+
+def test_the_name_of_a_single_tar_speaks_where_its_folders_do_not(tmp_path):
+    data = packed.tar(tmp_path / "val", {"ant/1.png": b"1"})
+    assert (splits_of(data), found_in(data, "val").split) == (["val"], "val")
+    refused("has val but no train. Give split val", data, "train")
+
+
+@pytest.mark.parametrize("make", [packed.zipped, packed.tar])
+def test_an_image_beside_the_folders_of_splits_makes_no_class_of_what_holds_them(tmp_path, make):
+    data = make(tmp_path / "x", {"tiny/logo.png": b"0", "tiny/train/ant/1.png": b"1", "tiny/val/ant/2.png": b"2"})
+    assert splits_of(data) == ["train", "val"]
+    assert named(found_in(data)) == [(0, "ant/1.png")]
+
+
+def test_shards_of_no_split_and_of_another_kind_are_named_and_hidden_ones_are_none(tmp_path):
+    data = shards(tmp_path / "d", "tar", "train-0", "extra")
+    (data / "._train-0.tar").write_bytes(b"\0\5\26\7")
+    (data / "more.parquet").write_bytes(b"x")
+    found = found_in(data)
+    assert (found.counts, splits_of(data)) == ({0: 1, 1: 1}, ["train"])
+    assert found.notes == (
+        "files whose names speak of no split left out: extra.tar",
+        "files beside the .tar files left out: more.parquet",
+    )
+    (data / "train-0.tar").unlink()
+    assert found_in(data).notes == ("files beside the .tar files left out: more.parquet",)
+
+
+def test_ranges_are_as_many_names_as_all_of_them_together(tmp_path):
+    refused(r"\{0..999\} in .*-\{0..1000\}.tar does not rise, or there are more than 1,000,000 names with it",
+            tmp_path / "x-{0..999}-{0..1000}.tar")  # fmt: skip
+    for n in range(2):
+        shards(tmp_path / "d" / f"{n}", "tar", "s")
+    found = found_in(tmp_path / "d/{0..1}/s.tar")
+    assert named(found)[:2] == [(0, "ant/2-s-000-0.png"), (0, "ant/s-000-0.png")]
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_shards_in_folders_of_splits_and_ranges_of_names(tmp_path, kind):
     shards(tmp_path / "d/train", kind, "08", "09", "10")
@@ -202,9 +282,7 @@ def test_class_folders_come_before_shards_beside_them(tmp_path):
 
 def test_a_folder_above_the_shards_says_where_they_are(tmp_path):
     shards(tmp_path / "d/data", "parquet", "train-0")
-    with pytest.raises(
-        InputError, match=r"holds no class folder.* d/data holds .parquet files: give that folder".replace(" d", ".*d")
-    ):
+    with pytest.raises(InputError, match=r"holds no class folder.*d/data holds .parquet files: give that folder"):
         found_in(tmp_path / "d")
     packed.zipped(tmp_path / "e", {"ant/1.png": b"x"})
     with pytest.raises(InputError, match=r"It holds e.zip: give that file"):
@@ -236,7 +314,62 @@ def test_samples_of_the_same_key_in_several_shards_stay_apart(tmp_path):
     for shard in ("a", "b"):
         packed.tarred(data / f"{shard}.tar", packed.samples([("ant/0.png", shard.encode())]))
     found = found_in(data)
-    assert {file.name: file.read_bytes() for file in found.files[0]} == {"ant/a-0.png": b"a", "ant/b-0.png": b"b"}
+    assert {file.name: file.read_bytes() for file in found.files[0]} == {
+        "ant/a-000-0.png": b"a", "ant/b-000-0.png": b"b",
+    }  # fmt: skip
+
+
+def test_keys_of_several_folders_stay_apart(tmp_path):
+    entries = [(f"{key}/0.{ending}", content) for key in "ab" for ending, content in (("png", b"1"), ("cls", b"ant"))]
+    assert named(found_in(packed.tarred(tmp_path / "x.tar", entries))) == [(0, "ant/x-a-0.png"), (0, "ant/x-b-0.png")]
+
+
+def test_a_picture_that_is_called_otherwise_is_labelled_where_it_is_the_only_one(tmp_path):
+    entries = [("k.image.jpg", b"1"), ("k.cls", b"bee"), ("1.jpg", b"2"), ("1.mask.png", b"3"), ("1.cls", b"ant")]
+    assert named(found_in(packed.tarred(tmp_path / "x.tar", entries))) == [(0, "ant/1.jpg"), (1, "bee/k.image.jpg")]
+
+
+@pytest.mark.parametrize("names", [("0.jpg", "0.png"), ("0.image.jpg", "0.mask.png")])
+def test_two_pictures_of_one_label_are_refused(tmp_path, names):
+    path = packed.tarred(tmp_path / "x.tar", [(name, b"1") for name in names] + [("0.cls", b"ant")])
+    refused(f"x.tar has two pictures of one sample, {names[0]} and {names[1]}, and which is its image", path)
+
+
+def linked(path, links) -> Path:
+    """A tar of two images and links between files."""
+    packed.tarred(path, [("ant/1.png", b"1"), ("bee/2.png", b"22")])
+    with packed.tarfile.open(path, "a") as archive:
+        for name, kind, target in links:
+            entry = packed.tarfile.TarInfo(name)
+            entry.type, entry.linkname = kind, target
+            archive.addfile(entry)
+    return path
+
+
+def test_links_in_a_tar_are_what_they_lead_to(tmp_path):
+    symbolic, hard = packed.tarfile.SYMTYPE, packed.tarfile.LNKTYPE
+    links = [
+        ("cat/3.png", symbolic, "../ant/9.png"),
+        ("ant/9.png", hard, "./bee/2.png"),
+        ("cat/4.png", symbolic, "3.png"),
+    ]
+    found = found_in(linked(tmp_path / "x.tar", links))
+    assert {file.name: file.read_bytes() for file in found.of(found.files)} == {
+        "ant/1.png": b"1", "bee/2.png": b"22", "cat/3.png": b"22", "ant/9.png": b"22", "cat/4.png": b"22",
+    }  # fmt: skip
+    path = packed.tarred(tmp_path / "y.tar", [("1.cls", b"ant"), ("1.png", b"1"), ("2.png", b"2")])
+    with packed.tarfile.open(path, "a") as archive:
+        for name, target in (("2.cls", "1.cls"), ("about.json", "/outside.json")):
+            entry = packed.tarfile.TarInfo(name)
+            entry.type, entry.linkname = symbolic, target
+            archive.addfile(entry)
+    assert named(found_in(path)) == [(0, "ant/1.png"), (0, "ant/2.png")]
+
+
+@pytest.mark.parametrize("target", ["gone.png", "../../outside.png", "3.png"])
+def test_links_in_a_tar_that_lead_nowhere(tmp_path, target):
+    path = linked(tmp_path / "x.tar", [("cat/3.png", packed.tarfile.SYMTYPE, target)])
+    refused("1 images in .*x.tar are links that lead to no file in it, e.g. cat/3.png", path)
 
 
 def test_an_index_is_read_once_until_the_shard_is_another(tmp_path, monkeypatch):
@@ -296,6 +429,39 @@ def test_classes_are_in_the_order_of_the_data_set_s_own_features(tmp_path):
     four = tuple(ClassName(label=label) for label in "abcd")
     found = find_images(tmp_path / "x.parquet", "train", four, ClassMapping(by_order=True))
     assert named(found) == [(0, "zebra/1.png"), (1, "ant/3.png"), (3, "bee/2.png")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, -2, -1], "2 of 3 images in .* have no label, e.g. row 1 of .*x.parquet"),
+        (
+            [0, 2, 1],
+            r"x.parquet has a row of class 2, but its features name 2 classes only, counted from 0 \(ant, bee\)",
+        ),
+    ],
+)
+def test_numbers_that_name_no_class(tmp_path, labels, words):
+    table = packed.table([("ant/1.png", b"x")] * 3, ["ant", "bee"]).set_column(1, "label", pa.array(labels))
+    pq.write_table(table, tmp_path / "x.parquet")
+    refused(words, tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("ending", ["cls", "json"])
+def test_numbers_below_zero_are_no_label_of_a_sample(tmp_path, ending):
+    content = b"-2" if ending == "cls" else b'{"label": -2}'
+    entries = [("0.png", b"x"), (f"0.{ending}", content), ("1.png", b"x"), ("1.cls", b"ant")]
+    refused("1 of 2 images in .* have no label, e.g. 0.png", packed.tarred(tmp_path / "x.tar", entries))
+
+
+def test_what_a_copy_left_that_was_ended_by_force_is_removed(tmp_path):
+    found = found_in(packed.parquet(tmp_path / "images", pictures()))
+    path = parquet._copy_of(found.files[0][0].path.table)
+    path.parent.mkdir(parents=True)
+    for name in (path.name, "other.images"):
+        (path.parent / f".{name}.abc.part").write_bytes(b"x")
+    found.files[0][0].read_bytes()
+    assert [each.name for each in path.parent.glob(".*.part")] == [".other.images.abc.part"]
 
 
 def test_the_images_of_a_table_are_copied_once_and_again_when_the_cache_was_emptied(tmp_path, monkeypatch):
@@ -407,39 +573,79 @@ def test_urls_that_lead_nowhere(monkeypatch):
         r"https://example.org/page is no file that is read: behind https:// there are no folders",
         "https://example.org/page",
     )
-    refused(r"x.tar.gz\?download=1 is compressed as a whole", "https://example.org/x.tar.gz?download=1")
+    refused(r"x.tar.gz is compressed as a whole", "https://example.org/x.tar.gz?download=1")
+
+
+def test_a_package_that_is_missing_is_said_at_once(monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    file = ImageFile(path=remote.RemoteFile(remote.Store("s3://bucket"), "ant/1.png"), name="ant/1.png", class_index=0)
+    with pytest.raises(SourceError, match=r"s3://bucket is opened by s3fs: install it with `pip install s3fs`"):
+        image_reader(PREPROCESSING, batch_size=1, workers=1).read(file)
+    assert waited == []
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_names_that_are_no_text_are_refused(tmp_path, form):
+    files = {"ant/1.png": b"1", os.fsdecode(b"bee/\xff.png"): b"2"}
+    data = packed.FORMS[form](tmp_path / "images", files)
+    failure = refused(r"has a name that is not UTF-8: 'bee/\\udcff.png'. Rename it", data)
+    assert str(failure).encode()
+
+
+def test_what_is_left_out_is_named_also_where_its_name_is_no_text(tmp_path):
+    data = packed.folder(tmp_path / "images", {"ant/1.png": b"1", os.fsdecode(b".\xff/1.png"): b"2"})
+    assert found_in(data).notes == ("hidden folders left out: .\\udcff",)
+
+
+def test_the_line_of_a_list_without_a_label_is_the_line_of_the_file(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\n# a comment\n\na.png,ant\nb.png\n")
+    refused(r"list.csv: line 5 \('b.png'\) has no label", tmp_path / "list.csv")
 
 
 class Refusing(MemoryFileSystem):
     protocol = "refusing"
+    asked = 0
 
     def ls(self, path, detail=True, **kwargs):
+        Refusing.asked += 1
         raise self.failure
 
 
 @pytest.mark.parametrize(
-    ("failure", "words"),
+    ("failure", "words", "tries"),
     [
-        (PermissionError("Access Denied"), r"may not be read: Access Denied. Set the credentials of refusing://"),
-        (RuntimeError("Unable to locate credentials"), r"may not be read: Unable to locate credentials. Set"),
-        (OSError("no route to host\nand more"), r"refusing://x cannot be reached: no route to host\.$"),
+        (PermissionError("Access Denied"), r"may not be read: Access Denied. Set the credentials of refusing://", 1),
+        (RuntimeError("Unable to locate credentials"), r"may not be read: Unable to locate credentials. Set", 1),
+        (OSError("no route to host\nand more"), r"refusing://x cannot be reached: no route to host\.$", 3),
+        (OSError("502, url='https://h/x?token=1'"), r"refusing://x cannot be reached: 502, url='https://h/x'\.$", 3),
     ],
 )
-def test_stores_that_refuse(failure, words):
-    Refusing.failure = failure
+def test_stores_that_refuse(monkeypatch, failure, words, tries):
+    monkeypatch.setattr(Refusing, "failure", failure, raising=False)
+    monkeypatch.setattr(Refusing, "asked", 0)
     fsspec.register_implementation("refusing", Refusing, clobber=True)
     refused(words, "refusing://x")
+    assert Refusing.asked == tries
+
+
+def test_messages_have_no_secrets_of_urls():
+    for url in ("memory://me:word@nothing", "memory://nothing.tar?token=1", "https://x.org/a.tar.gz?token=1"):
+        words = str(refused("nothing|compressed", url))
+        assert "token" not in words and "word" not in words
+    file = remote.RemoteFile(remote.Store("https://me:word@x.org"), "a.tar?token=1")
+    assert str(file) == "https://x.org/a.tar"
 
 
 # sources that fail while they are read
 
 
 class Flaky(MemoryFileSystem):
-    """Fails every image a few times, or all of them for good."""
+    """Fails every image a few times, and never keeps a connection open."""
 
     protocol = "flaky"
     failures = 2
-    gone = False
     tried: ClassVar[dict[str, int]] = {}
 
     @classmethod
@@ -448,17 +654,16 @@ class Flaky(MemoryFileSystem):
 
     def cat_file(self, path, start=None, end=None, **kwargs):
         self.tried[path] = self.tried.get(path, 0) + 1
-        if self.gone or self.tried[path] <= self.failures:
-            raise ConnectionResetError("connection reset")
+        if self.tried[path] <= self.failures:
+            raise ConnectionResetError("no answer of https://x.org/1.png?token=1")
         return super().cat_file(path, start=start, end=end, **kwargs)
 
-    def exists(self, path, **kwargs):
-        return not self.gone and super().exists(path, **kwargs)
+    def _open(self, path, *words, **kwargs):
+        raise ConnectionResetError("connection reset")
 
 
 @pytest.fixture
 def flaky(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote, "WAITS", (0, 0))
     monkeypatch.setattr(Flaky, "tried", {})
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     return packed.memory(tmp_path / "images", pictures()).replace("memory:", "flaky:")
@@ -472,7 +677,40 @@ def test_failures_that_pass_are_waited_for_and_others_are_counted(flaky, monkeyp
     assert set(Flaky.tried.values()) == {3}
     assert sum(isinstance(each, Skipped) for each in found) == (0 if failures == 2 else 7)
     if failures == 3:
-        assert found[0] == Skipped(path="ant/1.png", reason="cannot be read: connection reset")
+        assert found[0] == Skipped(path="ant/1.png", reason="cannot be read: no answer of https://x.org/1.png")
+
+
+@pytest.mark.parametrize("make", [packed.zipped, packed.tar, single_parquet])
+def test_reading_what_holds_images_waits_for_failures_to_pass(flaky, tmp_path, make):
+    files = pictures()
+    path = make(tmp_path / "x", files)
+    packed.behind_url(path)
+    found = found_in(f"flaky:/{path}")
+    assert {file.name: file.read_bytes() for file in found.of(found.files)} == files
+
+
+def fails_twice(monkeypatch, name):
+    failed, real = [], getattr(MemoryFileSystem, name)
+
+    def asked(self, *words, **kwargs):
+        if len(failed) < 2:
+            failed.append(name)
+            raise ConnectionResetError("connection reset")
+        return real(self, *words, **kwargs)
+
+    monkeypatch.setattr(Flaky, name, asked)
+
+
+def test_listing_a_store_waits_for_failures_to_pass(flaky, monkeypatch):
+    fails_twice(monkeypatch, "ls")
+    assert len(list_images(flaky, "train").groups) == 3
+
+
+def test_looking_for_a_store_waits_for_failures_to_pass(flaky, monkeypatch, tmp_path):
+    images = found_in(flaky)
+    fsspec.filesystem("memory").rm_file(f"{tmp_path}/images/ant/1.png")
+    fails_twice(monkeypatch, "info")
+    assert isinstance(image_reader(PREPROCESSING, batch_size=4, workers=2).read(images.files[0][0]), Skipped)
 
 
 def test_a_store_without_parts_of_files_gives_no_wrong_image(flaky, monkeypatch, tmp_path):
@@ -481,12 +719,17 @@ def test_a_store_without_parts_of_files_gives_no_wrong_image(flaky, monkeypatch,
     images = found_in(f"flaky:/{tmp_path}/x.tar")
     with pytest.raises(SourceError, match=r"x.tar is given as a whole only"):
         image_reader(PREPROCESSING, batch_size=4, workers=1).read(images.files[2][0])
+    packed.behind_url(packed.zipped(tmp_path / "x", pictures()))
+    refused(r"x.zip is given as a whole only", f"flaky:/{tmp_path}/x.zip")
 
 
 def remove(data, form):
     """All of it, as a lost mount does."""
     if isinstance(data, str):
         MemoryFileSystem.store.clear()
+    elif form == "list":
+        shutil.rmtree(data.parent / "mount/images")
+        (data.parent / "mount/images").mkdir()
     elif data.is_dir() and form == "folder":
         shutil.rmtree(data)
         data.mkdir()  # the place where it was mounted
@@ -496,9 +739,16 @@ def remove(data, form):
         data.unlink()
 
 
-@pytest.mark.parametrize("form", packed.FORMS)
+def list_of_absolute_paths(path, files) -> Path:
+    folder = packed.folder(path.parent / "mount/images", {name.replace("/", "-"): files[name] for name in files})
+    lines = (f"{folder / name.replace('/', '-')},{name.partition('/')[0]}\n" for name in files)
+    path.with_suffix(".csv").write_text("".join(lines))
+    return path.with_suffix(".csv")
+
+
+@pytest.mark.parametrize("form", [*packed.FORMS, "list"])
 def test_a_source_that_vanishes_ends_the_job_instead_of_skipping_its_images(tmp_path, monkeypatch, form):
-    data = packed.FORMS[form](tmp_path / "images", pictures())
+    data = {**packed.FORMS, "list": list_of_absolute_paths}[form](tmp_path / "images", pictures())
     images = found_in(data)
     remove(data, form)
     reader = image_reader(PREPROCESSING, batch_size=2, workers=2)
@@ -525,6 +775,9 @@ def test_a_url_stays_what_it_is_and_a_path_becomes_one():
     for words in ("s3://bucket//x", "hf://datasets/a/b"):
         assert ImageWords(data=words).data == ImageWords.of(words, "val").data == words
         assert ImageWords(data=words).named == ("--data", words)
+    for words in ("https://me:word@x.org/a.tar?token=1", "http://token@x.org/a.tar"):
+        assert ImageWords(data=words).data == words
+        assert ImageWords(data=words).named == ("--data", f"{words.partition(':')[0]}://x.org/a.tar")
     for path in ("a/b", Path("a/b"), "a//b"):
         assert ImageWords(data=path).data == ImageWords.of(path, "val").data == Path("a/b")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.images.ahead import ahead_if_slow
 from protonmf_cli.files.images.reader import ImageFile
-from protonmf_cli.files.images.sources.lists import pairs_in
+from protonmf_cli.files.images.sources.lists import numbered_pairs
 from protonmf_cli.files.images.sources.opening import Data, list_images
 from protonmf_cli.files.images.sources.source import LISTED, Listing, listed
 from protonmf_cli.models.backbone import ClassName
@@ -70,7 +70,9 @@ class LabelledImages:
     def fingerprint(self) -> str:
         """Changes when an image is added, removed, renamed or resized, and with the content of some of them.
 
-        The same for the same images on another machine: it knows nothing of times and folders.
+        The same for the same images on another machine: it knows nothing of times and folders. Of images in a zip it
+        knows all contents, of those in parquet only what the footer of their file says: where their groups of rows lie,
+        how large they are, and the least and largest values, where they were noted.
         """
         return self._fingerprint
 
@@ -190,7 +192,7 @@ def read_pairs(file: Path) -> list[tuple[str, str]]:
     """
     if file.suffix.lower() != ".json":
         try:
-            return pairs_in(file.read_text(encoding="utf-8-sig"), str(file))
+            return [pair[1:] for pair in numbered_pairs(file.read_text(encoding="utf-8-sig"), str(file))]
         except (OSError, UnicodeDecodeError) as failure:
             raise InputError(f"{file} cannot be read as text: {failure}.") from failure
     try:

@@ -21,7 +21,7 @@ from protonmf_cli.jobs.images import SkipWatch
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.jobs.machine import threads_of, workers_of
 from protonmf_cli.models.backbone import Backbone
-from protonmf_cli.options import FewShotOptions, ImageWords, Machine, NetworkWords, Output
+from protonmf_cli.options import FewShotOptions, ImageWords, Machine, NetworkWords, Output, without_secrets
 from protonmf_cli.output.records.fewshot import benchmark_json
 from protonmf_cli.pipelines.fewshot.benchmark import Task, draw_tasks, run_tasks, summary
 from protonmf_cli.pipelines.fewshot.features import read_samples, readout_of
@@ -35,7 +35,7 @@ class FewShotBenchmark:
 
     network: str
     """As it was named."""
-    data: Path | str
+    data: str
     classes: int
     """Of the data."""
     images: int
@@ -127,7 +127,7 @@ def benchmark_fewshot(
         )
     benchmark = FewShotBenchmark(
         network=network.name,
-        data=words.data,
+        data=without_secrets(str(words.data)),
         classes=len(classes),
         images=features.images,
         input_size=backbone.preprocessing.input_size,

@@ -14,7 +14,7 @@ from protonmf_cli.jobs.images import mapping_of
 from protonmf_cli.jobs.machine import device_of, dtype_of
 from protonmf_cli.jobs.networks import request_of
 from protonmf_cli.models.backbone import Backbone, ClassName
-from protonmf_cli.options import ImageWords, Machine, NetworkWords
+from protonmf_cli.options import ImageWords, Machine, NetworkWords, without_secrets
 from protonmf_cli.pipelines.progress import Progress
 
 LAST_LAYER = (-1,)
@@ -63,7 +63,7 @@ def images_by_folder(words: ImageWords, progress: Progress) -> tuple[tuple[Class
     classes = class_folders(data, split)
     if len(classes) < 2:
         raise InputError(
-            f"{data} has {'one class' if classes else 'no class'} with images; a few-shot model needs at least two. "
+            f"{without_secrets(str(data))} has {'one class' if classes else 'no class'} with images; a few-shot model needs at least two. "
             "Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
         )
     images = find_images(data, split, classes, ClassMapping(by_order=True))

@@ -16,7 +16,7 @@ from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.models.backbone import ClassName, Preprocessing
 from protonmf_cli.models.class_names import find_class
 from protonmf_cli.models.image_batches import Skipped
-from protonmf_cli.options import ImageWords, ProtoPNetOptions
+from protonmf_cli.options import ImageWords, ProtoPNetOptions, without_secrets
 from protonmf_cli.pipelines.progress import Progress
 
 
@@ -122,8 +122,8 @@ def _classes_of(train: ImageWords) -> tuple[ClassName, ...]:
     classes = class_folders(train.data, train.split or "")
     if len(classes) < 2:
         raise InputError(
-            f"{train.data} has {'one class folder' if classes else 'no class folders'} with images to train on; a classifier "
-            "needs at least two. Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
+            f"{without_secrets(str(train.data))} has {'one class folder' if classes else 'no class folders'} with images to "
+            "train on; a classifier needs at least two. Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
         )
     return classes
 

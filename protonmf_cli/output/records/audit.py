@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from protonmf_cli.options import without_secrets
+
 if TYPE_CHECKING:
     from protonmf_cli.jobs.audit import Audited
     from protonmf_cli.models.audit import Candidate, Need, Share, Transplant
@@ -15,7 +17,7 @@ def audit_json(audited: "Audited") -> dict[str, Any]:
         "schema": "protonmf.audit/1",
         "model": str(audited.loaded.path),
         "model_digest": audited.model_digest,
-        "data": str(audited.data.data),
+        "data": without_secrets(str(audited.data.data)),
         "images": found.images,
         "accuracy": found.accuracy,
         "groups": None

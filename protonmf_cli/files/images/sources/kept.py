@@ -13,7 +13,7 @@ def kept_path(kind: str, file: File, version: str) -> Path:
     Args:
         kind: folder, and what the name ends with.
         file: that it is about.
-        version: of the file.
+        version: of the file, and whatever else it depends on.
     """
     address = str(file if file.local is None else file.local.absolute())
     digest = hashlib.sha256(f"{address}\0{version}".encode()).hexdigest()

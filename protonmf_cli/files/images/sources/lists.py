@@ -25,35 +25,40 @@ def list_listing(file: File, name: str, text: str, beside: Callable[[str], Membe
         InputError: a line has no label.
     """
     images = []
-    for number, (path, label) in enumerate(pairs_in(text, str(file)), start=1):
+    for number, path, label in numbered_pairs(text, str(file)):
         if not label:
             raise InputError(f"{file}: line {number} ({path!r}) has no label. Expected `path label` on each line.")
         images.append((label, path, beside(path)))
     return labelled_listing(str(file), name, images)
 
 
-def pairs_in(text: str, where: str) -> list[tuple[str, str]]:
+def numbered_pairs(text: str, where: str) -> list[tuple[int, str, str]]:
     """Lines `first,second` or `first second` (the first may hold blanks), without a `path,label` header.
 
     Args:
         text: comments begin with #.
         where: it is from, for messages.
 
+    Returns:
+        Number of the line, from 1, first and second.
+
     Raises:
         InputError: a line with commas is not as CSV has it.
     """
     found = []
-    for line in (line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")):
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
         if "\t" in line:
             first, _, second = line.partition("\t")
         elif "," in line:
             try:
                 row = next(csv.reader(io.StringIO(line)))
             except csv.Error as failure:
-                raise InputError(f"{where}: a line cannot be read as CSV: {failure}.") from failure
+                raise InputError(f"{where}: line {number} cannot be read as CSV: {failure}.") from failure
             first, second = row[0], row[1] if len(row) > 1 else ""
         else:
             first, _, second = line.rpartition(" ")
             first, second = (first, second) if first else (second, "")
-        found.append((first.strip(), second.strip()))
-    return found[1:] if found and found[0][0].lower() in HEADER else found
+        found.append((number, first.strip(), second.strip()))
+    return found[1:] if found and found[0][1].lower() in HEADER else found

@@ -69,15 +69,16 @@ class LocalFile:
 
     def check_source(self) -> None:
         """A folder that is gone, or empty as the place of a disk that was unmounted."""
+        folder = self.local.parent if Path(self.name).is_absolute() else self.root
         try:
-            with os.scandir(self.root) as entries:
+            with os.scandir(folder) as entries:
                 if next(entries, None) is not None:
                     return
         except PermissionError:
             return
         except OSError:
             pass
-        raise _gone(self.root)
+        raise _gone(folder)
 
     def check(self) -> None:
         """The file, which held many images."""

@@ -1,7 +1,9 @@
 """From what a user names as data to its images: the only way into the kinds of sources."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from protonmf_cli.errors import InputError
@@ -9,11 +11,12 @@ from protonmf_cli.files.images.sources.lists import list_listing
 from protonmf_cli.files.images.sources.local import LocalFile, LocalFolder
 from protonmf_cli.files.images.sources.parquet import parquet_listing
 from protonmf_cli.files.images.sources.remote import RemoteFile, RemoteFolder, Store, explained, is_url
-from protonmf_cli.files.images.sources.shards import RANGE, expanded, splits_in
+from protonmf_cli.files.images.sources.shards import RANGE, expanded, of_no_split, splits_in
 from protonmf_cli.files.images.sources.source import SUFFIXES, File, Folder, Listing, Member, listed, stem, suffix
 from protonmf_cli.files.images.sources.tar_shards import tar_listing, tar_splits
 from protonmf_cli.files.images.sources.trees import SPLITS, no_such_split, tree_listing, tree_splits
 from protonmf_cli.files.images.sources.zip_archive import zip_images
+from protonmf_cli.options import without_secrets
 
 Data = Path | str
 """A path, or a URL as a string."""
@@ -26,6 +29,8 @@ LISTS = (".txt", ".csv", ".tsv")
 """Of lists behind a URL; on this machine they may be called as they like."""
 LOOKED_INTO = 100
 """Folders in which data of another form is looked for, before there is none."""
+NO_TEXT = re.compile(r"[\ud800-\udfff]")
+"""What Python has in the place of bytes that are not UTF-8."""
 HEAD = 4096
 """Bytes of a list that show whether it is text."""
 
@@ -57,13 +62,31 @@ def list_images(data: Data, split: str) -> Listing:
     with _in_words(data):
         found = place_of(data)
         if isinstance(found, Folder):
-            return _of_folder(found, split)
-        where, name, kind = str(data), stem(_path_of(data)), suffix(_path_of(data))
+            return _as_text(_of_folder(found, split))
+        where, name, kind = without_secrets(str(data)), stem(_path_of(data)), suffix(_path_of(data))
         if kind in HOLDERS:
-            return HOLDERS[kind](where, name, found, split)
+            return _as_text(_of_holders(kind, where, name, found, split))
         if len(found) > 1:
             raise InputError(f"{data} names {len(found)} files: ranges are of {', '.join(HOLDERS)} files.")
-        return list_listing(found[0], name, _text(found[0]), _beside(found[0]))
+        return _as_text(list_listing(found[0], name, _text(found[0]), _beside(found[0])))
+
+
+def _of_holders(kind: str, where: str, name: str, files: Sequence[File], split: str) -> Listing:
+    found, unnamed = HOLDERS[kind](where, name, files, split), of_no_split(files)
+    note = f"files whose names speak of no split left out: {listed(unnamed)}"
+    return replace(found, notes=(*found.notes, note)) if unnamed else found
+
+
+def _as_text(listing: Listing) -> Listing:
+    """The same; refused where a name is none that records and pages can hold.
+
+    Raises:
+        InputError: naming it.
+    """
+    for name in (listing.split, *(shown for found in listing.groups.values() for shown, _ in found)):
+        if NO_TEXT.search(name):
+            raise InputError(f"{listing.where!r} has a name that is not UTF-8: {name!r}. Rename it.")
+    return listing
 
 
 def splits_of(data: Data) -> list[str]:
@@ -76,12 +99,23 @@ def splits_of(data: Data) -> list[str]:
         found = place_of(data)
         if isinstance(found, Folder):
             folders, files = found.entries()
-            shards = splits_in([found.file(name) for name in files if suffix(name) in SHARDS])
-            return [split for split, names in SPLITS.items() if split in shards or set(names) & set(folders)]
-        kind = suffix(_path_of(data))
-        if kind == ".zip":
-            return tree_splits(zip_images(found))
-        return [s for s in splits_in(found) if s in SPLITS] or (tar_splits(found) if kind == ".tar" else [])
+            present = [split for split, names in SPLITS.items() if set(names) & set(folders)]
+            kind, shards = next(iter(_shards(found, files).items()), ("", []))
+            beside = any(not name.startswith(".") for name in folders)
+            return present or _splits_of("" if beside else kind, shards)
+        return _splits_of(suffix(_path_of(data)), found)
+
+
+def _splits_of(kind: str, files: Sequence[File]) -> list[str]:
+    if kind == ".zip":
+        return tree_splits(zip_images(files))
+    return tar_splits(files) if kind == ".tar" else [split for split in splits_in(files) if split in SPLITS]
+
+
+def _shards(folder: Folder, names: Sequence[str]) -> dict[str, list[File]]:
+    """Kind -> files of a folder that are shards; what is hidden is left out."""
+    found = {kind: [name for name in names if suffix(name) == kind and not name.startswith(".")] for kind in SHARDS}
+    return {kind: [folder.file(name) for name in each] for kind, each in found.items() if each}
 
 
 def check_there(data: Data) -> None:
@@ -178,11 +212,13 @@ def _of_folder(data: Folder, split: str) -> Listing:
     folders, files = folder.entries()
     images = folder.images_in(name for name in folders if not name.startswith("."))
     groups = {name: found for name, found in images.items() if found}
-    shards = [(kind, [folder.file(name) for name in files if suffix(name) == kind]) for kind in SHARDS]
-    shards = [(kind, found) for kind, found in shards if found]
+    shards = _shards(folder, files)
     if not groups and shards:
-        kind, found = shards[0]
-        return HOLDERS[kind](str(folder), named or folder.name, found, split)
+        (kind, chosen), *others = shards.items()
+        listing = _of_holders(kind, str(folder), named or folder.name, chosen, split)
+        beside = listed(file.name for _, found in others for file in found)
+        note = f"files beside the {kind} files left out: {beside}"
+        return replace(listing, notes=(*listing.notes, note)) if others else listing
     if not groups:
         raise InputError(
             f"{folder} holds no class folder with images ({', '.join(sorted(SUFFIXES))}). "
@@ -192,7 +228,7 @@ def _of_folder(data: Folder, split: str) -> Listing:
     left_out = {
         "hidden folders left out": [name for name in folders if name.startswith(".")],
         "folders without images left out": empty,
-        "files beside the class folders left out": [file.name for _, found in shards for file in found],
+        "files beside the class folders left out": [file.name for found in shards.values() for file in found],
     }
     notes = tuple(f"{what}: {listed(names)}" for what, names in left_out.items() if names)
     return Listing(where=str(folder), split=named or folder.name, groups=groups, empty=empty, notes=notes)
@@ -213,7 +249,7 @@ def _split_folder(data: Folder, split: str) -> tuple[Folder, str | None]:
 def _hint(folder: Folder, folders: Sequence[str], files: Sequence[str]) -> str:
     """Where something that could be read lies, one step away."""
     for name in files:
-        if suffix(name) in HOLDERS:
+        if suffix(name) in HOLDERS and not name.startswith("."):
             return f" It holds {name}: give that file."
     for name in folders[:LOOKED_INTO]:
         kind = next((suffix(file) for file in folder.child(name).entries()[1] if suffix(file) in SHARDS), None)

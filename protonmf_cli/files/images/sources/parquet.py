@@ -5,6 +5,7 @@ images of a file are copied once, in order, to the user's cache folder, where ea
 """
 
 import functools
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -49,9 +50,11 @@ class Table:
     """A file with images, as it was when it was listed."""
 
     file: File
-    version: str
+    version: str | None
     length: int
     """Bytes of the file."""
+    footer: str
+    """Digest of where its rows lie, how large they are, and what was noted of their values."""
     columns: Columns
 
 
@@ -78,8 +81,8 @@ class ParquetRow:
         return None
 
     def state(self) -> str:
-        """Its row and the bytes of the file: those of the image are not known before all are read."""
-        return f"{self.row} of {self.table.length}"
+        """Its row and the file's bytes and footer: those of the image are not known before all are read."""
+        return f"{self.row} of {self.table.length} {self.table.footer}"
 
     def read_bytes(self) -> bytes:
         """The content.
@@ -162,7 +165,7 @@ def _to_copy(tables: Sequence[Table]) -> tuple[str, ...]:
 
 
 def _copy_of(table: Table) -> Path:
-    return kept_path("images", table.file, table.version)
+    return kept_path("images", table.file, f"{table.version} {table.length} {table.footer}")
 
 
 def _pyarrow(file: File) -> Any:
@@ -192,11 +195,18 @@ def _read(file: File) -> list[Row]:
             found = opened.read(columns=[*paths, columns.label], use_threads=False)
     except pyarrow.ArrowException as failure:
         raise InputError(f"{file} is damaged or not parquet: {failure}.") from failure
-    table = Table(file=file, version=file.version(), length=file.size(), columns=columns)
-    labels = [_label(value, columns.names) for value in found.column(columns.label).to_pylist()]
+    size = file.size()
+    table = Table(file=file, version=file.version(), length=size, footer=_footer(file, size), columns=columns)
+    labels = [_label(value, columns.names, file) for value in found.column(columns.label).to_pylist()]
     files = found.column(columns.image).combine_chunks().flatten()[0].to_pylist() if paths else [None] * len(labels)
     names = [(each or "").rpartition("/")[2] for each in files]
     return [Row(table, n, label, name) for n, (label, name) in enumerate(zip(labels, names, strict=True))]
+
+
+def _footer(file: File, size: int) -> str:
+    """Digest of what ends a file: the footer, its length (4 bytes) and PAR1."""
+    length = int.from_bytes(file.read_range(size - 8, 4), "little")
+    return hashlib.sha256(file.read_range(size - 8 - length, length)).hexdigest()[:16]
 
 
 def _check_held(file: File, metadata: Any, columns: Columns) -> None:
@@ -220,10 +230,18 @@ def _chunks(metadata: Any) -> list[Any]:
     return [group.column(n) for group in groups for n in range(group.num_columns)]
 
 
-def _label(value: str | int | None, names: Sequence[str]) -> str | None:
-    if value is None or value in ("", -1):
+def _label(value: str | int | None, names: Sequence[str], file: File) -> str | None:
+    """A class; None where a row has none, as test sets have an empty name or a number below 0."""
+    if value is None or value == "" or (isinstance(value, int) and value < 0):
         return None
-    return names[value] if names and isinstance(value, int) and value < len(names) else str(value)
+    if not names or not isinstance(value, int):
+        return str(value)
+    if value >= len(names):
+        raise InputError(
+            f"{file} has a row of class {value}, but its features name {len(names)} classes only, counted from 0 "
+            f"({listed(names)}). Correct the labels or the names."
+        )
+    return names[value]
 
 
 def _columns(pyarrow: Any, file: File, schema: Any) -> Columns:
@@ -271,6 +289,8 @@ def _copied(table: Table) -> tuple[Path, np.ndarray]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
+                for left in path.parent.glob(f".{path.name}.*.part"):  # of a copy that was ended by force
+                    left.unlink(missing_ok=True)
                 write_atomically(path, functools.partial(_copy, table))
         return path, _ends(path)
     except (OSError, InputError) as failure:

@@ -1,6 +1,7 @@
 """Files and folders behind a URL: s3://, gs://, hf://, https:// and whatever else fsspec opens."""
 
 import functools
+import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,24 +11,20 @@ from typing import IO, Any, TypeVar
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.sources.source import Member, SourceError, by_name, is_image
+from protonmf_cli.options import without_secrets
 
 Result = TypeVar("Result")
 WAITS = (0.5, 2.0, 8.0)
 """Seconds before another try."""
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, InputError)
 """What no further try changes."""
 BLOCK = 8 * 2**20
 """Bytes that are fetched at once where a file is read in order."""
 VERSIONS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "last_commit",
-)
+    "ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "sha", "blob_id", "xet_hash", "last_commit",
+    "mtime", "modified", "modify", "modificationTime", "LastModified", "last_modified", "Last-Modified", "updated",
+    "created",
+)  # fmt: skip
 """What stores say of a file that changes when it is replaced."""
 
 
@@ -64,17 +61,18 @@ class Store:
         Raises:
             SourceError: it cannot be reached any more.
         """
+        address = without_secrets("/".join(filter(None, (self.url.rstrip("/"), self.witness))))
         try:
-            files = self.place[0]
+            files, path = self.place[0], self.path_of(self.witness)
             files.invalidate_cache()
-            found = files.exists(self.path_of(self.witness))
-        except Exception:  # each kind of store has its own
-            found = False
-        if not found:
+            patiently(lambda: files.info(path))
+        except InputError as failure:
+            raise SourceError(without_secrets(failure.words)) from failure
+        except Exception as failure:  # each kind of store has its own
             raise SourceError(
-                f"{'/'.join(filter(None, (self.url.rstrip('/'), self.witness)))} cannot be reached any more: it was "
-                "removed, or the connection is lost. Run the same command again when it is there."
-            )
+                f"{address} cannot be reached any more ({_reason(failure)}): it was removed, the connection is lost, "
+                "or credentials have expired. Run the same command again when it is there."
+            ) from failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class RemoteFile:
     """Bytes, as listed; asked for where they are not."""
 
     def __str__(self) -> str:
-        return f"{self.store.url.rstrip('/')}/{self.name}"
+        return without_secrets(f"{self.store.url.rstrip('/')}/{self.name}")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -116,15 +114,15 @@ class RemoteFile:
         """Bytes."""
         return self.length if self.length is not None else int(self._info()["size"])
 
-    def version(self) -> str:
-        """Size, and what the store has for a version."""
-        found = self._info()
-        return " ".join(str(found.get(key)) for key in ("size", *VERSIONS))
+    def version(self) -> str | None:
+        """Size, and what the store has for a version; None where it has nothing."""
+        info = self._info()
+        found = [f"{key} {info[key]}" for key in VERSIONS if info.get(key)]
+        return " ".join([str(info.get("size")), *found]) if found else None
 
     def open(self) -> IO[bytes]:
-        """Read in large blocks."""
-        found: IO[bytes] = patiently(lambda: self.store.place[0].open(self.path, "rb", block_size=BLOCK))
-        return found
+        """Read in large blocks, each by a request of its own."""
+        return io.BufferedReader(_Blocks(self), BLOCK)
 
     def read_bytes(self) -> bytes:
         """The content."""
@@ -158,6 +156,30 @@ class RemoteFile:
         Store(self.store.url, self.name).check()
 
 
+class _Blocks(io.RawIOBase):
+    """A remote file that is read in order, with jumps."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self.file, self.size, self.place = file, file.size(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self.size - self.place))
+        found = self.file.read_range(self.place, count) if count else b""
+        buffer[: len(found)] = found
+        self.place += len(found)
+        return len(found)
+
+
 @dataclass(frozen=True)
 class RemoteFolder:
     """A folder of a store."""
@@ -165,7 +187,7 @@ class RemoteFolder:
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        return without_secrets(self.url)
 
     @property
     def name(self) -> str:
@@ -176,7 +198,7 @@ class RemoteFolder:
         """By one request."""
         files, root = opened(self.url)
         with explained(self.url):
-            found = files.ls(root, detail=True)
+            found = patiently(lambda: files.ls(root, detail=True))
         folders: list[str] = []
         others: list[str] = []
         for each in found:
@@ -242,22 +264,23 @@ def explained(url: str) -> Iterator[None]:
     Raises:
         InputError: there is nothing, no access, or no connection.
     """
+    shown = without_secrets(url)
     try:
         yield
-    except InputError:
-        raise
+    except InputError as failure:
+        raise type(failure)(without_secrets(failure.words)) from failure
     except FileNotFoundError as failure:
         raise InputError(
-            f"the data {url} does not exist, cannot be reached, or is not shown without credentials."
+            f"the data {shown} does not exist, cannot be reached, or is not shown without credentials."
         ) from failure
     except Exception as failure:
-        if isinstance(failure, PermissionError) or "credential" in f"{type(failure).__name__} {failure}".lower():
+        if _is_refusal(failure):
             scheme = url.partition("://")[0]
             raise InputError(
-                f"{url} may not be read: {_reason(failure)}. Set the credentials of {scheme}:// as its own tools take "
-                "them, in the environment or in their files."
+                f"{shown} may not be read: {_reason(failure)}. Set the credentials of {scheme}:// as its own tools "
+                "take them, in the environment or in their files."
             ) from failure
-        raise InputError(f"{url} cannot be reached: {_reason(failure)}.") from failure
+        raise InputError(f"{shown} cannot be reached: {_reason(failure)}.") from failure
 
 
 def patiently(request: Callable[[], Result]) -> Result:
@@ -265,6 +288,7 @@ def patiently(request: Callable[[], Result]) -> Result:
 
     Raises:
         OSError: it failed for good, or every time.
+        InputError: there is no package for the store.
     """
     for wait in (*WAITS, None):
         try:
@@ -272,12 +296,18 @@ def patiently(request: Callable[[], Result]) -> Result:
         except FINAL:
             raise
         except Exception as failure:  # each kind of store has its own
+            if _is_refusal(failure):
+                raise PermissionError(_reason(failure)) from failure
             if wait is None:
                 raise OSError(_reason(failure)) from failure
             time.sleep(wait)
     raise AssertionError
 
 
+def _is_refusal(failure: Exception) -> bool:
+    return isinstance(failure, PermissionError) or "credential" in f"{type(failure).__name__} {failure}".lower()
+
+
 def _reason(failure: Exception) -> str:
     """First line of what a store said."""
-    return (str(failure) or type(failure).__name__).splitlines()[0].rstrip(".")
+    return without_secrets((str(failure) or type(failure).__name__).splitlines()[0].rstrip("."))

@@ -26,11 +26,12 @@ def expanded(words: str) -> list[str]:
     found = RANGE.search(words)
     if found is None:
         return [words]
-    first, last = int(found[1]), int(found[2])
-    if not first <= last < first + MOST_SHARDS:
-        raise InputError(f"the range {found[0]} in {words} is not one of at most {MOST_SHARDS:,} rising numbers.")
+    first, last, rest = int(found[1]), int(found[2]), expanded(words[found.end() :])
+    if not 0 < (last - first + 1) * len(rest) <= MOST_SHARDS:
+        raise InputError(
+            f"the range {found[0]} in {words} does not rise, or there are more than {MOST_SHARDS:,} names with it."
+        )
     width = len(found[1]) if found[1].startswith("0") else 0
-    rest = expanded(words[found.end() :])
     return [f"{words[: found.start()]}{number:0{width}d}{end}" for number in range(first, last + 1) for end in rest]
 
 
@@ -54,6 +55,11 @@ def splits_in(files: Sequence[File]) -> dict[str, list[File]]:
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
+def of_no_split(files: Sequence[File]) -> list[str]:
+    """Names that speak of no split, where others do."""
+    return [file.name for file in files if split_in(file.name) is None] if splits_in(files) else []
+
+
 def of_split(where: str, files: Sequence[File], split: str) -> tuple[list[File], str | None]:
     """The shards of a split and its name; all and None where no name speaks of a split.
 
@@ -75,7 +81,14 @@ def distinct(images: Sequence[Labelled]) -> list[str]:
     ['ant/a-0.jpg', 'ant/b-0.jpg', 'bee/0.jpg']
     """
     count = Counter((label, file) for label, file, _ in images)
-    return [f"{label}/{file if count[label, file] == 1 else f'{mark}-{file}'}" for label, file, mark in images]
+    found = [f"{label}/{file if count[label, file] == 1 else f'{mark}-{file}'}" for label, file, mark in images]
+    seen: Counter[str] = Counter()
+    for n, name in enumerate(found):
+        seen[name] += 1
+        if seen[name] > 1:  # shards of one name in several folders
+            label, _, file = name.partition("/")
+            found[n] = f"{label}/{seen[name]}-{file}"
+    return found
 
 
 def labelled_listing(

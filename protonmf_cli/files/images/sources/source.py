@@ -92,8 +92,8 @@ class File(Member, Protocol):
             OSError: it is not there.
         """
 
-    def version(self) -> str:
-        """What changes when the file is replaced, for what is kept about it on this machine.
+    def version(self) -> str | None:
+        """What changes when the file is replaced, for what is kept about it on this machine; None if nothing is known.
 
         Raises:
             OSError: it is not there.
@@ -200,6 +200,6 @@ def stem(name: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
-    found = list(names)
+    found = [name.encode(errors="backslashreplace").decode() for name in names]
     more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return ", ".join(found[:LISTED]) + more

@@ -95,8 +95,8 @@ def _depth_of_classes(folders: Sequence[tuple[str, ...]]) -> int:
     """How many folders hold everything: what follows is a split or a class."""
     different = (n for n, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1)
     below = next(different, min(map(len, folders)))
-    while below and any(len(folder) < below + 1 for folder in folders):  # the folder that all share is a class
-        below -= 1
+    while below and any(len(folder) < below + 1 for folder in folders) and not _splits_at(folders, below):
+        below -= 1  # the folder that all share is a class
     return below - 1 if below and split_called(folders[0][below - 1]) else below
 
 

@@ -101,12 +101,20 @@ def zip_images(archives: Sequence[File]) -> list[tuple[str, Member]]:
     Raises:
         InputError: the archive is damaged or no zip archive.
     """
-    return [image for archive in archives for image in _images(archive, archive.version())]
+    found: list[tuple[str, Member]] = []
+    for archive in archives:
+        version = archive.version()
+        found += _images(archive) if version is None else _images_of(archive, version)
+    return found
 
 
 @functools.lru_cache(maxsize=4)
-def _images(archive: File, _version: str) -> tuple[tuple[str, Member], ...]:
+def _images_of(archive: File, _version: str) -> tuple[tuple[str, Member], ...]:
     """Reading a table of contents takes longer than reading an image."""
+    return _images(archive)
+
+
+def _images(archive: File) -> tuple[tuple[str, Member], ...]:
     try:
         with archive.open() as file, zipfile.ZipFile(file) as opened:
             infos = opened.infolist()
