@@ -6,4 +6,4 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
 set -euo pipefail
-srun --ntasks=1 protonmf convert "$1" --data "$2" -o prototypes.safetensors --share auto --force
+srun --ntasks=1 protonmf convert "$1" --data "$2" -o prototypes.safetensors --share auto

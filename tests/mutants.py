@@ -326,4 +326,37 @@ MUTANTS = (
         '"prototype": _integers([j for j in',
         ("tests/pipelines/test_pages_of_many.py::test_numbers_of_a_page_are_those_of_the_model[False]",),
     ),
+    Mutant(
+        "a-class-that-another-process-is-at-is-left-to-it",
+        "            if not acquired(lock):",
+        "            if acquired(lock) is None:",
+        ("tests/cli/test_many_processes.py::test_a_worker_does_not_touch_what_another_process_is_at",),
+    ),
+    Mutant(
+        "a-share-looks-again-once-it-may-write",
+        "if not shards.take() or any(c not in shards for c in counts):",
+        "if not shards.take():",
+        ("tests/cli/test_many_processes.py::test_a_share_that_is_overtaken_at_the_end_leaves_the_file_alone",),
+    ),
+    Mutant(
+        "a-command-looks-again-once-it-may-write",
+        "check_writable(prepared.output, prepared.force)  # which a share may have written meanwhile",
+        "pass",
+        ("tests/cli/test_many_processes.py::test_a_command_does_not_replace_what_a_share_wrote_while_it_began",),
+    ),
+    Mutant(
+        "a-worker-leaves-with-its-leader",
+        "    Thread(target=_leave_with_the_leader, daemon=True).start()",
+        "    Thread(target=_leave_with_the_leader, daemon=True)",
+        ("tests/cli/test_many_processes.py::test_workers_leave_with_a_leader_that_is_killed",),
+    ),
+    Mutant(
+        "what-is-known-is-asked-once",
+        "        if known is not None and kept:",
+        "        if known is not None and wanted in known:",
+        (
+            "tests/pipelines/test_conversion.py"
+            "::test_a_class_that_another_conversion_caches_meanwhile_is_read_all_the_same",
+        ),
+    ),
 )

@@ -18,15 +18,16 @@ HALF = {"bfloat16": torch.bfloat16}
 
 
 def device_of(machine: Machine) -> torch.device:
-    """The device; "auto" takes CUDA, then MPS, then the CPU.
+    """The device; "auto" takes CUDA, then MPS, then the CPU, and of several GPUs each process of torchrun or srun its own.
 
     Raises:
         UsageError: no such device here.
     """
     wanted = machine.device
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device(_own_gpu())
     if wanted == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(name)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError as failure:
@@ -39,6 +40,11 @@ def device_of(machine: Machine) -> torch.device:
     if not available.get(device.type, False):
         raise UsageError(f"--device {wanted} is not available on this machine. `protonmf doctor` lists what is.")
     return device
+
+
+def _own_gpu() -> str:
+    number, count = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", ""), torch.cuda.device_count()
+    return f"cuda:{int(number) % count}" if count > 1 and number.isdecimal() else "cuda"
 
 
 def dtype_of(machine: Machine, *, rows: bool = False) -> torch.dtype:

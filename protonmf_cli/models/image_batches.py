@@ -19,10 +19,12 @@ class ImageSource:
 
 def digest_of_images(images: Sequence[ImageSource]) -> str:
     """sha256 over path and content of every image."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(f"{image.path}\0{image.sha256}\n".encode())
-    return digest.hexdigest()
+    return hashlib.sha256(lines_of_images(images)).hexdigest()
+
+
+def lines_of_images(images: Sequence[ImageSource]) -> bytes:
+    """What `digest_of_images` is of; of several lots one after the other."""
+    return b"".join(f"{image.path}\0{image.sha256}\n".encode() for image in images)
 
 
 @dataclass(frozen=True, kw_only=True)

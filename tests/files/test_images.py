@@ -1,6 +1,8 @@
 """Decoding: what timm does for good images, a named refusal for the others."""
 
+import errno
 import io
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from PIL import Image
 import toys
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images import reader as images
+from protonmf_cli.files.images.sources.local import LocalFile
+from protonmf_cli.files.images.sources.source import SourceError
 from protonmf_cli.files.networks.preprocessing import crop_of
+from protonmf_cli.models.image_batches import Skipped
 
 
 def bytes_of(picture: Image.Image, kind: str, **options) -> bytes:
@@ -143,6 +148,34 @@ def test_batches_stay_within_a_class_and_name_what_was_skipped(tmp_path, toy):
     assert "cannot be read: No such file" in batches[-1].skipped[0].reason
 
 
+class Failing(LocalFile):
+    number = errno.EIO
+
+    def read_bytes(self):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT, errno.EACCES])
+def test_a_disk_that_fails_is_not_the_image_s_fault(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(Failing, "number", number)
+    reader = images.ImageReader(crop=None, channels=3, exif_transpose=False, batch_size=1, workers=1)
+    (tmp_path / "ant").mkdir()
+    file = images.ImageFile(path=Failing(tmp_path, "ant/1.png"), name="ant/1.png", class_index=0)
+    if number in (errno.ENOENT, errno.EACCES):
+        assert reader.read(file) == Skipped(path="ant/1.png", reason=f"cannot be read: {os.strerror(number)}")
+    else:
+        with pytest.raises(SourceError, match=rf"1\.png could not be read: {os.strerror(number)}"):
+            reader.read(file)
+
+
+def test_images_of_a_folder_that_is_gone_are_not_skipped(tmp_path):
+    (tmp_path / "ant").mkdir()
+    file = images.ImageFile(path=LocalFile(tmp_path, "bee/1.png"), name="bee/1.png", class_index=0)
+    reader = images.ImageReader(crop=None, channels=3, exif_transpose=False, batch_size=1, workers=1)
+    with pytest.raises(SourceError, match="bee is not there any more"):
+        reader.read(file)
+
+
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
 def test_batch_sizes_add_up(count):
     sizes = images._sizes(count, 32)
@@ -151,8 +184,6 @@ def test_batch_sizes_add_up(count):
 
 
 def test_a_pipe_or_folder_called_like_an_image_does_not_hang(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "folder.jpg"):

@@ -1,5 +1,6 @@
 """Conversion in this process: resumable, grouped or not, whatever the order of what happens."""
 
+import os
 from dataclasses import replace
 from itertools import islice
 
@@ -11,16 +12,19 @@ from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.files.images.reader import encode_jpeg
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.work.cached_features import CachedFeatures
 from protonmf_cli.files.work.finished_classes import PartFiles
 from protonmf_cli.files.work.spool import Spool
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.models.card import DataFacts
+from protonmf_cli.models.image_batches import digest_of_images
 from protonmf_cli.models.readouts.readout import spread
 from protonmf_cli.models.response import logit_parts, parts_of_rows
 from protonmf_cli.options import ConversionOptions, Share
 from protonmf_cli.pipelines.conversion import classes
-from protonmf_cli.pipelines.conversion.assembly import assemble_model
-from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_classes, read_classes
+from protonmf_cli.pipelines.conversion.assembly import _cancellation_figures, assemble_model
+from protonmf_cli.pipelines.conversion.classes import Alone, ConversionImages, convert_classes, read_classes
+from protonmf_cli.pipelines.progress import Silent
 
 OPTIONS = ConversionOptions(prototypes=2, batch_size=4)
 
@@ -279,6 +283,35 @@ def test_classes_come_in_their_order_whichever_are_known(setting, kept):
         assert torch.equal(one.rows, other.rows[:]) and one.images == other.images
 
 
+def test_a_class_that_another_conversion_caches_meanwhile_is_read_all_the_same(setting):
+    backbone, images = setting
+    whole, known = read_as(setting, [0, 1, 2, 3]), {}
+
+    def opened(some):
+        ahead = list(some)
+        known[2] = whole[2]
+        yield from images.open(ahead)
+
+    found = read_as(setting, [0, 1, 2, 3], known, images=replace(images, open=opened))
+    assert all(torch.equal(one.rows, other.rows) for one, other in zip(whole, found, strict=True))
+
+
+def test_what_a_killed_conversion_left_in_the_cache_goes_with_the_class_and_nothing_is_written_twice(setting, tmp_path):
+    reading = read_as(setting, [1])[0]
+    known = CachedFeatures(tmp_path, "0" * 16)
+    left, written, other = (
+        known.folder / f".class-{name}.part" for name in ("000001.rows.a", "000001.rows.b", "000002.c")
+    )
+    for path in (left, written, other):
+        path.touch()
+    os.utime(left, (0, 0))
+    os.utime(other, (0, 0))
+    known[1] = reading
+    assert not left.exists() and written.exists() and other.exists()
+    assert torch.equal(known[1].rows[:], reading.rows)
+    known[1] = replace(reading, rows=None)  # another conversion was quicker
+
+
 def test_a_class_is_asked_for_only_when_its_images_are_near(setting, toy):
     """So that other processes find classes that are free."""
     backbone, images = setting
@@ -360,8 +393,68 @@ def test_what_nobody_gives_out_is_left_when_waiting_ends(setting):
     assert turns.said == [("wait",)] * 3 and not found
 
 
+class Counted(Silent):
+    def __init__(self):
+        self.steps, self.said = 0, []
+
+    def advance(self, steps=1, note=""):
+        self.steps += steps
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def test_classes_of_others_count_as_soon_as_they_are_there(setting):
+    backbone, images = setting
+    whole, found, bar, seen = {}, {}, Counted(), []
+    convert_classes(backbone, images, OPTIONS, whole)
+
+    class Shared(Alone):
+        def free(self, groups):
+            return (group for group in groups if group[0] % 2 == 0)
+
+        def done(self, group):
+            seen.append(bar.steps)
+            found[1] = whole[1]  # by another process
+
+        def wait(self):
+            seen.append(bar.steps)
+            found[3] = whole[3]
+            return True
+
+    convert_classes(backbone, images, OPTIONS, found, bar, turns=Shared())
+    sizes = list(images.counts.values())
+    assert seen == [sizes[0], sum(sizes[:3]), sum(sizes[:3])] and bar.steps == sum(sizes)
+
+
+def test_what_is_waited_for_long_is_named_once(setting, monkeypatch):
+    backbone, images = setting
+    bar, turns = Counted(), OneAtATime()
+    monkeypatch.setattr(turns, "free", lambda _: iter(()))
+    convert_classes(backbone, images, OPTIONS, {}, bar, turns=turns)
+    assert not bar.said
+    monkeypatch.setattr(classes, "LONG", 0)
+    turns.said.clear()
+    convert_classes(backbone, images, OPTIONS, {}, bar, turns=turns)
+    assert len(turns.said) == 3
+    assert bar.said == [
+        "waiting for other processes, which are at 4 classes: red things, green things, blue things, grey things"
+    ]
+
+
+def test_cancellation_is_told_by_its_median_and_nine_tenths():
+    assert _cancellation_figures(torch.arange(5.0)) == {"median": 2.0, "high": pytest.approx(3.6)}
+
+
+def test_the_card_s_digest_is_of_all_images(setting):
+    parts = {}
+    data = convert(setting, finished=parts).card.data
+    images = [image for c in sorted(parts) for image in parts[c].images]
+    assert (data.images, data.digest) == (len(images), digest_of_images(images))
+
+
 def test_a_share_is_its_own_classes(setting):
     backbone, images = setting
     found = {}
     convert_classes(backbone, images, OPTIONS, found, share=Share(number=2, shares=3))
-    assert list(found) == [1]
+    assert list(found) == [2]

@@ -1,5 +1,6 @@
 """Image files: found, decoded, cut to what the network sees, with their class and origin."""
 
+import errno
 import hashlib
 import io
 import warnings
@@ -25,6 +26,8 @@ MOST_PIXELS = 64_000_000
 MOST_TIMES_AS_LONG = 500
 """Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
 JPEG_QUALITY = 90
+NOT_ITS_FAULT = frozenset({errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ETIMEDOUT})
+"""What a disk or a network that fails, or a process with too many open files, says of any image."""
 
 Crop = Callable[[Image.Image], Tensor]
 """A PIL image to what the network sees: uint8 (channels, height, width)."""
@@ -76,14 +79,29 @@ class ImageFile:
         """
         return read_local(self.path) if isinstance(self.path, Path) else self.path.glance()
 
-    def check_source(self) -> None:
+    def check_source(self, cause: BaseException | None = None) -> None:
         """After it could not be read: whether that is its own fault.
 
         Raises:
-            SourceError: what held all images is gone.
+            SourceError: what held all images, or its folder, is gone, or the disk fails.
         """
-        if not isinstance(self.path, Path):
-            self.path.check_source()
+        if isinstance(cause, OSError) and cause.errno in NOT_ITS_FAULT:
+            raise SourceError(
+                f"{self.path} could not be read: {cause.strerror}. That befalls any image, so none is skipped for it: "
+                "run the same command again once it has passed, or without this file if it stays."
+            )
+        if isinstance(self.path, Path):
+            return
+        self.path.check_source()
+        if self.path.local is not None:
+            try:
+                self.path.local.parent.stat()
+            except FileNotFoundError as failure:
+                raise SourceError(
+                    f"{self.path.local.parent} is not there any more. Bring it back and run the same command again."
+                ) from failure
+            except OSError:
+                return
 
 
 def content_of(path: Path | Member) -> bytes:
@@ -277,7 +295,7 @@ class ImageReader:
         except SourceError:
             raise
         except InputError as failure:
-            file.check_source()
+            file.check_source(failure.__cause__)
             return Skipped(path=file.name, reason=str(failure))
         try:
             return cropped(

@@ -18,6 +18,8 @@ from protonmf_cli.models.soft_matching import Samples
 
 LARGE = ("rows", "crops")
 """Each in a file of its own, which is read range by range."""
+DAY = 86400.0
+"""Seconds after which nobody is writing a file any more that did not change."""
 
 
 def _folder(folder: Path, name: str) -> Path:
@@ -40,6 +42,9 @@ class CachedFeatures(ClassFiles[ClassReading]):
         return super().__contains__(class_index) and all(self._beside(class_index, name).is_file() for name in LARGE)
 
     def __setitem__(self, class_index: int, item: ClassReading) -> None:
+        if class_index in self:  # another conversion of the same images was quicker
+            return
+        self.sweep(class_index, DAY)
         for name in LARGE:  # a class is there once its last file is
             keep(getattr(item, name), self._beside(class_index, name))
         super().__setitem__(class_index, item)

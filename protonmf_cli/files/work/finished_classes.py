@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.work.folder import WorkFolder
+from protonmf_cli.files.work.folder import FACTS, WorkFolder, acquired, lock_at
 from protonmf_cli.files.work.per_class import ClassFiles
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.image_batches import ImageSource, Skipped
@@ -125,8 +125,8 @@ class Shards(WorkFolder, PartFiles):
         for group in groups:
             if not self.folder.is_dir():
                 raise FinishedElsewhere(self._output)
-            if self.missing([group]) and self._lock_group(group):
-                if self.missing([group]):  # nobody finished it in between
+            if self._lacks(group) and self._lock_group(group):
+                if self._lacks(group):  # nobody finished it in between
                     yield group
                 else:
                     self.done(group)
@@ -135,26 +135,28 @@ class Shards(WorkFolder, PartFiles):
         """A group is finished."""
         self._held.pop(group[0]).release()
 
+    def leave(self) -> None:
+        """Remove the folder where nobody began with a class."""
+        if {path.name for path in self.folder.glob("*")} <= {FACTS}:
+            self.discard()
+
     def wait(self) -> bool:
         """Look again a little later, unless those that are at the rest can be left alone with it."""
         if self.stays:
             time.sleep(LOOK_EVERY)
         return self.stays
 
-    def missing(self, groups: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-        """Groups with an unfinished class."""
-        return [group for group in groups if any(c not in self for c in group)]
-
     def _lock_group(self, group: Sequence[int]) -> bool:
-        lock = filelock.FileLock(self._path(group[0]).with_suffix(".lock"))
+        lock = lock_at(self._path(group[0]).with_suffix(".lock"))
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            return False
+            if not acquired(lock):
+                return False
         except FileNotFoundError as failure:
             raise FinishedElsewhere(self._output) from failure
         self._held[group[0]] = lock
-        for c in group:  # left by a process that was killed while writing
-            for path in self.folder.glob(f".{self._path(c).name}.*.part"):
-                path.unlink(missing_ok=True)
+        for c in group:
+            self.sweep(c)
         return True
+
+    def _lacks(self, group: Sequence[int]) -> bool:
+        return any(c not in self for c in group)

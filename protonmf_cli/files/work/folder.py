@@ -1,9 +1,12 @@
 """Where an unfinished job keeps what it has, beside its output: what makes it resumable."""
 
+import errno
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,8 +22,44 @@ def digest_of_facts(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+"""What a file system says that has no locks."""
+
+
+def lock_at(path: Path) -> filelock.FileLock:
+    """A lock that goes with its process, on whichever machine: no marker that would stay."""
+    return filelock.FileLock(path, fallback_to_soft=False)
+
+
+def acquired(lock: filelock.FileLock) -> bool:
+    """Take a lock; False where another process has it.
+
+    Raises:
+        OSError: its folder is not there, or cannot be written.
+        InputError: the file system has no locks.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return False
+    except OSError as failure:
+        if failure.errno not in NO_LOCKS:
+            raise
+        Path(lock.lock_file).unlink(missing_ok=True)
+        raise InputError(
+            f"the disk of {Path(lock.lock_file).parent.resolve()} has no file locks ({failure.strerror}), which keep "
+            "processes apart. Mount it with locks (Lustre: -o flock), or give a folder on another disk."
+        ) from failure
+    return True
+
+
 SHOWN = 32
 """Longest value of a fact that is told; of digests and the like it is told that they differ."""
+
+
+GONE = ".gone"
+"""Of a folder that is being removed."""
+FACTS = "facts.json"
 
 
 class WorkFolder:
@@ -36,7 +75,7 @@ class WorkFolder:
     def __init__(self, output: Path, digest: str) -> None:
         self.work = output.parent / f".{output.name}.work"
         self.folder = self.work / digest[:16]
-        self._lock = filelock.FileLock(output.parent / f".{output.name}.lock")
+        self._lock = lock_at(output.parent / f".{output.name}.lock")
         self._output = output
 
     def __enter__(self) -> Self:
@@ -48,6 +87,9 @@ class WorkFolder:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         if self._lock.is_locked:
+            for folder in (self.folder, self.work):  # where nothing was put there
+                with suppress(OSError):
+                    folder.rmdir()
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
@@ -55,15 +97,14 @@ class WorkFolder:
         """Take the right to write the output, and make the folder; False where another process has it.
 
         Raises:
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be made, or there are no locks on its disk.
         """
         try:
-            self._lock.acquire(timeout=0)
-            self.make()
-        except filelock.Timeout:
-            return False
+            if not acquired(self._lock):
+                return False
         except OSError as failure:
             raise self._refusal(failure) from failure
+        self.make()
         return True
 
     def make(self) -> None:
@@ -83,14 +124,14 @@ class WorkFolder:
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Write down what decides the result, so that another run can tell what differs."""
-        write_atomically(self.folder / "facts.json", json.dumps(facts, indent=1, sort_keys=True).encode())
+        write_atomically(self.folder / FACTS, json.dumps(facts, indent=1, sort_keys=True).encode())
 
     def differences(self, facts: Mapping[str, Any]) -> dict[Path, list[str]]:
         """Other unfinished runs with this output, and what they were asked for instead."""
         found = {}
         for folder in self.others():
             try:
-                theirs = json.loads((folder / "facts.json").read_text())
+                theirs = json.loads((folder / FACTS).read_text())
             except (OSError, ValueError):
                 continue
             ours = json.loads(json.dumps(facts))
@@ -102,11 +143,14 @@ class WorkFolder:
         return found
 
     def discard(self) -> None:
-        """Remove this job's files, once its result is safe."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.work.is_dir() and not any(self.work.iterdir()):
+        """Remove this job's files, once its result is safe; for other processes all of them at once."""
+        with suppress(OSError):
+            self.folder.rename(Path(tempfile.mkdtemp(suffix=GONE, dir=self.work)) / self.folder.name)
+        for gone in self.work.glob(f"*{GONE}"):
+            shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
             self.work.rmdir()
 
     def others(self) -> list[Path]:
         """Folders of unfinished jobs with the same output and other options, data or weights."""
-        return sorted(path for path in self.work.iterdir() if path != self.folder)
+        return sorted(path for path in self.work.glob("*") if path != self.folder and path.suffix != GONE)

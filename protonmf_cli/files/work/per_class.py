@@ -1,8 +1,10 @@
 """One safetensors file per class in a folder: what finished classes and cached features have in common."""
 
 import json
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +64,13 @@ class ClassFiles(MutableMapping[int, Item]):
     def put(self, class_index: int, content: bytes) -> None:
         """Store what `content` made, here or in another process."""
         write_atomically(self._path(class_index), content)
+
+    def sweep(self, class_index: int, age: float = 0.0) -> None:
+        """Remove what processes left that were killed while they wrote a class, untouched for so many seconds."""
+        for path in self.folder.glob(f".{self._path(class_index).stem}.*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime >= age:
+                    path.unlink()
 
     def __delitem__(self, class_index: int) -> None:
         self._path(class_index).unlink()

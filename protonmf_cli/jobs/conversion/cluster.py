@@ -4,7 +4,7 @@ import re
 import socket
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,13 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from protonmf_cli import errors
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError
 from protonmf_cli.files.work.finished_classes import Shards
 from protonmf_cli.jobs.conversion.filling import converted
 from protonmf_cli.jobs.conversion.preparing import ConversionWords, PreparedConversion, prepare_conversion
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.options import Distribution
-from protonmf_cli.pipelines.conversion.classes import groups_of
+from protonmf_cli.pipelines.conversion.classes import Waiting, groups_of, unfinished
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 try:
@@ -29,10 +30,16 @@ except ImportError as missing:
 
 ROUNDS = 8
 """Tasks that each worker is given in the course of a conversion, if there are classes enough."""
+MOST_GROUPS = 16
+"""In one task: their files are in memory together."""
+MOST_LOSSES = 3
+"""Workers that a group of classes may cost."""
 PATIENCE = 10.0
 """Seconds that an address has to answer."""
 LOOK_EVERY = 0.5
 """Seconds between looks at what came back."""
+LONG = 60.0
+"""Seconds in which a worker should begin."""
 
 Chunk = Sequence[Sequence[int]]
 """Groups of classes that go out together."""
@@ -67,30 +74,34 @@ class Cluster:
     def __init__(self, words: ConversionWords, distribution: Distribution) -> None:
         assert distribution.ray is not None
         self.machine, self._words = words.machine, words
-        self._address, self._cpus = distribution.ray, distribution.ray_cpus
+        self._address, self._cpus, self._connected = distribution.ray, distribution.ray_cpus, False
 
     def __enter__(self) -> Self:
+        if ray.is_initialized():  # by whoever called this
+            return self
         try:
             _reach(self._address)
             ray.init(address=self._address, log_to_driver=False, configure_logging=False, include_dashboard=False)
         except Exception as failure:  # of Ray's own many kinds
             raise InputError(
-                f"no Ray cluster answers at {self._address}: {_first_line(failure)}. `ray status` there says whether it runs; "
+                f"no Ray cluster answers at {self._address}: {_reason(failure)[0]}. `ray status` there says whether it runs; "
                 "--ray local starts one on this machine."
             ) from failure
+        self._connected = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        ray.shutdown()
+        if self._connected:
+            ray.shutdown()
 
-    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float]:
-        """Hand out what is free and store what comes back."""
-        clock = time.monotonic()
-        counts = prepared.images.counts
-        missing = shards.missing(groups_of(counts, prepared.options.group))
+    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float | None]:
+        """Hand out what is free and store what comes back; how long workers took for what is not known."""
+        counts, waiting = prepared.images.counts, Waiting(prepared.backbone, progress)
+        missing = unfinished(groups_of(counts, prepared.options.group), shards)
         progress.stage("reading and factorising", sum(counts[c] for group in missing for c in group))
-        crew = _Crew(self._start(prepared), self._room(), progress)
-        size = max(1, len(missing) // (ROUNDS * crew.size))
+        named = [name.shown for name in prepared.backbone.classes]
+        crew = _Crew(self._start(prepared), self._room(), progress, named.__getitem__)
+        size = min(MOST_GROUPS, max(1, len(missing) // (ROUNDS * crew.size)))
         while missing:
             for chunk, files in crew.results(_chunks(shards.free(missing), size), prepared.options.group):
                 for c, content in files.items():
@@ -98,20 +109,36 @@ class Cluster:
                 for group in chunk:
                     shards.done(group)
                 progress.advance(sum(counts[c] for c in files))
-            if (left := shards.missing(missing)) == missing:  # others are at them
+            left = unfinished(missing, shards)
+            waiting.look(left, moved=left != missing)
+            if left == missing:  # others are at them
                 shards.wait()
             missing = left
-        return {"extract": time.monotonic() - clock, "factorise": 0.0}
+        return {"extract": None, "factorise": None}
 
     def _room(self) -> int:
-        """Workers that the cluster has room for."""
-        total = ray.cluster_resources()
-        return max(1, int(total["GPU"]) if total.get("GPU") else int(total.get("CPU", 1)) // self._cpus)
+        """Workers that the cluster has room for, each on one node.
+
+        Raises:
+            InputError: none.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus := sum(int(node.get("GPU", 0)) for node in nodes):
+            return gpus
+        cores = [int(node.get("CPU", 0)) for node in nodes]
+        if room := sum(each // self._cpus for each in cores):
+            return room
+        raise InputError(
+            f"no node of the Ray cluster has {self._cpus} cores for a worker, at most {max(cores, default=0)}: give a "
+            "smaller --ray-cpus."
+        )
 
     def _start(self, prepared: PreparedConversion) -> Callable[[], Any]:
         """What starts a worker."""
         gpus = bool(ray.cluster_resources().get("GPU"))
-        machine = self._words.machine if gpus else replace(self.machine, threads=self.machine.threads or self._cpus)
+        machine, cpus = self._words.machine, self._cpus
+        if not gpus:
+            machine = replace(machine, threads=machine.threads or cpus, workers=machine.workers or cpus)
         needs = {"num_gpus": 1} if gpus else {"num_cpus": self._cpus}
         words = ray.put((replace(self._words, machine=machine), prepared.facts))
         return lambda: ray.remote(**needs, max_restarts=0)(Converter).remote(words)
@@ -120,11 +147,15 @@ class Cluster:
 class _Crew:
     """Workers, and what each is at."""
 
-    def __init__(self, start: Callable[[], Any], size: int, progress: Progress) -> None:
-        self.size, self._start, self._progress = size, start, progress
+    def __init__(
+        self, start: Callable[[], Any], size: int, progress: Progress, named: Callable[[int], str] = str
+    ) -> None:
+        self.size, self._start, self._progress, self._named = size, start, progress, named
         self._busy: dict[Any, tuple[Any, Chunk | None]] = {}
         self._idle: list[Any] = []
         self._again: deque[Chunk] = deque()
+        self._losses: Counter[int] = Counter()
+        self._since, self._warned = time.monotonic(), False
         for _ in range(size):
             self._hire()
 
@@ -132,9 +163,10 @@ class _Crew:
         """What was done, as it comes back; a task of a worker that is lost goes to another one.
 
         Raises:
-            InputError: no worker is left; with the last one's reason.
+            ProtonmfError: no worker is left, or a group cost several; of the kind and with the reason of the last one's.
         """
         while self._hand_out(tasks, group) or any(chunk for _, chunk in self._busy.values()):
+            self._look()
             for answer in ray.wait(list(self._busy), timeout=LOOK_EVERY)[0]:
                 worker, chunk = self._busy.pop(answer)
                 try:
@@ -143,6 +175,7 @@ class _Crew:
                     self._lost(failure, chunk)
                     continue
                 self._idle.append(worker)
+                self._warned = True  # some have begun
                 if chunk is not None:
                     yield chunk, files
 
@@ -160,16 +193,29 @@ class _Crew:
         worker = self._start()
         self._busy[worker.ready.remote()] = worker, None
 
+    def _look(self) -> None:
+        """Say once that no worker begins."""
+        if not self._warned and time.monotonic() - self._since >= LONG:
+            self._warned = True
+            self._progress.warn(
+                f"none of {self.size} workers on Ray has begun after {LONG:.0f} s: they load the network, or others use "
+                "the cluster; `ray status` says which"
+            )
+
     def _lost(self, failure: Exception, chunk: Chunk | None) -> None:
-        """Put its task back, and look for another worker where it is not known to fail as well."""
-        if chunk is not None:
-            self._again.append(chunk)
-        reason = _reason(failure)
+        """Put its groups back one by one, and look for another worker where it is not known to fail as well."""
+        reason, kind = _reason(failure)
+        for group in chunk or ():
+            self._losses[group[0]] += 1
+            if self._losses[group[0]] == MOST_LOSSES:
+                names = ", ".join(self._named(c) for c in group)
+                raise kind(f"{MOST_LOSSES} workers on Ray were lost with {names}: {reason}.")
+            self._again.append([group])
         self._progress.warn(f"a worker on Ray was lost ({reason}); the others do what it was to do")
         if chunk is not None and not isinstance(failure, ray.exceptions.RayTaskError):
             self._hire()
         if not self._busy and not self._idle:
-            raise InputError(f"no worker on the Ray cluster is left: {reason}.")
+            raise kind(f"no worker on the Ray cluster is left: {reason}.")
 
 
 def _chunks(groups: Iterator[Sequence[int]], size: int) -> Iterator[Chunk]:
@@ -184,15 +230,10 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
 
 
-def _reason(failure: Exception) -> str:
-    """What a worker failed with, in one line; Ray hands it on with its whole traceback."""
-    own = re.findall(rf"{re.escape(ProtonmfError.__module__)}\.\w+: (.+)", str(failure))
+def _reason(failure: Exception) -> tuple[str, type[ProtonmfError]]:
+    """What a worker failed with, in one line, and its kind; Ray hands it on with its whole traceback."""
+    own = re.findall(rf"\b{errors.__package__}(?:\.\w+)+\.(\w+): (.+)", str(failure))
     if own:
-        return str(own[-1]).rstrip(".")
+        return own[-1][1].rstrip("."), getattr(errors, own[-1][0], InputError)
     lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    return (lines[-1] if "Traceback" in str(failure) or "ray::" in lines[0] else lines[0]).rstrip(".")
-
-
-def _first_line(failure: Exception) -> str:
-    lines = str(failure).strip().splitlines()
-    return (lines[0] if lines else type(failure).__name__).rstrip(".")
+    return (lines[-1] if "Traceback" in str(failure) or "ray::" in lines[0] else lines[0]).rstrip("."), InputError

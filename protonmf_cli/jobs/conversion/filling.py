@@ -11,7 +11,6 @@ from protonmf_cli.files.work.finished_classes import PartFiles, Shards
 from protonmf_cli.files.work.spool import Spool
 from protonmf_cli.jobs.conversion.preparing import PreparedConversion, cached_features
 from protonmf_cli.jobs.loaded import image_reader
-from protonmf_cli.models.class_part import ClassPart
 from protonmf_cli.options import Share
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_classes
 from protonmf_cli.pipelines.progress import Progress
@@ -63,9 +62,22 @@ def converted(prepared: PreparedConversion, classes: Sequence[int], group: int, 
         class -> the file of its finished part.
     """
     source = _source(prepared, {c: prepared.images.files[c] for c in classes}, folder)
-    finished: dict[int, ClassPart] = {}
+    finished = _Packed()
     convert_classes(prepared.reads, source, replace(prepared.options, group=group), finished)
-    return {c: PartFiles().content(part) for c, part in finished.items()}
+    return finished.files
+
+
+class _Packed(PartFiles):
+    """Finished parts as the content of their files."""
+
+    def __init__(self) -> None:
+        self.files: dict[int, bytes] = {}
+
+    def __contains__(self, class_index: object) -> bool:
+        return class_index in self.files
+
+    def put(self, class_index: int, content: bytes) -> None:
+        self.files[class_index] = content
 
 
 def _source(prepared: PreparedConversion, files: Mapping[int, Sequence[ImageFile]], folder: Path) -> ConversionImages:

@@ -39,8 +39,8 @@ class Helpers(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float]:
-        """Fill the work folder; seconds as of `convert_missing`."""
+    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float | None]:
+        """Fill the work folder; seconds as of `convert_missing`, None where they are not known."""
 
 
 def helpers_of(words: ConversionWords, distribution: Distribution, progress: Progress) -> Helpers:
@@ -76,7 +76,7 @@ class LocalProcesses:
         for worker in self._workers:
             worker.end()
 
-    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float]:
+    def convert(self, prepared: PreparedConversion, shards: Shards, progress: Progress) -> Mapping[str, float | None]:
         """What is free, and in the end what others were lost with."""
         return convert_missing(prepared, shards, progress)
 
@@ -132,10 +132,13 @@ class _Worker:
         assert self._process.stdout is not None
         told = False
         for line in self._process.stdout:
-            kind, text = json.loads(line)
+            try:
+                kind, text = json.loads(line)
+            except (ValueError, TypeError):  # printed by something that it imported
+                continue
             if kind == "warn":
                 self._progress.warn(text)
-            else:
+            elif self._wanted:
                 self._lost(text)
                 told = True
         status = self._process.wait()

@@ -36,7 +36,7 @@ class Conversion:
     bytes: int
     """Of the file."""
     seconds: Mapping[str, float | None]
-    """By stage: extract, factorise, head, residual (part of head), total."""
+    """By stage: extract, factorise (None on a cluster), head, residual (part of head), total."""
 
     @property
     def figures(self) -> ConversionFigures:
@@ -147,6 +147,7 @@ def convert_words(words: ConversionWords, distribution: Distribution, progress: 
     with helpers_of(words, distribution, progress) as helpers, threads_of(helpers.machine):
         prepared = prepare_conversion(replace(words, machine=helpers.machine), progress)
         with Shards(prepared.output, prepared.digest) as shards:
+            check_writable(prepared.output, prepared.force)  # which a share may have written meanwhile
             shards.describe(prepared.facts)
             _say_what_is_there(shards, prepared, progress)
             seconds = helpers.convert(prepared, shards, progress)
@@ -158,32 +159,27 @@ def convert_words_of_share(share: Share, words: ConversionWords, progress: Progr
     check_words(words)
     with threads_of(words.machine):
         prepared = prepare_conversion(words, progress)
+        counts = prepared.images.counts
+        written = ConvertedShare(output=prepared.output, share=share, finished=len(counts), missing=())
         with Shards(prepared.output, prepared.digest, leads=False) as shards:
-            if others := shards.differences(prepared.facts):
-                folder, different = next(iter(others.items()))
-                raise InputError(
-                    f"{folder} holds shares of the same output that were begun otherwise ({'; '.join(different)}). "
-                    "Give all shares the same options, data and weights, or remove that folder."
-                )
-            shards.describe(prepared.facts)
+            _describe_share(shards, prepared)
             try:
                 seconds = convert_missing(prepared, shards, progress, share=share)
             except FinishedElsewhere:
-                return ConvertedShare(
-                    output=prepared.output, share=share, finished=len(prepared.images.counts), missing=()
-                )
-            missing = [c for c in prepared.images.counts if c not in shards]
-            if missing or not shards.take():
-                return ConvertedShare(
-                    output=prepared.output, share=share, finished=len(prepared.images.counts) - len(missing),
-                    missing=tuple(prepared.backbone.classes[c].shown for c in missing),
-                )  # fmt: skip
+                return written
+            if missing := [c for c in counts if c not in shards]:
+                if not shards.folder.is_dir():
+                    return written
+                names = tuple(prepared.backbone.classes[c].shown for c in missing)
+                return replace(written, finished=len(counts) - len(missing), missing=names)
+            if not shards.take() or any(c not in shards for c in counts):  # the file was written in between
+                return written
             check_writable(prepared.output, prepared.force)
             return finish_conversion(prepared, shards, seconds, progress)
 
 
 def finish_conversion(
-    prepared: PreparedConversion, shards: Shards, seconds: Mapping[str, float], progress: Progress
+    prepared: PreparedConversion, shards: Shards, seconds: Mapping[str, float | None], progress: Progress
 ) -> Conversion:
     """Assemble and save what is in the work folder, and remove that."""
     backbone, images, clock = prepared.backbone, prepared.images, time.monotonic()
@@ -203,6 +199,22 @@ def finish_conversion(
     if len(model.active_classes) > 1:
         _check_accuracy(conversion.figures.accuracy_black_box, len(backbone.classes), progress)
     return conversion
+
+
+def _describe_share(shards: Shards, prepared: PreparedConversion) -> None:
+    """Write down what a share does, then look what others do: of two that begin together, one at least sees the other.
+
+    Raises:
+        InputError: others were begun otherwise.
+    """
+    shards.describe(prepared.facts)
+    if others := shards.differences(prepared.facts):
+        shards.leave()
+        folder, different = next(iter(others.items()))
+        raise InputError(
+            f"{folder} holds shares of the same output that were begun otherwise ({'; '.join(different)}). "
+            "Give all shares the same options, data and weights, or remove that folder."
+        )
 
 
 def _say_what_is_there(shards: Shards, prepared: PreparedConversion, progress: Progress) -> None:

@@ -41,12 +41,16 @@ def share_lines(share: Mapping[str, Any]) -> list[str]:
     ]
 
 
+STAGES = (("network", "extract"), ("NMF", "factorise"), ("head", "head"))
+
+
 def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
     """The finished conversion in a few lines, a headline first; `summary` of `conversion_json`."""
     readout, seconds = summary["readout"], summary["seconds"]
     grid = f"{readout['grid'][0]} x {readout['grid'][1]} places" if readout["grid"] else "no places"
     share = summary["residual_share"]
     whole = summary["classes"] - summary["classes_with_images"]
+    stages = [f"{name} {seconds[key]:.1f}" for name, key in STAGES if seconds[key] is not None]
     kept = "their rows are parts of other classes" if "ridge" in summary else "kept whole, all residual"
     lines = {
         "classes": f"{summary['classes_with_images']} with images" + (f", {whole} without ({kept})" if whole else ""),
@@ -60,7 +64,7 @@ def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
         else f"{summary['stability']:.2f} (median cosine of prototypes between halves of the images)",
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
         "cancellation": cancellation_words(summary["cancellation"]),
-        "time": f"{seconds['total']:.1f} s (network {seconds['extract']:.1f}, NMF {seconds['factorise']:.1f}, head {seconds['head']:.1f})",
+        "time": f"{seconds['total']:.1f} s ({', '.join(stages)})",
     }
     headline = f"{summary['output']}  {summary['bytes'] / 2**20:.1f} MiB, from {summary['model']}"
     return [headline, *(f"{name:>18}  {text}" for name, text in lines.items())]

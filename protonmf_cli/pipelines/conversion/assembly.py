@@ -1,5 +1,6 @@
 """From finished classes to one prototype model: head reconstruction, order, and the figures of the card (eq. 4-5)."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import ClassFigures, ConversionFigures, DataFacts, ReadoutFacts
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.evidence import Projections
-from protonmf_cli.models.image_batches import ImageSource, Skipped, digest_of_images
+from protonmf_cli.models.image_batches import Skipped, lines_of_images
 from protonmf_cli.models.prototype import Examples, PrototypeModel
 from protonmf_cli.models.readouts.readout import FORMULA_NOISE
 from protonmf_cli.options import ConversionOptions
@@ -148,7 +149,8 @@ class _Totals:
     right_model: int = 0
     shares: list[Tensor] = field(default_factory=list)
     cancelled: list[Tensor] = field(default_factory=list)
-    images: list[ImageSource] = field(default_factory=list)
+    images: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
     images_per_class: dict[int, int] = field(default_factory=dict)
     per_class: dict[str, ClassFigures] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
@@ -161,7 +163,8 @@ class _Totals:
         """What a class says of itself."""
         self.skipped += part.skipped
         self.figures.append(dict(part.figures))
-        self.images += part.images
+        self.images += len(part.images)
+        self.digest.update(lines_of_images(part.images))
         self.images_per_class[class_index] = len(part.images)
         if part.figures.get("curve"):
             self.curves[str(class_index)] = part.figures["curve"]
@@ -206,12 +209,12 @@ def _measure(
         totals.stability.append(part.stability[orders[class_index]])
         totals.add_measured(class_index, part, measured)
         gathered.add(part.examples, orders[class_index])
-    count = len(totals.images)
+    count = totals.images
     data = replace(
         model.card.data,
         images=count,
         images_per_class={str(c): n for c, n in totals.images_per_class.items()},
-        digest=digest_of_images(totals.images),
+        digest=totals.digest.hexdigest(),
         skipped=tuple(totals.skipped),
     )
     vectors = backbone.readout.vectors.cpu()[sorted(orders)]
@@ -230,7 +233,7 @@ def _figures(totals: _Totals, model: PrototypeModel, vectors: Tensor, classes: S
     left, whole = (torch.linalg.vector_norm(each, dtype=torch.float64) for each in (model.residual[classes], vectors))
     error = sum(f.get("squared_error", 0.0) for f in totals.figures)
     size = sum(f.get("squared_norm", 0.0) for f in totals.figures)
-    count = len(totals.images)
+    count = totals.images
     return ConversionFigures(
         agreement=totals.agree / count,
         accuracy_black_box=totals.right_black_box / count,
@@ -322,7 +325,7 @@ def _no_examples() -> Examples:
 
 def _cancellation_figures(found: Tensor) -> dict[str, float]:
     """Sum of sizes over size of the sum of an explanation's rows: median and 90 % quantile over images."""
-    return {"median": float(found.median()), "high": float(found.double().quantile(0.9))}
+    return {"median": float(found.median()), "high": float(np.quantile(found.double().numpy(), 0.9))}
 
 
 def _one_minus(share: float | None) -> float | None:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +24,10 @@ from protonmf_cli.pipelines.progress import SILENT, Progress
 
 SAMPLED_IMAGES = 8
 """Images of each class whose rows are kept until the assembly, to compare maps on."""
+LONG = 60.0
+"""Seconds of waiting for other processes after which it is said."""
+LOOKS = 64
+"""Unfinished groups of other processes that are looked at after each own one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,23 +104,64 @@ def convert_classes(
     """
     check_counts(backbone, images.counts, options)
     turns = Alone() if turns is None else turns
-    groups = (share or Share()).part(groups_of(images.counts, options.group))
-    missing = _unfinished(groups, finished)
+    missing = unfinished(groups_of_share(images.counts, options.group, share or Share()), finished)
     progress.stage("reading and factorising", sum(images.counts[c] for group in missing for c in group))
-    seconds = {"extract": 0.0, "factorise": 0.0}
+    seconds, waiting = {"extract": 0.0, "factorise": 0.0}, Waiting(backbone, progress)
     while missing:
-        own = _convert_free(backbone, images, options, finished, progress, known, missing, turns, seconds)
-        left = _unfinished(missing, finished)
-        others = [group for group in missing if group not in left and group not in own]
-        progress.advance(sum(images.counts[c] for group in others for c in group))
-        missing = left
+        others = _Others(images.counts, finished, progress)
+        own = _convert_free(backbone, images, options, finished, progress, known, missing, turns, seconds, others)
+        others.count(len(missing))
+        missing = unfinished(missing, finished)
+        waiting.look(missing, moved=own > 0)
         if missing and not own and not turns.wait():
             break
     return seconds
 
 
-def _unfinished(groups: Sequence[Sequence[int]], finished: Mapping[int, ClassPart]) -> list[Sequence[int]]:
+def unfinished(groups: Iterable[Sequence[int]], finished: Container[int]) -> list[Sequence[int]]:
+    """Groups with a class that is missing."""
     return [group for group in groups if any(c not in finished for c in group)]
+
+
+class Waiting:
+    """Says once what is waited for, where that takes long."""
+
+    def __init__(self, backbone: Backbone, progress: Progress) -> None:
+        self._backbone, self._progress = backbone, progress
+        self._since, self._said = time.monotonic(), False
+
+    def look(self, missing: Sequence[Sequence[int]], *, moved: bool) -> None:
+        """After a look at what is missing; `moved`: some of it was done here."""
+        if moved:
+            self._since = time.monotonic()
+        elif missing and not self._said and time.monotonic() - self._since >= LONG:
+            self._said = True
+            classes = [self._backbone.classes[c].shown for group in missing for c in group]
+            names = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+            self._progress.note(f"waiting for other processes, which are at {len(classes)} classes: {names}")
+
+
+class _Others:
+    """Groups that were left to other processes, and count once they are finished."""
+
+    def __init__(self, counts: Mapping[int, int], finished: Container[int], progress: Progress) -> None:
+        self._counts, self._finished, self._progress = counts, finished, progress
+        self._left: deque[Sequence[int]] = deque()
+
+    def add(self, groups: Iterable[Sequence[int]]) -> None:
+        """Further ones."""
+        self._left.extend(groups)
+
+    def count(self, most: int = LOOKS) -> None:
+        """Look from the first one on, until so many are found unfinished."""
+        open_ones: list[Sequence[int]] = []
+        while self._left and len(open_ones) < most:
+            group = self._left.popleft()
+            if unfinished([group], self._finished):
+                open_ones.append(group)
+            else:
+                self._progress.advance(sum(self._counts[c] for c in group))
+        self._left.extendleft(reversed(open_ones))
 
 
 def _convert_free(
@@ -129,17 +174,21 @@ def _convert_free(
     missing: Sequence[Sequence[int]],
     turns: Turns,
     seconds: dict[str, float],
-) -> list[Sequence[int]]:
-    """Convert what nobody else is at; the groups."""
+    others: "_Others",
+) -> int:
+    """Convert what nobody else is at; how many groups."""
     taken: deque[Sequence[int]] = deque()
 
     def order() -> Iterator[int]:
+        coming = iter(missing)
         for group in turns.free(missing):
+            others.add(takewhile(lambda each: each != group, coming))  # noqa: B023 (used at once)
             taken.append(group)
             yield from group
+        others.add(coming)
 
     readings = read_classes(backbone, images, order(), progress, options=options, known=known)
-    own: list[Sequence[int]] = []
+    own = 0
     while True:
         start = time.monotonic()
         first = next(readings, None)
@@ -151,7 +200,8 @@ def _convert_free(
         for part in factorise_classes(backbone, found, options, images.encode):
             finished[part.class_index] = part
         turns.done(group)
-        own.append(group)
+        others.count()
+        own += 1
         seconds["extract"] += middle - start
         seconds["factorise"] += time.monotonic() - middle
 
@@ -178,9 +228,9 @@ def read_classes(
     fitting, queue = images_that_fit(backbone, options.memory), _Queue(order, known)
     stream = groupby(images.open(queue.unread()), key=lambda batch: batch.class_index)
     warned = False
-    for wanted in queue:
+    for wanted, kept in queue:
         large = images.counts[wanted] > fitting
-        if known is not None and wanted in known:
+        if known is not None and kept:
             reading = _placed(known[wanted], backbone, large)
             progress.advance(images.counts[wanted])
         else:
@@ -189,21 +239,24 @@ def read_classes(
                 raise RuntimeError(f"images of class {found} arrived where class {wanted} was due")
             reading = read_class(backbone, batches, images.counts[wanted], progress, images.store if large else None)
         warned = _check_rounding(reading, backbone, warned, progress)
-        if known is not None and wanted not in known:
+        if known is not None and not kept:
             known[wanted] = reading
         yield reading
 
 
 class _Queue:
-    """Classes in their order, a little ahead of which their images are decoded."""
+    """Classes in their order, a little ahead of which their images are decoded.
+
+    Whether a class is known is looked up once: other processes may fill what is known meanwhile.
+    """
 
     def __init__(self, order: Iterable[int], known: Container[int] | None) -> None:
         self._order, self._known = iter(order), known or ()
-        self._coming: deque[int] = deque()
+        self._coming: deque[tuple[int, bool]] = deque()
         self._due: deque[int] = deque()
 
-    def __iter__(self) -> Iterator[int]:
-        """Every class, when its turn has come."""
+    def __iter__(self) -> Iterator[tuple[int, bool]]:
+        """Every class, when its turn has come, and whether it is known."""
         while True:
             if self._coming:
                 yield self._coming.popleft()
@@ -211,9 +264,10 @@ class _Queue:
             c = next(self._order, None)
             if c is None:
                 return
-            if c not in self._known:
+            kept = c in self._known
+            if not kept:
                 self._due.append(c)
-            yield c
+            yield c, kept
 
     def unread(self) -> Iterator[int]:
         """Classes to decode: the one whose turn it is, then those that come, as far as this is asked."""
@@ -224,8 +278,9 @@ class _Queue:
             c = next(self._order, None)
             if c is None:
                 return
-            self._coming.append(c)
-            if c not in self._known:
+            kept = c in self._known
+            self._coming.append((c, kept))
+            if not kept:
                 yield c
 
 
@@ -339,6 +394,13 @@ def groups_of(counts: Mapping[int, int], size: int) -> list[list[int]]:
     """Fixed groups of classes; of similar size when several are factorised at once."""
     order = sorted(counts) if size == 1 else sorted(counts, key=lambda c: (-counts[c], c))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def groups_of_share(counts: Mapping[int, int], size: int, share: Share) -> list[list[int]]:
+    """The groups with a class of a share, whose classes do not depend on the size of the groups."""
+    order = sorted(counts, key=lambda c: (-counts[c], c))
+    own = {order[n] for n in share.part([counts[c] for c in order])}
+    return [group for group in groups_of(counts, size) if not own.isdisjoint(group)]
 
 
 def _check_rank(backbone: Backbone, class_index: int, rows: int, width: int, rank: int) -> None:
