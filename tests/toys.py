@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -30,6 +31,11 @@ PREPROCESSING = Preprocessing(
 )
 COMMAND = "import runpy; runpy.run_module('protonmf_cli', run_name='__main__')"
 HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
+def slow(*values: object):
+    """Values of a parameter that a quicker test does not need beside the others."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @dataclass(frozen=True)

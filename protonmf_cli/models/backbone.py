@@ -187,7 +187,7 @@ class Backbone:
         return copy.deepcopy(self).to(self.device, dtype)
 
 
-PIXELS_AT_ONCE = 4 * 224 * 224
+PIXELS_AT_ONCE = 6 * 224 * 224
 """Of images that a CPU takes at a time. The layers of more make tensors beyond the size up to which memory is used
 again: every page of them is asked of the system anew, which takes longer than to compute what they hold."""
 MANY = 2**31

@@ -228,6 +228,7 @@ def test_gates_out_of_range(toy, converted, words):
     assert "Invalid value for" in err or "is not a number" in err
 
 
+@pytest.mark.slow
 def test_every_table_on_one_line(toy, converted, tmp_path):
     tables = [
         "parts",

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 import toys
 from protonmf_cli.files.networks.checkpoints import save_checkpoint
 from protonmf_cli.models.backbone import ClassName
-from toys import run
+from toys import run, slow
 
 KINDS = {
     "average": ("test_resnet", {}, 96),
@@ -28,6 +28,7 @@ KINDS = {
     "branches": ("efficientvim_m1", {}, 128),
     "image-row": ("test_resnet", {}, 96),
 }
+QUICK = ("average", "gated", "token-writes", "image-row")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind if kind in QUICK else slow(kind) for kind in KINDS])
 def test_convert_explain_and_intervene(kind, photographs, tmp_path):
     architecture, model_args, side = KINDS[kind]
     torch.manual_seed(0)

@@ -305,6 +305,7 @@ def test_a_process_that_is_interrupted_while_it_tunes_goes_on(toy, tmp_path):
     assert code == 0 and "goes on after epoch" in err
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path, monkeypatch):
     words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)
     code, out, err = fit(toy, tmp_path / "whole.safetensors", *words, "--json")
@@ -340,6 +341,7 @@ def some(toy, folder, counts):
     return folder
 
 
+@pytest.mark.slow
 def test_another_choice_of_layers_does_not_go_on(toy, tmp_path, monkeypatch):
     output = tmp_path / "few.safetensors"
     words = ("--finetune", "last", "--epochs", 6, "--rate", "1e-3", "--shots", 5)

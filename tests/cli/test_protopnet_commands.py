@@ -113,6 +113,7 @@ def test_it_works_in_every_command(net, toy, tmp_path):
     assert code == (0 if report["accuracy"]["test"] == 1 else 5)
 
 
+@pytest.mark.slow
 def test_the_cycles_are_compared_with_our_prototypes(net, converted, toy, tmp_path):
     cycles = sorted((net.parent / "cycles").iterdir())
     words = [word for cycle in cycles for word in ("--protopnet", cycle)]

@@ -23,7 +23,7 @@ from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.output.page.page import SCRIPT, script
 from protonmf_cli.pipelines.page import cases, content
-from toys import run
+from toys import run, slow
 
 
 def made(model, output, *words, code=0):
@@ -148,14 +148,14 @@ def check_same(page, found):
     ("kind", "words"),
     [
         ("converted", ()),
-        ("paper", ()),
-        ("augmented", ()),
+        slow("paper", ()),
+        slow("augmented", ()),
         ("augmented", ("--form", "plain")),
         ("vit", ()),
-        ("vit_augmented", ()),
-        ("vit_augmented", ("--form", "plain")),
+        slow("vit_augmented", ()),
+        slow("vit_augmented", ("--form", "plain")),
         ("protopnet", ()),
-        ("combined", ()),
+        slow("combined", ()),
         ("fewshot", ()),
     ],
 )
@@ -202,7 +202,7 @@ def number_of(text):
     return float(text.replace("−", "-").replace("%", ""))
 
 
-@pytest.mark.parametrize("kind", ["vit", "vit_augmented", "split", "converted", "paper"])
+@pytest.mark.parametrize("kind", ["vit", "converted", *map(slow, ("vit_augmented", "split", "paper"))])
 def test_amounts_contributions_and_logits_under_edits_are_those_of_the_commands(
     browser, request, converted, toy, tmp_path, kind
 ):
@@ -343,8 +343,7 @@ def blended(toy, folder, pairs):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["converted", "paper"])
-@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize(("kind", "count"), [("converted", 6), ("paper", 1), slow("converted", 1), slow("paper", 6)])
 def test_the_hint_flips_the_decision_with_the_fewest(browser, request, toy, tmp_path, kind, count):
     model = split(request.getfixturevalue(kind), tmp_path / "model.safetensors", count)
     images = blended(toy, tmp_path / "blended", [(a, b) for a in range(3) for b in range(3) if a != b])

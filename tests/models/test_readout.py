@@ -14,6 +14,7 @@ from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.models.readouts.readout import FORMULA_LIMIT, in_float64, relative_difference
 from protonmf_cli.models.readouts.stored import PLAN, restored_readout, stored_readout
 from protonmf_cli.pipelines.conversion.network_figures import quadrants_followed
+from toys import slow
 
 HEADS = [
     ("test_resnet", {}, "average", (5, 5)),
@@ -93,10 +94,6 @@ def built_head(request) -> tuple[str, torch.nn.Module, tuple[int, int, int]]:
     """One of the networks, built once for all tests of it."""
     name, arguments = request.param
     return name, *network(name, arguments)
-
-
-def slow(*values: object):
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def each_head(entries: list[tuple]):

@@ -48,6 +48,7 @@ def test_too_few_images_are_refused():
         draw_tasks({0: 8, 1: 8, 2: 8, 3: 7, 4: 2}, [5], 4, 1, seed=0)
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_processes():
     given = features()
     tasks = draw_tasks({c: len(x) for c, x in given.items()}, [3], 4, 2, seed=0)
