@@ -202,7 +202,7 @@ def number_of(text):
     return float(text.replace("−", "-").replace("%", ""))
 
 
-@pytest.mark.parametrize("kind", ["vit", "converted", *map(slow, ("vit_augmented", "split", "paper"))])
+@pytest.mark.parametrize("kind", ["vit", *map(slow, ("converted", "vit_augmented", "split", "paper"))])
 def test_amounts_contributions_and_logits_under_edits_are_those_of_the_commands(
     browser, request, converted, toy, tmp_path, kind
 ):
@@ -343,7 +343,9 @@ def blended(toy, folder, pairs):
     return folder
 
 
-@pytest.mark.parametrize(("kind", "count"), [("converted", 6), ("paper", 1), slow("converted", 1), slow("paper", 6)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("converted", 6), *(slow(*each) for each in (("converted", 1), ("paper", 6), ("paper", 1)))]
+)
 def test_the_hint_flips_the_decision_with_the_fewest(browser, request, toy, tmp_path, kind, count):
     model = split(request.getfixturevalue(kind), tmp_path / "model.safetensors", count)
     images = blended(toy, tmp_path / "blended", [(a, b) for a in range(3) for b in range(3) if a != b])
@@ -508,6 +510,7 @@ def test_the_address_keeps_the_state(browser, page_file):
         assert "edit=" in page.url, "edits stay when another image is looked at"
 
 
+@pytest.mark.slow
 def test_broken_addresses(browser, page_file, converted):
     model, _ = load_model(converted)
     stranger = next(j for j in range(8) if j not in model.weights.prototype[model.entries(0)].tolist())
