@@ -96,7 +96,7 @@ class Machine(Checked):
     threads: int | None = None
     """CPU threads while the job runs; as torch has them if None."""
     batch_size: int = 32
-    """Images per pass of the network."""
+    """Images per pass of the network; a CPU takes a few of them at a time."""
     workers: int | None = None
     """Decoding threads; one per core, at most 32, if None."""
     offline: bool = False
