@@ -43,6 +43,7 @@ def test_memory_is_a_promise_and_changes_no_byte(shared, images, tmp_path):
     least = peak(shared, images, tmp_path / "few.safetensors", "--sample", 64)
     memory = 32 * 2**20
     assert memory < IMAGES * (ROWS + CROP) / 8
-    assert peak(shared, images, streamed, "--memory", memory / 2**30) - least < memory + 128 * 2**20
-    assert peak(shared, images, whole) - least > 0.8 * IMAGES * (ROWS + CROP)  # where all of it is in memory
+    most = memory + 128 * 2**20
+    assert peak(shared, images, streamed, "--memory", memory / 2**30) - least < most
+    assert peak(shared, images, whole) - least > most  # where all of it is in memory
     assert streamed.read_bytes() == whole.read_bytes()
