@@ -66,7 +66,10 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threa
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Decoding threads. Default: one per core, at most 32.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per pass of the network; a CPU takes a few of them at a time.")]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, help="Images per pass of the network; a CPU takes a few of them at a time."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Offline = Annotated[bool, typer.Option("--offline", envvar="HF_HUB_OFFLINE", help="Never download weights.")]
