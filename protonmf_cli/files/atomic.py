@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,20 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, name: str, age: float = 0.0) -> None:
+    """Remove what `write_atomically` left where its process was killed.
+
+    Args:
+        folder: where it wrote.
+        name: with which the final names begin, up to a dot.
+        age: seconds for which nobody touched it.
+    """
+    for path in folder.glob(f".{name}.*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
 
 
 def check_writable(path: Path, force: bool) -> None:

@@ -261,8 +261,11 @@ class PrototypeModel:
 
     def mixing(self, class_index: int) -> Tensor:
         """(s, s) float64, on the CPU: amounts of a class from the projections on its prototypes, see `Dual`."""
+        return self._mixing_of(self.basis(class_index).cpu().double())  # not every device has float64
+
+    def _mixing_of(self, basis: Tensor) -> Tensor:
+        """(..., s, s) of prototypes (..., s, D) in float64."""
         assert self.amounts is not None
-        basis = self.basis(class_index).cpu().double()  # not every device has float64
         return mixing_of(basis @ basis.mT, self.amounts.ridge)[0]
 
     def class_head(self, class_index: int) -> ClassHead:
@@ -315,10 +318,7 @@ class PrototypeModel:
     def _readers_of(self, entries: Tensor) -> Tensor:
         """(n, s, D) readers of the connections (n, s) of n classes."""
         basis = self.prototypes[self.weights.prototype[entries]]
-        if self.amounts is None:
-            return basis
-        exact = basis.cpu().double()
-        return mixing_of(exact @ exact.mT, self.amounts.ridge)[0].to(basis) @ basis
+        return basis if self.amounts is None else self._mixing_of(basis.cpu().double()).to(basis) @ basis
 
     @cached_property
     def placed(self) -> int | None:
@@ -338,7 +338,7 @@ class PrototypeModel:
             basis = self.prototypes[self.weights.prototype[chosen]].cpu().double()
             weights = self.weights.value[chosen].cpu().double()[:, None]
             if self.amounts is not None:
-                weights = weights @ mixing_of(basis @ basis.mT, self.amounts.ridge)[0]
+                weights = weights @ self._mixing_of(basis)
             found[classes] += (weights @ basis)[:, 0]
         return found
 

@@ -233,15 +233,21 @@ def test_shares_at_once_write_one_file(toy, converted, tmp_path):
     assert target.read_bytes() == converted.read_bytes()
 
 
-def test_a_share_whose_output_appeared_in_between_does_not_replace_it(toy, tmp_path, monkeypatch):
-    target = tmp_path / "m.safetensors"
+def appears_before_take(monkeypatch, target, text, then=lambda shards: None):
+    """The output is written by another process just before this one takes the right to write it."""
     take = Shards.take
 
     def late(self):
-        target.write_text("precious")
+        target.write_text(text)
+        then(self)
         return take(self)
 
     monkeypatch.setattr(Shards, "take", late)
+
+
+def test_a_share_whose_output_appeared_in_between_does_not_replace_it(toy, tmp_path, monkeypatch):
+    target = tmp_path / "m.safetensors"
+    appears_before_take(monkeypatch, target, "precious")
     code, _, err = run(*words_for(toy, target), "--share", "1/1")
     assert (code, target.read_text()) == (3, "precious") and "exists already" in err
 
@@ -249,14 +255,7 @@ def test_a_share_whose_output_appeared_in_between_does_not_replace_it(toy, tmp_p
 @pytest.mark.parametrize("words", [(), ("--force",)])
 def test_a_share_that_is_overtaken_at_the_end_leaves_the_file_alone(toy, tmp_path, monkeypatch, words):
     target = tmp_path / "m.safetensors"
-    take = Shards.take
-
-    def overtaken(self):
-        target.write_text("another share's")
-        self.discard()
-        return take(self)
-
-    monkeypatch.setattr(Shards, "take", overtaken)
+    appears_before_take(monkeypatch, target, "another share's", Shards.discard)
     code, out, err = run(*words_for(toy, target), "--share", "1/1", *words)
     assert code == 0 and "another process writes" in out, err
     assert target.read_text() == "another share's" and not list(tmp_path.glob(".m*"))
@@ -264,13 +263,7 @@ def test_a_share_that_is_overtaken_at_the_end_leaves_the_file_alone(toy, tmp_pat
 
 def test_a_command_does_not_replace_what_a_share_wrote_while_it_began(toy, tmp_path, monkeypatch):
     target = tmp_path / "m.safetensors"
-    take = Shards.take
-
-    def late(self):
-        target.write_text("a share's")
-        return take(self)
-
-    monkeypatch.setattr(Shards, "take", late)
+    appears_before_take(monkeypatch, target, "a share's")
     code, _, err = run(*words_for(toy, target))
     assert (code, target.read_text()) == (3, "a share's") and "exists already" in err
     assert not list(tmp_path.glob(".m*"))

@@ -90,18 +90,8 @@ class ImageFile:
                 f"{self.path} could not be read: {cause.strerror}. That befalls any image, so none is skipped for it: "
                 "run the same command again once it has passed, or without this file if it stays."
             )
-        if isinstance(self.path, Path):
-            return
-        self.path.check_source()
-        if self.path.local is not None:
-            try:
-                self.path.local.parent.stat()
-            except FileNotFoundError as failure:
-                raise SourceError(
-                    f"{self.path.local.parent} is not there any more. Bring it back and run the same command again."
-                ) from failure
-            except OSError:
-                return
+        if not isinstance(self.path, Path):
+            self.path.check_source()
 
 
 def content_of(path: Path | Member) -> bytes:

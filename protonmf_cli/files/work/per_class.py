@@ -1,10 +1,8 @@
 """One safetensors file per class in a folder: what finished classes and cached features have in common."""
 
 import json
-import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +10,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.atomic import sweep, write_atomically
 
 Item = TypeVar("Item")
 
@@ -67,10 +65,7 @@ class ClassFiles(MutableMapping[int, Item]):
 
     def sweep(self, class_index: int, age: float = 0.0) -> None:
         """Remove what processes left that were killed while they wrote a class, untouched for so many seconds."""
-        for path in self.folder.glob(f".{self._path(class_index).stem}.*.part"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime >= age:
-                    path.unlink()
+        sweep(self.folder, self._path(class_index).stem, age)
 
     def __delitem__(self, class_index: int) -> None:
         self._path(class_index).unlink()

@@ -68,22 +68,31 @@ class LocalFile:
         return self.read_bytes()
 
     def check_source(self) -> None:
-        """A folder that is gone, or empty as the place of a disk that was unmounted."""
-        folder = self.local.parent if Path(self.name).is_absolute() else self.root
+        """The folder of all images, gone or empty as the place of a disk that was unmounted, and the file's own."""
+        own = self.local.parent
+        folder = own if Path(self.name).is_absolute() else self.root
+        if _is_gone(folder):
+            raise _gone(folder)
         try:
-            with os.scandir(folder) as entries:
-                if next(entries, None) is not None:
-                    return
-        except PermissionError:
-            return
+            own.stat()
+        except FileNotFoundError as failure:
+            raise _gone(own) from failure
         except OSError:
-            pass
-        raise _gone(folder)
+            return
 
     def check(self) -> None:
         """The file, which held many images."""
         if not self.local.is_file():
             raise _gone(self.local)
+
+
+def _is_gone(folder: Path) -> bool:
+    """Whether a folder is not there or empty, as far as it may be looked into."""
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError as failure:
+        return not isinstance(failure, PermissionError)
 
 
 def _gone(path: Path) -> SourceError:

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.atomic import sweep, write_atomically
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.sources.kept import kept_path
 from protonmf_cli.files.images.sources.local import read_local
@@ -289,8 +289,7 @@ def _copied(table: Table) -> tuple[Path, np.ndarray]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.is_file():
-                for left in path.parent.glob(f".{path.name}.*.part"):  # of a copy that was ended by force
-                    left.unlink(missing_ok=True)
+                sweep(path.parent, path.name)
                 write_atomically(path, functools.partial(_copy, table))
         return path, _ends(path)
     except (OSError, InputError) as failure:
