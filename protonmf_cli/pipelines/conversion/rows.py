@@ -72,6 +72,10 @@ class _Memory:
         self.whole[self.count : self.count + len(part)] = part
         self.count += len(part)
 
+    def found(self) -> Tensor:
+        """What is there, without room that is left."""
+        return self.whole[: self.count]
+
 
 def _in_memory(most: int) -> Callable[..., _Memory]:
     return lambda shape, dtype, device: _Memory(most, shape, dtype, device)
@@ -89,11 +93,12 @@ class _Gathered:
         self.rows: Any = None
         self.pooled: Any = None
         self.crops: Any = None
-        self.predicted: list[Tensor] = []
+        # in one piece: small tensors that stay between large ones that go would keep these from being used again
+        self.predicted = _Memory(images, (), torch.int64, backbone.device)
+        self.differences = _Memory(images, (2,), backbone.dtype, backbone.device)
+        self.signs = _Memory(images, (3,), torch.float64, _with_float64(backbone.device))
         self.sources: list[ImageSource] = []
         self.skipped: list[Skipped] = []
-        self.differences: list[Tensor] = []
-        self.signs: list[Tensor] = []
 
     def add(self, batch: ImageBatch) -> None:
         """Read a batch, which may be empty."""
@@ -103,14 +108,14 @@ class _Gathered:
             return
         reading = self.backbone.read(batch.crops)
         difference = (self.backbone.readout.logits(reading.rows) - reading.logits).abs().max()
-        self.differences.append(torch.stack([difference, difference / spread_of(reading.logits)]))
+        self.differences.append(torch.stack([difference, difference / spread_of(reading.logits)])[None])
         rows = reading.rows[:, : factorised_rows(self.backbone)].float()
         pooled = pooled_rows(reading.rows, self.backbone.readout.places or None).float()
         if self.rows is None:
             self.rows = self.store(rows.shape[1:], rows.dtype, rows.device)
             self.crops = self.store(batch.crops.shape[1:], batch.crops.dtype, batch.crops.device)
             self.pooled = _Memory(self.images, pooled.shape[1:], pooled.dtype, pooled.device)
-        self.signs.append(_signs(rows))
+        self.signs.append(_signs(rows)[None])
         self.rows.append(rows)
         self.crops.append(batch.crops)
         self.pooled.append(pooled)
@@ -120,13 +125,12 @@ class _Gathered:
     def reading(self) -> ClassReading:
         """All of it."""
         width, pixels = self.backbone.readout.width, self.backbone.preprocessing.input_size
-        count = len(self.sources)
         rows = _held(self.rows, torch.empty(0, 1, width))
         return ClassReading(
             class_index=self.class_index,
             rows=rows,
             pooled=_held(self.pooled, torch.empty(0, 1, width)).cpu(),
-            predicted=torch.cat(self.predicted).cpu() if count else torch.empty(0, dtype=torch.int64),
+            predicted=self.predicted.found().cpu(),
             crops=_held(self.crops, torch.empty(0, *pixels, dtype=torch.uint8)),
             images=tuple(self.sources),
             skipped=tuple(self.skipped),
@@ -134,10 +138,10 @@ class _Gathered:
         )
 
     def _figures(self, entries: int) -> dict[str, float]:
-        if not self.signs:
+        if not self.signs.count:
             return dict.fromkeys(("max_abs_difference", "max_rel_difference", "negative_share", "clipped_share"), 0.0)
-        differences = torch.stack(self.differences).double().cpu().amax(dim=0).tolist()
-        negative, clipped, size = torch.stack(self.signs).double().cpu().sum(dim=0).tolist()
+        differences = self.differences.found().double().cpu().amax(dim=0).tolist()
+        negative, clipped, size = self.signs.found().cpu().sum(dim=0).tolist()
         worst, relative = (value if math.isfinite(value) else math.inf for value in differences)
         return {
             "max_abs_difference": worst,
@@ -148,16 +152,20 @@ class _Gathered:
 
 
 def _held(gathered: Any, nothing: Tensor) -> Any:
-    """What was gathered, without room that is left."""
+    """What was gathered."""
     if gathered is None:
         return nothing
-    return gathered.whole[: gathered.count] if isinstance(gathered, _Memory) else gathered
+    return gathered.found() if isinstance(gathered, _Memory) else gathered
+
+
+def _with_float64(device: torch.device) -> torch.device:
+    """The same, or the CPU for one without float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _signs(rows: Tensor) -> Tensor:
     """Entries of rows below zero, their squared size, and that of all."""
-    if rows.device.type == "mps":  # which has no float64 to add up in
-        rows = rows.cpu()
+    rows = rows.to(_with_float64(rows.device))
     below = rows.clamp_max(0)
     sizes = [torch.linalg.vector_norm(part, dtype=torch.float64).square() for part in (below, rows)]
     return torch.stack([below.count_nonzero().double(), *sizes])
