@@ -7,6 +7,19 @@ PACKAGES = ("protonmf", "torch", "torchvision", "timm", "numpy", "scipy", "sciki
             "safetensors", "pillow", "matplotlib", "typer", "rich")  # fmt: skip
 
 
+OF_A_LIBRARY = {"transformers": "transformers", "torchvision": "torchvision", "open_clip": "open_clip_torch"}
+"""Package of a library of networks, where it is not timm."""
+
+
+def packages_of(library: str) -> tuple[str, ...]:
+    """Packages that decide what a network of a library computes, and how it is read.
+
+    >>> packages_of("timm"), packages_of("open_clip")
+    (('protonmf', 'torch', 'timm'), ('protonmf', 'torch', 'timm', 'open_clip_torch'))
+    """
+    return ("protonmf", "torch", "timm", *([OF_A_LIBRARY[library]] if library in OF_A_LIBRARY else []))
+
+
 def installed_versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Package name -> version, "missing" where it is not installed; "python" first.
 

@@ -16,6 +16,7 @@ from protonmf_cli.models.readouts.branches import branches_head
 from protonmf_cli.models.readouts.class_token import token_writes
 from protonmf_cli.models.readouts.frozen_head import frozen_head
 from protonmf_cli.models.readouts.image_row import image_row
+from protonmf_cli.models.readouts.normed_vector import normed_vector
 from protonmf_cli.models.readouts.pooled_heads import affine_head, normalised_head
 from protonmf_cli.models.readouts.readout import (
     FORMULA_LIMIT,
@@ -41,6 +42,7 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
         selecting_head,
         attention_pool,
         frozen_head,
+        partial(normed_vector, ways=(token_writes, affine_head, attention_pool)),
         image_row,
     ),
     "all-layers": (token_writes,),
@@ -96,6 +98,12 @@ class Source:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     """sha256 over names and bytes of all weights."""
+    library: str = "timm"
+    """That builds it: timm, transformers, torchvision, open_clip, or python for a function of the user's own."""
+    features: str = ""
+    """Module that the features come out of, in networks that are not timm's."""
+    prefix: int = 0
+    """Tokens before the patches, in such networks."""
 
     @property
     def short_name(self) -> str:
@@ -104,7 +112,7 @@ class Source:
         >>> Source(name="local-dir:../models/resnet18.caltech24", architecture="resnet18").short_name
         'resnet18.caltech24'
         """
-        return self.name.removeprefix("local-dir:").rstrip("/").rpartition("/")[2]
+        return self.name.removeprefix("local-dir:").removeprefix("hf:").rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

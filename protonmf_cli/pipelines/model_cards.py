@@ -10,7 +10,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import Card, DataFacts, Options, ReadoutFacts
 from protonmf_cli.models.card.stored import Facts
 from protonmf_cli.models.image_batches import ImageSource, digest_of_images
-from protonmf_cli.versions import installed_versions
+from protonmf_cli.versions import PACKAGES, installed_versions, packages_of
 
 
 def bare_card(
@@ -44,7 +44,7 @@ def bare_card(
         classes=backbone.classes,
         options=options,
         seed=options.seed,
-        versions=installed_versions(),
+        versions=installed_versions((*PACKAGES, *packages_of(backbone.source.library)[3:])),
         data=data,
         measured=Facts(),
     )

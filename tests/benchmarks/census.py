@@ -1,9 +1,10 @@
-"""How every architecture of the installed timm is read: kind, exactness, places, and what is refused.
+"""How every architecture of a library is read: kind, exactness, places, and what is refused.
 
     python tests/benchmarks/census.py RESULTS.jsonl [--only 'vit_*'] [--again single-row ...] [--memory 14]
+    python tests/benchmarks/census.py RESULTS.jsonl --library torchvision|transformers
     python tests/benchmarks/census.py RESULTS.jsonl --table
 
-Nothing is downloaded: weights are drawn. One forked process per architecture, one at a time, with a limit on its
+Of transformers every type of model that classifies images is an architecture, as its configuration is by default. Nothing is downloaded: weights are drawn. One forked process per architecture, one at a time, with a limit on its
 memory and time. Every result is a line of RESULTS.jsonl, and architectures that are in it are not run again.
 """
 
@@ -15,15 +16,19 @@ import re
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from protonmf_cli.errors import InputError, NotExactError
-from protonmf_cli.files.networks.loading import import_timm
+from protonmf_cli.files.networks import torchvision_networks
+from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.models.backbone import probe_readout
+from protonmf_cli.models.networks.splitting import split_network
 from protonmf_cli.pipelines.conversion.network_figures import quadrants_followed
 
 timm: Any = import_timm()
@@ -33,7 +38,7 @@ SIDES = (112, 128)
 BYTES_PER_WEIGHT = 8
 """Networks are built in float64, which the readouts are proved in."""
 SPACE_FOR_ACTIVATIONS = 2**31
-THROUGH_ATTENTION = ("token-writes", "token-writes and votes", "attention-pool")
+THROUGH_ATTENTION = ("token-writes", "token-writes and votes", "token-writes and mean", "attention-pool")
 """Kinds whose rows are not positions of a feature map: there an image is changed to see whether the places are right."""
 NO_MEMORY = "allocate memory"
 NO_CLASSIFIER, TOO_LARGE, REFUSED, EXACT, FAILED = "no classifier", "too large", "refused", "exact", "failed"
@@ -42,38 +47,57 @@ NO_CLASSIFIER, TOO_LARGE, REFUSED, EXACT, FAILED = "no classifier", "too large",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
+    parser.add_argument("--library", default="timm", choices=[*NAMES])
     parser.add_argument("--only", default="*", help="architectures whose names fit this pattern")
     parser.add_argument("--again", nargs="*", default=[], help="kinds or outcomes to run again")
     parser.add_argument("--memory", type=float, default=14, help="GiB for one architecture")
     parser.add_argument("--minutes", type=float, default=15, help="for one architecture")
     parser.add_argument("--table", action="store_true", help="print the summary alone")
     options = parser.parse_args()
-    found = read(options.results)
-    names = fnmatch.filter(timm.list_models(), options.only)
+    library = options.library
+    found = read(options.results, library)
+    names = fnmatch.filter(NAMES[library](), options.only)
     if not options.table:
         wanted = [n for n in names if n not in found or {found[n]["outcome"], found[n]["kind"]} & {*options.again}]
         for done, name in enumerate(wanted, start=1):
-            found[name] = examine_apart(name, options.memory, options.minutes)
+            found[name] = examine_apart(library, name, options.memory, options.minutes)
             with options.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[name]) + "\n")
             print(f"[{done}/{len(wanted)}] {in_words(found[name])}", flush=True)
-    print(table([found[name] for name in names if name in found], missing=sum(n not in found for n in names)))
+    print(table([found[name] for name in names if name in found], library, missing=sum(n not in found for n in names)))
 
 
-def read(results: Path) -> dict[str, dict[str, Any]]:
-    """The newest result of every architecture that this timm knows, by name."""
+def of_transformers() -> list[str]:
+    """Types of models that classify images."""
+    return list(import_module("transformers.models.auto.modeling_auto").MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+
+
+def of_torchvision() -> list[str]:
+    """Classifiers."""
+    models = import_module("torchvision.models")
+    return models.list_models(module=models)
+
+
+NAMES: dict[str, Callable[[], list[str]]] = {
+    "timm": timm.list_models, "torchvision": of_torchvision, "transformers": of_transformers,
+}  # fmt: skip
+"""What each library has."""
+
+
+def read(results: Path, library: str) -> dict[str, dict[str, Any]]:
+    """The newest result of every architecture that this version of a library knows, by name."""
     if not results.exists():
         return {}
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return {line["name"]: line for line in lines if line["timm"] == timm.__version__}
+    return {line["name"]: line for line in lines if line.get(library) == version(library)}
 
 
-def examine_apart(name: str, memory: float, minutes: float) -> dict[str, Any]:
+def examine_apart(library: str, name: str, memory: float, minutes: float) -> dict[str, Any]:
     """The result of one architecture, from a process of its own that may fail without harm."""
     started = time.perf_counter()
     here, there = multiprocessing.Pipe(duplex=False)
     # forked from a process that has imported timm but not computed anything
-    process = multiprocessing.get_context("fork").Process(target=examine_within, args=(name, memory, there))
+    process = multiprocessing.get_context("fork").Process(target=examine_within, args=(library, name, memory, there))
     process.start()
     there.close()
     try:
@@ -91,16 +115,16 @@ def examine_apart(name: str, memory: float, minutes: float) -> dict[str, Any]:
         "quadrants": None,
         "said": None,
     }
-    common = {"name": name, "timm": timm.__version__, "seconds": round(time.perf_counter() - started, 1)}
+    common = {"name": name, library: version(library), "seconds": round(time.perf_counter() - started, 1)}
     return common | blank | seen
 
 
-def examine_within(name: str, memory: float, answer: Any) -> None:
+def examine_within(library: str, name: str, memory: float, answer: Any) -> None:
     """Examine one architecture with at most this many GiB."""
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        answer.send(examine(name, limit))
+        answer.send(examine(name, limit) if library == "timm" else examine_split(library, name, limit))
     except MemoryError:
         answer.send({"outcome": TOO_LARGE, "said": f"more than {memory} GiB"})
     except Exception as failure:  # whatever an architecture of timm raises is a result
@@ -141,6 +165,44 @@ def examine(name: str, limit: int) -> dict[str, Any]:
         if readout.spatial:  # otherwise a larger image may leave more than one position
             return seen
     return seen
+
+
+def examine_split(library: str, name: str, limit: int) -> dict[str, Any]:
+    """Build an architecture of another library, and find where it is split and how its head is read."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    network, size, classes = in_library(library, name)
+    weights = sum(tensor.numel() for tensor in network.parameters())
+    seen: dict[str, Any] = {"outcome": FAILED, "weights": weights}
+    if BYTES_PER_WEIGHT * weights + SPACE_FOR_ACTIVATIONS > limit:
+        return seen | {"outcome": TOO_LARGE}
+    draw_weights(network)
+    seen |= {"side": size[1]}
+    try:
+        found = split_network(network, {"num_classes": classes}, size, name, library=library)
+        readout, difference = probe_readout(found, size, "auto", name)
+    except NotExactError as failure:
+        return seen | {"outcome": REFUSED, "said": str(failure)[:300]}
+    seen |= {"outcome": EXACT, "kind": readout.kind, "grid": readout.grid, "difference": difference}
+    if readout.kind in THROUGH_ATTENTION:
+        seen["quadrants"] = quadrants_followed(found, readout, coloured_squares(*size))
+    return seen
+
+
+def in_library(library: str, name: str) -> tuple[Any, tuple[int, int, int], int]:
+    """An architecture, the size (channels, height, width) of its images, and its number of classes."""
+    if library == "torchvision":
+        models = import_module("torchvision.models")
+        side = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+        return torchvision_networks.rebuild(name, {}), (3, side, side), 1000
+    transformers = import_module("transformers")
+    config = transformers.AutoConfig.for_model(name, num_labels=10)
+    config.architectures = []
+    seen = getattr(config, "vision_config", config)
+    side = getattr(seen, "image_size", 224)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    network = transformers.AutoModelForImageClassification.from_config(config)
+    return network.to(torch.get_default_dtype()).eval(), (int(getattr(seen, "num_channels", 3)), height, width), 10
 
 
 def built(name: str) -> Iterator[tuple[Any, int]]:
@@ -203,7 +265,7 @@ def in_words(seen: dict[str, Any]) -> str:
     return "  ".join([*filter(None, words), *([seen["said"]] if seen["said"] else [])])
 
 
-def table(found: list[dict[str, Any]], *, missing: int) -> str:
+def table(found: list[dict[str, Any]], library: str = "timm", *, missing: int) -> str:
     """The summary in Markdown."""
     outcomes = Counter(seen["outcome"] for seen in found)
     exact = [seen for seen in found if seen["outcome"] == EXACT]
@@ -215,11 +277,11 @@ def table(found: list[dict[str, Any]], *, missing: int) -> str:
         rows.append(f"| `{kind}` | {len(of_kind)} | {maps} | {worst:.0e} | {families(of_kind)} |")
     attended = [seen["quadrants"] for seen in exact if seen["kind"] in THROUGH_ATTENTION]
     seconds = sum(seen["seconds"] for seen in found)
-    version = found[0]["timm"] if found else timm.__version__
+    number = found[0][library] if found else version(library)
     maps = sum(seen["grid"] is not None for seen in exact)
     return "\n".join(
         [
-            f"timm {version}: {len(found)} architectures in {seconds / 3600:.1f} hours"
+            f"{library} {number}: {len(found)} architectures in {seconds / 3600:.1f} hours"
             + (f", {missing} still missing" if missing else ""),
             f"with a classifier: {len(found) - outcomes[NO_CLASSIFIER]}; "
             f"exact {len(exact)}, with maps {maps}, by image row {sum(s['kind'] == 'image-row' for s in exact)}, "

@@ -26,7 +26,7 @@ def make(file: str, architecture: str = "mobilenetv3_large_100", classes: str = 
     from assembly_cost import DrawnClasses
 
     from protonmf_cli.files.networks.backbones import load_backbone
-    from protonmf_cli.files.networks.loading import BackboneRequest
+    from protonmf_cli.files.networks.request import BackboneRequest
     from protonmf_cli.files.store import save_model
     from protonmf_cli.models.card import DataFacts
     from protonmf_cli.options import ConversionOptions
@@ -56,7 +56,7 @@ def network_alone(file: str, image: str) -> dict[str, float]:
     import safetensors
     import torch
 
-    from protonmf_cli.files.networks.loading import rebuilt_network
+    from protonmf_cli.files.networks.timm_networks import rebuilt_network
 
     with safetensors.safe_open(file, framework="pt") as opened:
         card = json.loads(opened.metadata()["protonmf"])["card"]

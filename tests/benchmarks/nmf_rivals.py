@@ -27,7 +27,7 @@ from sklearn.decomposition import NMF
 
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.files.networks.backbones import load_backbone
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.nmf import factorise
 from protonmf_cli.options import NmfOptions

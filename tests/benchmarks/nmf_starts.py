@@ -15,7 +15,7 @@ import torch
 
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.files.networks.backbones import load_backbone
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.nmf import Factors, factorise_group, match_prototypes
 from protonmf_cli.options import PAPER_NMF, NmfOptions

@@ -39,8 +39,9 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 import protonmf_cli
 from protonmf_cli import ConversionOptions, ImageWords, Machine
 from protonmf_cli.files.networks.checkpoints import save_checkpoint
-from protonmf_cli.files.networks.loading import BackboneRequest, create_network
 from protonmf_cli.files.networks.preprocessing import crop_of, preprocessing_of
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_networks import create_network
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.class_names import find_class

@@ -22,8 +22,9 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from protonmf_cli.files.images.reader import read_crop
 from protonmf_cli.files.networks.checkpoints import save_checkpoint
-from protonmf_cli.files.networks.loading import BackboneRequest, create_network
 from protonmf_cli.files.networks.preprocessing import crop_of, preprocessing_of
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_networks import create_network
 from protonmf_cli.models.backbone import ClassName, Preprocessing
 
 CLASSES, FEWEST, FEWEST_MARKED = 12, 37, 44

@@ -19,7 +19,8 @@ from torch.nn import functional
 from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
 from protonmf_cli.files.images.training_images import TrainingData, TrainingImages, folds
 from protonmf_cli.files.networks.backbones import load_features
-from protonmf_cli.files.networks.loading import BackboneRequest, import_timm
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.metrics import bootstrap_interval
 from protonmf_cli.models.training_state import TrainingState

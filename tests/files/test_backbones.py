@@ -12,7 +12,8 @@ import toys
 from protonmf_cli.errors import InputError, ModelFileError, UsageError
 from protonmf_cli.files.networks import backbones
 from protonmf_cli.files.networks.backbones import load_backbone, restore_backbone
-from protonmf_cli.files.networks.loading import BackboneRequest, complete_name
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_networks import complete_name
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.models.readouts.stored import PLAN
 
@@ -252,7 +253,9 @@ def test_a_network_is_built_from_the_weights_of_its_file_alone(name):
     weights = backbone.network.state_dict()
     unstored = set(dict(backbone.network.named_buffers())) - set(weights)
     assert bool(unstored) == (name == "test_vit_relpos")
-    found = backbones._network_of(SimpleNamespace(source=backbone.source), weights)
+    found = backbones._network_of(
+        SimpleNamespace(source=backbone.source, classes=backbone.classes), weights, None, None
+    )
     pixels = torch.randn(1, *backbone.preprocessing.input_size)
     with torch.no_grad():
         assert torch.equal(found(pixels), backbone.network(pixels))

@@ -6,22 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, ModelFileError
-from protonmf_cli.files.atomic import digest_of_tensors
-from protonmf_cli.files.networks.loading import (
-    BackboneRequest,
-    arguments_of,
-    check_classifier,
-    check_finite,
-    check_trained,
-    class_names,
-    complete_name,
-    create_network,
-    draw_zero_layers,
-    encoder,
-    rebuilt_network,
-)
-from protonmf_cli.files.networks.preprocessing import preprocessing_of
+from protonmf_cli.errors import InputError, ModelFileError, UsageError
+from protonmf_cli.files.networks.given_modules import rebuilt
+from protonmf_cli.files.networks.loading import OWN, TIMM, library_of, load_network, rebuilt_network
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_networks import encoder
 from protonmf_cli.models.backbone import (
     ADDON,
     BACKBONE,
@@ -53,15 +42,8 @@ def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
         InputError: no weights, or weights that do not fit or hold NaN.
         NotExactError: no classifier, or one that cannot be written as a sum over rows.
     """
-    name, notes = complete_name(request.name)
-    network = create_network(name, request)
-    check_classifier(name, network)
-    if not request.pretrained:
-        draw_zero_layers(network, request.seed)
-    check_trained(name, network, request)
-    check_finite(name, network)
-    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
-    return _backbone(network, preprocessing, class_names(name, network), source, request.rows), notes
+    network, preprocessing, classes, source, notes = load_network(request)
+    return _backbone(network, preprocessing, classes, source, request.rows), notes
 
 
 def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Source, list[str]]:
@@ -74,31 +56,37 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
         UsageError: unknown name.
         InputError: no weights, weights that do not fit or hold NaN, or features without a grid.
     """
-    name, notes = complete_name(request.name)
-    network = create_network(name, request)
-    check_finite(name, network)
-    source, preprocessing = _source(network, name, request), preprocessing_of(network, request)
+    if (library := library_of(request.name)) != TIMM:
+        raise UsageError(
+            f"ProtoPNet and few-shot models are trained on networks of timm; {request.name} is one of {library}. "
+            "`protonmf convert` takes it."
+        )
+    network, preprocessing, _, source, notes = load_network(request, for_features=True)
     try:
         drop_unused(network, preprocessing.input_size)
     except NotImplementedError as failure:
-        raise encoder(name) from failure
+        raise encoder(source.name) from failure
     except MISFITS as failure:
-        raise unreadable(name, preprocessing.input_size, failure) from failure
+        raise unreadable(source.name, preprocessing.input_size, failure) from failure
     return network, preprocessing, source, notes
 
 
-def _source(network: Network, name: str, request: BackboneRequest) -> Source:
-    architecture = network.pretrained_cfg.get("architecture") or name
-    return Source(
-        name=name,
-        architecture=architecture,
-        model_args=arguments_of(architecture, network, request),
-        digest=digest_of_tensors(network.state_dict()),
-    )
-
-
-def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None, offline: bool) -> Backbone:
+def restore_backbone(
+    model: PrototypeModel,
+    weights: Mapping[str, Tensor] | None,
+    offline: bool,
+    *,
+    trusted: str | None = None,
+    given: nn.Module | None = None,
+) -> Backbone:
     """The backbone of a model file: from the weights inside it, else from where it was loaded first.
+
+    Args:
+        model: of the file.
+        weights: of the file; None if it has none.
+        offline: never download weights.
+        trusted: function of the user's own that may run to build the network.
+        given: a module of the same kind, of which a copy takes the weights; of conversions.
 
     Raises:
         InputError: the weights are not to be had, or are not the ones the model was made from.
@@ -116,7 +104,7 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
         loaded, _ = load_backbone(_request_of(card, offline))
         backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows, kind)
     else:
-        network = _network_of(card, _part(weights, BACKBONE))
+        network = _network_of(card, _part(weights, BACKBONE), trusted, given)
         backbone = _proved(card, network, weights) or _backbone(
             network, card.preprocessing, card.classes, card.source, rows, kind
         )
@@ -124,13 +112,17 @@ def restore_backbone(model: PrototypeModel, weights: Mapping[str, Tensor] | None
     return backbone
 
 
-def _network_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
+def _network_of(card: Card, weights: Mapping[str, Tensor], trusted: str | None, given: nn.Module | None) -> Network:
     """The network of a card with its weights, built without drawing any that would be replaced at once."""
-    build = partial(rebuilt_network, card.source.architecture, card.source.model_args)
+    if given is not None:
+        network = rebuilt(card.source, len(card.classes), given)
+        _load_into(network, weights, card)
+        return network
+    build = partial(rebuilt_network, card.source, len(card.classes), trusted=trusted)
     try:
-        with torch.device("meta"):
+        with torch.device("cpu" if card.source.library == OWN else "meta"):
             network = build()
-    except (NotImplementedError, RuntimeError):  # what this timm cannot build without memory
+    except (NotImplementedError, RuntimeError):  # what cannot be built without memory
         network = build()
     _load_into(network, weights, card)
     if any(buffer.is_meta for buffer in network.buffers()):  # which are made when a network is built, not stored
@@ -206,7 +198,7 @@ def features_backbone(
 
 def _features_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
     """The network of a file without pool and classifier, in evaluation mode."""
-    network = rebuilt_network(card.source.architecture, card.source.model_args)
+    network = rebuilt_network(card.source, len(card.classes))
     drop_unused(network, card.preprocessing.input_size)
     _load_into(network, _part(weights, BACKBONE), card)
     return network

@@ -1,4 +1,4 @@
-"""A network as a folder in timm's own format, which `local-dir:` and timm itself load."""
+"""A network as a folder that its own library loads: timm's format, or the weights under the library's own names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ import safetensors.torch
 from torch import nn
 
 from protonmf_cli.files.atomic import write_atomically
-from protonmf_cli.models.backbone import ClassName, Preprocessing
+from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
+from protonmf_cli.models.networks.split_network import SplitNetwork
 
 
 def save_checkpoint(
@@ -39,6 +40,21 @@ def save_checkpoint(
             "num_classes": len(classes),
         },
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors))
+    _save_tensors(folder, network)
     write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())
+
+
+def save_weights(folder: Path, network: SplitNetwork, source: Source) -> None:
+    """Write `model.safetensors` under the library's own names into a folder, which is made; for transformers, whose
+    `from_pretrained` reads it, with their `config.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_tensors(folder, network.network.network if source.model_args.get("reversed_channels") else network.network)
+    if source.library == "transformers":
+        config = {**source.model_args["config"], "architectures": [source.architecture]}
+        write_atomically(folder / "config.json", json.dumps(config, indent=1).encode())
+
+
+def _save_tensors(folder: Path, network: Any) -> None:
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, {"format": "pt"}))

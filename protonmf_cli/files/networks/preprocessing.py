@@ -1,7 +1,7 @@
 """timm's evaluation transform of a checkpoint: resolved, checked, and applied to pictures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.reader import MOST_PIXELS, Crop
-from protonmf_cli.files.networks.loading import BackboneRequest, import_timm
+from protonmf_cli.files.networks.request import BackboneRequest
+from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.models.backbone import Preprocessing
 from protonmf_cli.models.card import Card
 from protonmf_cli.models.readouts.readout import Network
@@ -17,20 +18,20 @@ from protonmf_cli.models.readouts.readout import Network
 _WHERE = "It stands in the pretrained_cfg of its config.json."
 
 
-def preprocessing_of(network: Network, request: BackboneRequest) -> Preprocessing:
-    """The transform of a network's configuration, at the size that was asked for.
+def preprocessing_of(config: Mapping[str, Any], request: BackboneRequest, network: Network) -> Preprocessing:
+    """The transform of a network's configuration, as timm's `pretrained_cfg`, at the size that was asked for.
 
     Raises:
         InputError: a value that it cannot have, such as a std of zero.
     """
-    config, side = network.pretrained_cfg, request.side
+    side = request.side
     sizes: dict[str, Any] = {}
     if isinstance(side, int):
         sizes["img_size"] = side
     elif side:
         sizes["input_size"] = (config.get("input_size", (3,))[0], *side)
     try:
-        resolved = import_timm().data.resolve_data_config(sizes, pretrained_cfg=config, model=network)
+        resolved = import_timm().data.resolve_data_config(sizes, pretrained_cfg=dict(config), model=network)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as failure:
         raise InputError(f"the preprocessing of {request.name} cannot be used: {failure!r}. {_WHERE}") from failure
     wrong = [f"{key} {resolved.get(key)!r}" for key, is_right in _RIGHT.items() if not is_right(resolved.get(key))]

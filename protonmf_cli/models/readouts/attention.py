@@ -1,8 +1,8 @@
 """What an attention layer did in one pass: how much of every token its first queries took, and of what.
 
-timm's attention layers differ in norms, rotary embeddings, biases and masks, but nearly all end in torch's
-`scaled_dot_product_attention`, or multiply the values by weights that add up to one over the tokens. Both are caught
-here; anything else (causal masks, einsum) is not noted.
+Attention layers differ in norms, rotary embeddings, biases and masks, but nearly all end in torch's
+`scaled_dot_product_attention` or its `MultiheadAttention`, or multiply the values by weights that add up to one over
+the tokens. Those are caught here; anything else (causal masks, einsum) is not noted.
 """
 
 from collections import defaultdict
@@ -52,9 +52,37 @@ class _Catch(TorchFunctionMode):
         if self.is_wanted():
             if func is torch.nn.functional.scaled_dot_product_attention:
                 self._note_fused(*args, **kwargs)
+            elif func is torch.nn.functional.multi_head_attention_forward:
+                self._note_projected(*args, **kwargs)
             elif func in PRODUCTS and _is_share(*args[:2]):
                 self.note(Attended(args[0][:, :, : self.queries].clone(), args[1]))
         return func(*args, **kwargs)
+
+    def _note_projected(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        width: int,
+        heads: int,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *others: Any,
+        key_padding_mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        **_: Any,
+    ) -> None:
+        """torch's own layer, which projects inside: tokens (N, B, D), `others` from its learned keys on."""
+        added_keys, added_values, zeros = others[:3]
+        masked = key_padding_mask is not None or attn_mask is not None
+        if weight is None or masked or added_keys is not None or added_values is not None or zeros:
+            return
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        projected = (
+            nn.functional.linear(tokens, part, shift).unflatten(2, (heads, width // heads)).permute(1, 2, 0, 3)
+            for tokens, part, shift in zip((query[: self.queries], key, value), weight.chunk(3), biases, strict=True)
+        )
+        self._note_fused(*projected)
 
     def _note_fused(
         self,

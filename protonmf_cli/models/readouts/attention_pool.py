@@ -41,7 +41,7 @@ class LatentPoolReadout(Readout):
         with _watched(pool) as seen, attention_of([pool]) as found:
             logits = network.forward_head(network.forward_features(pixels))
         writes = found[pool][0].writes()[:, 0] @ pool.proj.weight.mT
-        start = torch.zeros_like(writes[:, :1]) if pool.proj.bias is None else pool.proj.bias.expand(len(writes), 1, -1)
+        start = torch.zeros_like(writes[:, :1]) if pool.proj.bias is None else pool.proj.bias.expand_as(writes[:, :1])
         attended = writes.sum(dim=1, keepdim=True) + start
         mlp = torch.zeros_like(attended) if pool.mlp is None else pool.mlp(pool.norm(attended))
         rows = torch.cat([writes[:, self.prefix :], writes[:, : self.prefix], start, mlp], dim=1)

@@ -22,7 +22,16 @@ from torch.utils.hooks import RemovableHandle
 from protonmf_cli.models.readouts.attention import Attended, attention_of
 from protonmf_cli.models.readouts.hooks import hooked
 from protonmf_cli.models.readouts.norms import FoldedNorm
-from protonmf_cli.models.readouts.pooled_heads import patch_grid, prefix_of, probe_tokens, token_names, tokens_read
+from protonmf_cli.models.readouts.pooled_heads import (
+    is_affine,
+    patch_grid,
+    position_weights,
+    prefix_of,
+    probe_tokens,
+    probe_vectors,
+    token_names,
+    tokens_read,
+)
 from protonmf_cli.models.readouts.readout import (
     FORMULA_LIMIT,
     HeadCall,
@@ -79,6 +88,20 @@ class VotedReadout(TokenWritesReadout):
         return Reading(rows=torch.cat([rows, votes], dim=2), logits=network.forward_head(features))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeanBesideReadout(TokenWritesReadout):
+    """A head that reads the class token and the mean of the patches side by side (DINOv2).
+
+    A patch's row is what it wrote into the class token, and beside it its own part of the mean.
+    """
+
+    def read(self, network: Network, pixels: Tensor) -> Reading:
+        rows, features = self._rows(network, pixels)
+        own = features[:, self.prefix :] / self.places
+        own = nn.functional.pad(own, (0, 0, 0, rows.shape[1] - own.shape[1]))
+        return Reading(rows=torch.cat([rows, own], dim=2), logits=network.forward_head(features))
+
+
 def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Readout | None:
     """Readout through the tokens' writes, for a head that reads class tokens; None for any other.
 
@@ -87,8 +110,7 @@ def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Rea
     if not isinstance(probe.features, Tensor) or probe.features.ndim != 3:
         return None
     features = probe.features
-    voted = _voted_head(network, features)
-    order = torch.tensor([0]) if voted else tokens_read(network.forward_head, features)
+    kind, order, more = _tokens_of(network, features)
     if order is None or order.tolist() != list(range(len(order))):
         return None
     queries = len(order)
@@ -99,22 +121,56 @@ def token_writes(network: Network, probe: Probe, *, first_layer: int = 0) -> Rea
     grid = patch_grid(network, stream.tokens - prefix, probe.pixels)
     if grid is None:
         return None
-    if voted is None:
-        bias, vectors = probe_tokens(network.forward_head, order, features)
-    else:
+    vectors, bias = more.pop("head", None) or probe_tokens(network.forward_head, order, features)[::-1]
+    beside = more.pop("beside", vectors[:, :0])
+    return kind(
+        vectors=torch.cat([vectors, beside], dim=1),
+        bias=bias + vectors @ stream.final.norm.shift.repeat(queries),
+        grid=grid,
+        unplaced=(*token_names(network, prefix, queries), "start and biases", "MLP writes"),
+        stream=replace(stream, layers=stream.layers[first_layer:]),
+        queries=queries,
+        prefix=prefix,
+        **more,
+    )
+
+
+def _tokens_of(network: Network, features: Tensor) -> tuple[type[TokenWritesReadout], Tensor | None, dict[str, Any]]:
+    """The kind of a head, which tokens it reads (None: it is of no kind here), and what only this kind has.
+
+    "head" is V (C, D) and b (C,) for these tokens where they are known, "beside" what V has for further columns.
+    """
+    voted = _voted_head(network, features)
+    if voted is not None:
         vectors, bias = weight_and_bias(voted[0].module)
-    common: dict[str, Any] = {
-        "grid": grid,
-        "unplaced": (*token_names(network, prefix, queries), "start and biases", "MLP writes"),
-        "stream": replace(stream, layers=stream.layers[first_layer:]),
-        "queries": queries,
-        "prefix": prefix,
-        "bias": bias + vectors @ stream.final.norm.shift.repeat(queries),
-    }
-    if voted is None:
-        return TokenWritesReadout(kind="token-writes", vectors=vectors, **common)
-    beside = torch.cat([vectors, torch.eye(len(vectors)).to(vectors)], dim=1)
-    return VotedReadout(kind="token-writes and votes", vectors=beside, votes=voted[1].name, **common)
+        beside = torch.eye(len(vectors)).to(vectors)
+        more = {"kind": "token-writes and votes", "head": (vectors, bias), "beside": beside, "votes": voted[1].name}
+        return VotedReadout, torch.tensor([0]), more
+    order = tokens_read(network.forward_head, features)
+    found = _mean_beside(network, features) if order is None else None
+    return (TokenWritesReadout, order, {"kind": "token-writes"}) if found is None else found
+
+
+def _mean_beside(network: Network, features: Tensor) -> tuple[type[TokenWritesReadout], Tensor, dict[str, Any]] | None:
+    """As `_tokens_of`, of an affine head that reads the mean of the patches beside the class token; else None."""
+    prefix, head = prefix_of(network), network.forward_head
+    if not prefix or not is_affine(head, features):
+        return None
+
+    def of_patches(patches: Tensor) -> Tensor:
+        logits: Tensor = head(nn.functional.pad(patches, (0, 0, prefix, 0)))
+        return logits
+
+    patches, order = features[:, prefix:], torch.tensor([0])
+    found = position_weights(of_patches, patches)
+    if found is None or not torch.allclose(found.values, torch.full_like(found.values, 1 / len(found.values))):
+        return None
+    bias, vectors = probe_tokens(head, order, features)
+    if not vectors.any():  # the mean alone
+        return None
+    beside = probe_vectors(of_patches, found, patches)[1]
+    more = {"kind": "token-writes and mean", "head": (vectors, bias), "beside": beside}
+    return MeanBesideReadout, order, more
 
 
 def _voted_head(network: Network, features: Tensor) -> tuple[HeadCall, HeadCall] | None:
@@ -200,7 +256,11 @@ def _record(network: Network, stream: Stream, queries: int) -> Iterator[_Seen]:
         return found
 
     def after(module: str, note: Callable[[Tensor], None]) -> RemovableHandle:
-        found: RemovableHandle = named(module).register_forward_hook(lambda _, __, output: note(output))
+        found: RemovableHandle = named(module).register_forward_hook(
+            lambda _, __, output: note(
+                output if isinstance(output, Tensor) else output[0]
+            )  # beside which weights may be
+        )
         return found
 
     def watch_layer(layer: Layer) -> Iterator[RemovableHandle]:

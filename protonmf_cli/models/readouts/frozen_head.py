@@ -45,7 +45,7 @@ class Gate:
 
     def replay(self, constant: Tensor, inputs: Tensor) -> Tensor:
         """g z + phi(0) for several z per image, image by image."""
-        return constant.repeat_interleave(len(inputs) // len(constant), dim=0) * inputs + self.at_zero
+        return constant.repeat_interleave(inputs.shape[0] // constant.shape[0], dim=0) * inputs + self.at_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class FrozenNorm:
     def replay(self, constant: Tensor, inputs: Tensor) -> Tensor:
         """The affine map of each image for several vectors of it."""
         whole = constant.flatten(1)
-        parts = inputs.reshape(len(whole), -1, whole.shape[1])
+        parts = inputs.reshape(whole.shape[0], -1, whole.shape[1])
         return (self.norm.rows(parts, whole) + self.norm.shift).reshape(inputs.shape)
 
 
@@ -92,7 +92,7 @@ class FrozenReadout(Readout):
             run.replaying = True
             with suppress(_Caught):
                 network.forward_head(self._masked(features) if self.masked else self._alone(features))
-        found = run.caught.flatten(1).reshape(len(features), -1, run.caught[0].numel())
+        found = run.caught.flatten(1).reshape(features.shape[0], -1, run.caught[0].numel())
         if not self.masked:
             return Reading(rows=found / found.shape[1], logits=logits)
         nothing = found[:, -1:]
@@ -103,7 +103,7 @@ class FrozenReadout(Readout):
         rows = self.layout.rows(features)[:, self.prefix :].flatten(0, 1)[:, None]
         rows = torch.nn.functional.pad(rows, (0, 0, self.prefix, 0))
         ones = (1,) * (len(self.layout.positions) - 1)
-        return rows.reshape(len(rows), *ones, *rows.shape[1:]).movedim(-1, self.layout.channel_axis)
+        return rows.reshape(rows.shape[0], *ones, *rows.shape[1:]).movedim(-1, self.layout.channel_axis)
 
     def _masked(self, features: Tensor) -> Tensor:
         """(B (N + 1), ...) features with one place kept each, and with none."""

@@ -29,7 +29,7 @@ class PooledFeatures(Readout):
     def read(self, network: Network, pixels: Tensor) -> Reading:
         maps = joined_maps(network, pixels, self.joined)
         rows = torch.cat([one.flatten(2).mT for one in maps], dim=2)
-        return Reading(rows=rows, logits=rows.new_empty(len(rows), 0))
+        return Reading(rows=rows, logits=rows.new_empty(rows.shape[0], 0))
 
 
 def joined_maps(network: Network, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:

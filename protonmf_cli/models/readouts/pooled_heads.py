@@ -42,11 +42,11 @@ class Layout:
     def rows(self, features: Tensor) -> Tensor:
         """(B, ...) features as (B, N, D) rows."""
         moved = features.movedim(self.channel_axis, -1)
-        return moved.reshape(len(features), -1, moved.shape[-1])
+        return moved.reshape(features.shape[0], -1, moved.shape[-1])
 
     def features(self, rows: Tensor) -> Tensor:
         """The inverse of `rows`."""
-        return rows.reshape(len(rows), *self.positions, rows.shape[-1]).movedim(-1, self.channel_axis)
+        return rows.reshape(rows.shape[0], *self.positions, rows.shape[-1]).movedim(-1, self.channel_axis)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def _values_follow_tokens(network: Network, stream: Stream, pixels: Tensor) -> b
         tokens = args[0][:1].repeat(1 + count, 1, 1)
         for image, token in enumerate(chosen[module].tolist(), start=1):
             tokens[image, token] += torch.randn(tokens.shape[2], generator=generator, dtype=torch.float64).to(tokens)
-        return (tokens, *args[1:])
+        return tuple(tokens if arg is args[0] else arg for arg in args)  # torch's own layer takes them three times
 
     def follows(module: nn.Module) -> bool:
         value = found[module][0].value
@@ -191,6 +191,10 @@ class _Trace:
         if attention not in self.attentions:
             return None
         inside, taken = self._inside(attention), self.attentions[attention].writes().sum(dim=2)
+        module = self.modules[attention]
+        if isinstance(module, nn.MultiheadAttention):  # whose linear layer does not run as a module
+            written = nn.functional.linear(taken, module.out_proj.weight, module.out_proj.bias)
+            return (None, f"{attention}.out_proj") if _same(written, self._out(attention)) else None
         for norm, read in self._with_norms(taken, inside):
             for name in inside:
                 is_linear = isinstance(self.modules[name], nn.Linear)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from protonmf_cli.models.readouts.attention_pool import LatentPoolReadout, MeanQueryReadout
 from protonmf_cli.models.readouts.branches import BranchesReadout
-from protonmf_cli.models.readouts.class_token import TokenWritesReadout, VotedReadout
+from protonmf_cli.models.readouts.class_token import MeanBesideReadout, TokenWritesReadout, VotedReadout
 from protonmf_cli.models.readouts.frozen_head import FrozenNorm, FrozenReadout, Gate
 from protonmf_cli.models.readouts.image_row import ImageRowReadout
+from protonmf_cli.models.readouts.normed_vector import NormedVectorReadout
 from protonmf_cli.models.readouts.norms import FoldedNorm
 from protonmf_cli.models.readouts.pooled_heads import AveragedReadout, JoinedReadout, Layout, PositionWeights
 from protonmf_cli.models.readouts.readout import Network, Readout
 from protonmf_cli.models.readouts.residual_stream import Layer, NamedNorm, Stream
 from protonmf_cli.models.readouts.selecting_heads import SelectingReadout
-from protonmf_cli.versions import installed_versions
+from protonmf_cli.versions import installed_versions, packages_of
 
 READOUT = "readout."
 """Prefix of what a file keeps of a readout."""
@@ -31,7 +32,8 @@ PARTS: dict[str, Any] = {
     each.__name__: each
     for each in (
         AveragedReadout, JoinedReadout, FrozenReadout, LatentPoolReadout, MeanQueryReadout, BranchesReadout,
-        SelectingReadout, ImageRowReadout, TokenWritesReadout, VotedReadout, Layout, PositionWeights, FoldedNorm, Gate,
+        SelectingReadout, ImageRowReadout, TokenWritesReadout, VotedReadout,
+        MeanBesideReadout, NormedVectorReadout, Layout, PositionWeights, FoldedNorm, Gate,
         FrozenNorm, Stream, Layer, NamedNorm,
     )
 }  # fmt: skip
@@ -49,7 +51,11 @@ def stored_readout(readout: Readout, network: Network, difference: float) -> dic
     if type(readout).__name__ not in PARTS:
         return {}
     kept: dict[str, Tensor] = {}
-    plan = {"versions": _versions(), "difference": difference, "readout": _plain(readout, _by_size(network), kept)}
+    plan = {
+        "versions": _versions(network),
+        "difference": difference,
+        "readout": _plain(readout, _by_size(network), kept),
+    }
     text = json.dumps(plan, sort_keys=True, separators=(",", ":")).encode()
     return {PLAN: torch.frombuffer(bytearray(text), dtype=torch.uint8), **kept}
 
@@ -72,7 +78,7 @@ def restored_readout(stored: Mapping[str, Tensor], network: Network) -> tuple[Re
     if PLAN not in stored:
         return None
     plan = json.loads(bytes(stored[PLAN].numpy()))
-    if plan["versions"] != _versions():
+    if plan["versions"] != _versions(network):
         return None
     readout = _made(plan["readout"], network.state_dict(), stored)
     if not isinstance(readout, Readout):
@@ -80,8 +86,8 @@ def restored_readout(stored: Mapping[str, Tensor], network: Network) -> tuple[Re
     return readout.to(dtype=next(network.parameters()).dtype), float(plan["difference"])
 
 
-def _versions() -> dict[str, str]:
-    return installed_versions(("protonmf", "torch", "timm"))
+def _versions(network: Network) -> dict[str, str]:
+    return installed_versions(packages_of(getattr(network, "library", "timm")))
 
 
 def _by_size(network: Network) -> dict[int, list[tuple[str, Tensor]]]:

@@ -1,0 +1,55 @@
+"""What libraries say when they cannot load a network, as one sentence."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from protonmf_cli.errors import InputError
+from protonmf_cli.files.networks.hub_access import NOT_THERE, UNREACHABLE
+
+
+def loading_error(name: str, weights: Path | None, failure: Exception) -> InputError:
+    """What timm, torch, safetensors and the hub, each in their own words, could not load."""
+    what = str(weights) if weights else name
+    text = str(failure)
+    if "Error(s) in loading state_dict" in text or "size mismatch" in text:
+        lines = [line.strip() for line in text.splitlines()[1:] if line.strip()]
+        without = f" {lines.pop()}" if lines and lines[-1].startswith("(without") else ""
+        return InputError(
+            f"the checkpoint {what}{without} does not fit {name}: {lines[0][:200] if lines else text[:200]}"
+            f"{f' (and {len(lines) - 1} more)' if len(lines) > 1 else ''}. "
+            "Check the model's name, --num-classes and --model-arg."
+        )
+    if isinstance(failure, UNREACHABLE) or "Failed to download" in text:
+        return InputError(
+            f"the weights of {name} are not on this machine and cannot be downloaded (offline or no network). "
+            "Give --weights FILE, local-dir:FOLDER, or connect and try again."
+        )
+    if isinstance(failure, NOT_THERE):
+        return InputError(f"the hub has no such model, or no access to it: {name} ({first_line(failure)}).")
+    if "weights_only" in text:
+        return InputError(
+            f"{what} is a pickle of more than tensors, which is not read. Save its state dict as safetensors."
+        )
+    if "No pretrained weights exist" in text:
+        return InputError(f"timm has no pretrained weights for {name}. Give --weights FILE.")
+    return InputError(f"the weights {what} cannot be read ({type(failure).__name__}: {first_line(failure)}).")
+
+
+def first_line(failure: Exception) -> str:
+    """Of what an exception says, else its kind."""
+    lines = str(failure).strip().splitlines()
+    return lines[0][:300] if lines else type(failure).__name__
+
+
+@contextmanager
+def silenced(logger: str | None, level: int) -> Iterator[None]:
+    """Within it a library's logger (None: the root, which some log to) says nothing below a level."""
+    found = logging.getLogger(logger)
+    before = found.level
+    found.setLevel(level)
+    try:
+        yield
+    finally:
+        found.setLevel(before)

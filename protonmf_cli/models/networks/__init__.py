@@ -1,0 +1,1 @@
+"""Networks that are not timm's own, with its two halves."""
