@@ -88,7 +88,7 @@ def test_refusals(converted, tmp_path):
 @pytest.mark.parametrize("name", [MODELS[0], *map(slow, MODELS[1:])])
 def test_trained_heads_take_an_edit(shared, name):
     from protonmf_cli.files.networks.backbones import load_backbone
-    from protonmf_cli.files.networks.loading import BackboneRequest
+    from protonmf_cli.files.networks.request import BackboneRequest
 
     backbone, _ = load_backbone(BackboneRequest(name=f"local-dir:{shared / 'models' / name}"))
     vectors = backbone.readout.vectors.double()

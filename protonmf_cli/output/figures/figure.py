@@ -1,48 +1,56 @@
-"""Figures drawn with matplotlib, returned as PNG files."""
+"""The figure of one explanation: its ledger, and every prototype beside the training patches that it is like."""
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 from PIL import Image
 
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded, shortened, shortened_path
-from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, heat
+from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, enlarge, heat
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar
 
 PATCHES = 4
 """Training patches drawn beside each prototype."""
-DOTS_PER_INCH = 110
-GREY = "#666666"
 NOT_SPATIAL = "this head is read through\none row per image:\nnothing can be placed"
 
 
-def explanation_png(explanation: Explanation, top: int) -> bytes:
+UNITS = {
+    EvidenceKind.AMOUNTS: "amount per place",
+    EvidenceKind.PROJECTIONS: "code per place",
+    EvidenceKind.SIMILARITIES: "similarity of the patch",
+    EvidenceKind.MATCHES: "added to log match",
+}
+"""Of maps of presence."""
+LOGIT = "logit per place"
+"""Unit of maps of contributions."""
+
+
+def explanation_figure(explanation: Explanation, top: int) -> Figure:
     """ "This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
 
     Args:
         explanation: of one image.
         top: prototypes drawn, the largest contributions first; the ledger adds the others up.
-
-    Returns:
-        A PNG file.
     """
     shown = explanation.contributions[:top]
-    figure = Figure(figsize=(13.2, 3.9 + 2.25 * len(shown)), dpi=DOTS_PER_INCH)
+    figure = Drawn(figsize=(13.2, 3.9 + 2.25 * len(shown)), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     heights = [1.35] + [1.0] * len(shown)
     grid = GridSpec(
         1 + len(shown), 2 + PATCHES, figure=figure, height_ratios=heights, width_ratios=[1.0] * (2 + PATCHES),
         left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), wspace=0.06, hspace=0.2,
-        bottom=(0.1 if shown else 0.4) / figure.get_figheight(),
+        bottom=0.4 / figure.get_figheight(),
     )  # fmt: skip
     best = explanation.predictions[0]
     if best.class_index == explanation.class_index:
@@ -62,7 +70,7 @@ def explanation_png(explanation: Explanation, top: int) -> bytes:
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):
         _prototype_row(figure, grid, row, explanation, contribution)
-    return as_png(figure)
+    return figure
 
 
 def shade_of(explanation: Explanation, contribution: Contribution) -> str:
@@ -95,10 +103,11 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     else:
         _words(all_in_one, _why_no_map(explanation, shown))
     if explanation.residual_codes is not None:
-        _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "the residual (eq. 6)")
+        _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "where the residual is")
     elif explanation.residual_map is not None and explanation.residual:
         top = max([float(np.abs(c.maps["contribution"]).max()) for c in shown if c.maps], default=None)
         _picture(residual, heat(crop, explanation.residual_map, signed=True, full=top), "the residual: for and against")
+        _scale(residual, 0.0, _strongest(explanation.residual_map, crop, top), LOGIT)
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
@@ -160,7 +169,10 @@ def _prototype_row(
     if contribution.maps:
         signed = kind == "contribution"
         shown = contribution.maps[kind] if signed else evidence.drawn(contribution.maps[kind])
-        _picture(here, heat(crop, shown, signed=signed, full=contribution.scale[kind]), "")
+        full = contribution.scale[kind]
+        _picture(here, heat(crop, shown, signed=signed, full=full), "")
+        start = 0.0 if signed else float((contribution.maps[kind] - shown).flat[0])
+        _scale(here, start, _strongest(shown, crop, full), LOGIT if signed else UNITS[evidence])
         if not contribution.is_less_than_none:
             _box(here, contribution.box, shade)
     else:
@@ -229,6 +241,16 @@ def _patch(axes: Axes, example: ExampleView, shade: str, evidence: EvidenceKind)
         _box(axes, example.box, shade)
 
 
+def _scale(picture: Axes, start: float, strongest: float, unit: str) -> None:
+    """A colour bar below a map: of contributions on both sides of zero, else from where its colours begin."""
+    colour_bar(bar_below(picture), -strongest if unit == LOGIT else start, start + strongest, unit)
+
+
+def _strongest(grid: NDArray[Any], pixels: Pixels, full: float | None) -> float:
+    """Value that `heat` draws at full strength."""
+    return float(np.abs(enlarge(grid, pixels.shape[:2])).max()) if full is None else full
+
+
 def _words(axes: Axes, text: str) -> None:
     axes.axis("off")
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=9, color=GREY, transform=axes.transAxes)
@@ -260,11 +282,3 @@ def _frame(axes: Axes, shade: str) -> None:
         spine.set_visible(True)
         spine.set_color(shade)
         spine.set_linewidth(3)
-
-
-def as_png(figure: Figure) -> bytes:
-    """A figure as a PNG file; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()

@@ -6,19 +6,15 @@ from matplotlib.figure import Figure
 
 from protonmf_cli.models.results import Plane
 from protonmf_cli.models.wording import shortened
-from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
 
 MARKERS = "osv^PX"
 MOST_NAMED = 40
 """Classes in the legend."""
 
 
-def plane_png(plane: Plane) -> bytes:
-    """Draw a plane; a diamond carries the number of the class that its prototype speaks for.
-
-    Returns:
-        A PNG file.
-    """
+def plane_figure(plane: Plane) -> Figure:
+    """Draw a plane; a diamond carries the number of the class that its prototype speaks for."""
     names = plane.names[:MOST_NAMED]
     columns = 1 + (len(names) - 1) // 20
     figure = Figure(figsize=(8.2 + 1.9 * columns, 7.0), dpi=DOTS_PER_INCH)
@@ -50,4 +46,4 @@ def plane_png(plane: Plane) -> bytes:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
-    return as_png(figure)
+    return figure

@@ -12,8 +12,8 @@ from PIL import Image
 
 from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened
-from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, heat
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, colour_bar
 
 SIDE = 1.75
 """Inches of one picture."""
@@ -21,24 +21,25 @@ WORDS = 2.1
 """Inches of the words at the left."""
 HEAD = 0.55
 """Inches above the first strip."""
+SCALE = 1.8
+"""Inches of the colour bar at the top right."""
 
 
-def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = ()) -> bytes:
+def gallery_figure(title: str, strips: Sequence[Strip], headings: Sequence[str] = ()) -> Figure:
     """Draw strips below each other.
 
     Args:
         title: of the page.
         strips: one per prototype.
         headings: above the pictures of the first strip, column by column.
-
-    Returns:
-        A PNG file.
     """
     columns = max(len(strip.cells) for strip in strips)
     width, height = WORDS + columns * SIDE, HEAD + len(strips) * (SIDE + 0.22)
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
-    figure.text(0.012, 1 - 0.1 / height, shortened(title, int(width * 7)), fontsize=13, weight="bold", va="top")
+    figure.text(
+        0.012, 1 - 0.1 / height, shortened(title, int((width - SCALE) * 7)), fontsize=13, weight="bold", va="top"
+    )
     for row, strip in enumerate(strips):
         top = height - HEAD - row * (SIDE + 0.22)
         _words(figure, strip, top / height, height)
@@ -47,7 +48,10 @@ def gallery_png(title: str, strips: Sequence[Strip], headings: Sequence[str] = (
             axes = figure.add_axes(place)
             heading = headings[column] if row == 0 and column < len(headings) else ""
             _cell(axes, cell, colour(strip.number), heading)
-    return as_png(figure)
+    if any(cell.map is not None for strip in strips for cell in strip.cells):
+        bar = figure.add_axes((1 - SCALE / width, 1 - 0.12 / height, (SCALE - 0.05) / width, 0.06 / height))
+        colour_bar(bar, 0.0, 1.0, "of the strongest place")
+    return figure
 
 
 def _words(figure: Figure, strip: Strip, top: float, height: float) -> None:

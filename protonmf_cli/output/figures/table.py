@@ -9,16 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from protonmf_cli.models.sheets import Chart, Table
-from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.output.figures.overlay import PALETTE
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
 
 
-def table_png(table: Table) -> bytes:
-    """All charts of a table side by side; whiskers and bands are 95 % bootstrap intervals.
-
-    Returns:
-        A PNG file.
-    """
+def table_figure(table: Table) -> Figure:
+    """All charts of a table side by side; whiskers and bands are 95 % bootstrap intervals."""
     curves: list[dict[str, Any]] = table.facts.get("curves") or []
     count = len(table.charts) + (2 if curves else 0)
     figure = Figure(figsize=(max(7.5, 5.2 * count), 4.1), dpi=DOTS_PER_INCH)
@@ -32,7 +28,7 @@ def table_png(table: Table) -> bytes:
     for place, which in zip(axes[len(table.charts) :], ("deletion", "insertion"), strict=False):
         _curves(place, curves, which)
     figure.tight_layout(rect=(0, 0.02, 1, 0.97))
-    return as_png(figure)
+    return figure
 
 
 def _name(key: str, headings: dict[str, str]) -> str:
@@ -90,20 +86,17 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def curves_png(curves: Mapping[str, Any], names: dict[str, str], chosen: dict[str, int]) -> bytes:
+def curves_figure(curves: Mapping[str, Any], names: dict[str, str], chosen: dict[str, int]) -> Figure:
     """Error, residual share and stability against the number of prototypes, one line per class.
 
     Args:
         curves: class -> what was measured for each number tried.
         names: class -> name.
         chosen: class -> number taken, marked by a dot.
-
-    Returns:
-        A PNG file.
     """
     keys = {
         "feature_relative_error": "squared relative error of the rows",
-        "residual_share": "residual share (eq. 4)",
+        "residual_share": "residual share of the logit",
         "stability": "median cosine between halves",
     }
     figure = Figure(figsize=(5.2 * len(keys), 4.3), dpi=DOTS_PER_INCH)
@@ -123,7 +116,7 @@ def curves_png(curves: Mapping[str, Any], names: dict[str, str], chosen: dict[st
     if len(curves) <= MOST_NAMES:
         axes.legend(fontsize=6, frameon=False, ncols=2)
     figure.tight_layout(rect=(0, 0.02, 1, 0.97))
-    return as_png(figure)
+    return figure
 
 
 MOST_NAMES = 12

@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from protonmf_cli.output.figures.figure import DOTS_PER_INCH, GREY, as_png
 from protonmf_cli.output.figures.overlay import PALETTE
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
 
 COSTS = (("cross_entropy", "cross entropy"), ("cluster", "cluster cost"), ("separation", "separation cost"))
 
@@ -19,14 +19,11 @@ PUSHED = (
 )
 
 
-def training_png(report: Mapping[str, Any]) -> bytes:
+def training_figure(report: Mapping[str, Any]) -> Figure:
     """Costs and accuracy over the steps of a run; dashed lines are pushes.
 
     Args:
         report: `protonmf.protopnet_training/1`.
-
-    Returns:
-        A PNG file.
     """
     epochs, pushes = report["epochs"], report["stages"]
     figure = Figure(figsize=(11, 4.1), dpi=DOTS_PER_INCH)
@@ -57,4 +54,4 @@ def training_png(report: Mapping[str, Any]) -> bytes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     figure.tight_layout()
-    return as_png(figure)
+    return figure

@@ -7,11 +7,14 @@ if TYPE_CHECKING:
 
 
 def export_json(export: "Export") -> dict[str, Any]:
-    """`protonmf.export/1`: what was written, and how exactly it gives the model's logits."""
+    """`protonmf.export/1`: what was written, and how exactly it gives what the model gives."""
     return {
         "schema": "protonmf.export/1",
         "model": str(export.model),
-        "output": str(export.folder),
+        "format": export.format,
+        "output": str(export.path),
         "edits": export.edits,
         "relative_difference": export.relative_difference,
+        "differences": dict(export.differences),
+        "rounding": export.rounding,
     }

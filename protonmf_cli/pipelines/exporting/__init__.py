@@ -1,0 +1,1 @@
+"""A prototype model as a graph that other runtimes compute."""

@@ -1,0 +1,102 @@
+"""Figures are what their names say, carry their letters, and say which colour is which value."""
+
+import re
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import protonmf_cli
+from protonmf_cli.errors import UsageError
+from protonmf_cli.models.sheets import Panel
+from protonmf_cli.output.figures.figure import explanation_figure
+from protonmf_cli.output.figures.formats import format_of
+from protonmf_cli.output.figures.rendering import rendered
+from protonmf_cli.output.figures.sheets import panels_figure
+from toys import run
+
+MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF-"}
+
+
+def texts_of(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+
+
+@pytest.mark.parametrize(("option", "suffix"), [("--figure", "png"), ("--png", "SVG"), ("--figure", "pdf")])
+def test_the_name_says_which_file(toy, converted, tmp_path, option, suffix):
+    target = tmp_path / f"why.{suffix}"
+    code, _, err = run("explain", toy.image(0), "--model", converted, option, target)
+    assert code == 0, err
+    content = target.read_bytes()
+    assert content.startswith(MAGIC[suffix.lower()])
+    assert b"eq." not in content and str(tmp_path).encode() not in content
+
+
+def test_letters_are_in_the_file(toy, converted, tmp_path):
+    figure = explanation_figure(protonmf_cli.load(converted).explain(toy.image(0)), 2)
+    pdf, svg = rendered(figure, "why.pdf"), rendered(figure, "why.svg")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+    assert b"<text" not in svg and svg.count(b"<path") > 100
+    again = explanation_figure(protonmf_cli.load(converted).explain(toy.image(0)), 2)
+    assert rendered(again, "why.pdf") == pdf and rendered(again, "why.svg") == svg
+
+
+@pytest.mark.parametrize("name", ["why.jpg", "why", "why.", ".png", "why.html"])
+def test_other_names_are_refused_before_any_work(toy, converted, tmp_path, monkeypatch, name):
+    from protonmf_cli import jobs
+
+    monkeypatch.setattr(jobs.loaded, "load", lambda *_, **__: pytest.fail("loaded"))
+    commands = (
+        ("explain", toy.image(0), "--model", converted),
+        ("inspect", converted, "--class", "red things"),
+        ("fewshot", "fit", toy.name, "--data", toy.data, "-o", tmp_path / "few.safetensors"),
+        ("protopnet", "train", toy.name, "--data", toy.data, "-o", tmp_path / "net.safetensors"),
+    )
+    for words in commands:
+        code, out, err = run(*words, "--figure", tmp_path / name)
+        assert (code, out) == (2, ""), err
+        assert f"{name} names no kind of figure: end it in .png, .svg or .pdf" in err
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match=r"^figure .* names no kind of figure"):
+        protonmf_cli.explain(converted, toy.image(0), figure=tmp_path / name)
+
+
+def test_several_images_make_a_folder_of_png(toy, converted, tmp_path):
+    images = [toy.image(0), toy.image(1)]
+    code, _, err = run("explain", *images, "--model", converted, "--figure", tmp_path / "all.svg")
+    assert code == 2 and "looks like a file, but there are 2 images: give a folder" in err
+    assert run("explain", *images, "--model", converted, "--figure", tmp_path / "all")[0] == 0
+    assert {path.suffix for path in (tmp_path / "all").iterdir()} == {".png"}
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("presence", "amount per place"), ("contribution", "logit per place")])
+def test_every_map_has_its_scale(toy, converted, kind, unit):
+    explanation = protonmf_cli.load(converted).explain(toy.image(0), map_kind=kind)
+    texts = texts_of(explanation_figure(explanation, 2))
+    maps = 2 + (kind == "contribution" and bool(explanation.residual))
+    assert texts.count(unit) == maps
+    for part in explanation.contributions[:2]:
+        assert f"{part.scale[kind]:.2g}" in texts
+        assert (f"{-part.scale[kind]:.2g}" in texts) == (kind == "contribution")
+    assert not any(re.search(r"\beq\. ?\d", text) for text in texts)
+
+
+def test_the_residual_of_projections_is_named_in_words(toy, paper):
+    texts = texts_of(explanation_figure(protonmf_cli.load(paper).explain(toy.image(0)), 1))
+    assert "where the residual is" in texts and "code per place" in texts
+
+
+def test_sheets_say_the_values_of_their_colours(tmp_path):
+    crop, grid = np.full((20, 20, 3), 128, np.uint8), np.array([[0.0, -2.5], [1.0, 0.5]])
+    signed = Panel(crop=crop, maps=(grid,), style="signed", unit="logit per place", full=(2.5,))
+    heat = Panel(crop=crop, maps=(grid.clip(0),), style="heat", unit="amount per place", full=(1.0,))
+    texts = texts_of(panels_figure([[Panel(crop=crop), signed, heat]]))
+    assert texts == ["logit per place", "amount per place"] or {"-2.5", "2.5", "0", "1"} <= set(texts)
+    picture = tmp_path / "sheet.png"
+    picture.write_bytes(rendered(panels_figure([[signed]]), picture.name))
+    assert Image.open(picture).width > 100
+
+
+def test_formats():
+    assert [format_of(name) for name in ("a.png", "b/c.Svg", "d.e.pdf")] == ["png", "svg", "pdf"]
