@@ -37,6 +37,4 @@ print(f"over all images: {found.on_data.accuracy_before:.1%} -> {found.on_data.a
 # how much the prototypes carry alone, and the edited network as an ordinary timm checkpoint
 accuracy = evaluate("edited.safetensors", data).scores.accuracy
 print(f"edited {accuracy['prototype_model']:.1%}, by prototypes alone {accuracy['prototypes_only']:.1%}")
-print(
-    f"timm.create_model('local-dir:{export('edited.safetensors', 'edited').folder}', pretrained=True) gives its logits"
-)
+print(f"timm.create_model('local-dir:{export('edited.safetensors', 'edited').path}', pretrained=True) gives its logits")

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from protonmf_cli.jobs.gates import check_gates
     from protonmf_cli.jobs.inspection import inspect
     from protonmf_cli.jobs.intervention import Intervention, intervene, suspicious_edits
-    from protonmf_cli.jobs.loaded import Loaded, load
+    from protonmf_cli.jobs.loaded import Explanation, Loaded, load
     from protonmf_cli.jobs.network_inspection import inspect_network
     from protonmf_cli.jobs.page import report
     from protonmf_cli.jobs.protopnet.training import train_protopnet
+    from protonmf_cli.jobs.push import push
     from protonmf_cli.models.prototype import PrototypeModel
-    from protonmf_cli.models.results import Contrast, Edit, Explanation
+    from protonmf_cli.models.results import Contrast, Edit
     from protonmf_cli.options import (
         AuditOptions,
         ConversionOptions,
@@ -57,12 +58,13 @@ _PLACES = {
     "jobs.gates": ("check_gates",),
     "jobs.inspection": ("inspect",),
     "jobs.intervention": ("Intervention", "intervene", "suspicious_edits"),
-    "jobs.loaded": ("Loaded", "load"),
+    "jobs.loaded": ("Explanation", "Loaded", "load"),
     "jobs.network_inspection": ("inspect_network",),
     "jobs.page": ("report",),
     "jobs.protopnet.training": ("train_protopnet",),
+    "jobs.push": ("push",),
     "models.prototype": ("PrototypeModel",),
-    "models.results": ("Contrast", "Edit", "Explanation"),
+    "models.results": ("Contrast", "Edit"),
     "options": (
         "AuditOptions", "ConversionOptions", "Distribution", "EditWords", "ExplainOptions", "FewShotOptions",
         "FineTuneOptions", "GateOptions", "ImageWords", "Machine", "NetworkWords", "NmfOptions", "Output",
@@ -118,6 +120,7 @@ __all__ = [
     "inspect_network",
     "intervene",
     "load",
+    "push",
     "report",
     "suspicious_edits",
     "train_protopnet",

@@ -1,27 +1,83 @@
 """The main job from Python: load a model file, explain an image, edit, save."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
-from torch import Tensor
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from protonmf_cli.errors import InputError, ModelFileError
-from protonmf_cli.files.images.reader import ImageReader, read_crop
+from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.files.checks import HUB, check_model_there
+from protonmf_cli.files.hub import fetch_model
+from protonmf_cli.files.images.ahead import ahead
+from protonmf_cli.files.images.in_memory import Named, crop_of_picture, is_one, named_pictures
+from protonmf_cli.files.images.reader import ImageReader, pixels_of
 from protonmf_cli.files.networks.backbones import restore_backbone
 from protonmf_cli.files.networks.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.machine import device_of, dtype_of, workers_of
+from protonmf_cli.models import results
 from protonmf_cli.models.backbone import Backbone, Preprocessing
 from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.results import Contrast, Explanation, Outcome
-from protonmf_cli.options import EditWords, ExplainOptions, Form, Machine, MapKind
+from protonmf_cli.models.results import Contrast, Outcome
+from protonmf_cli.options import Among, EditWords, ExplainOptions, Form, Machine, MapKind
+from protonmf_cli.output.records.explanation import explanation_json
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
-from protonmf_cli.pipelines.explaining.explanation import answers_of, chosen_form, explain_image
-from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, find_edit_everywhere, outcome
+from protonmf_cli.pipelines.explaining.explanation import Answer, Kept, answers_of, chosen_form, explain_answer
+from protonmf_cli.pipelines.explaining.intervention import (
+    apply_edits,
+    find_edit,
+    find_edit_everywhere,
+    outcome_of,
+)
 from protonmf_cli.pipelines.progress import LOGGED, Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(results.Explanation):
+    """The whole ledger of one class's logit for one image, which shows itself."""
+
+    def figure(self, top: int = 5) -> "Figure":
+        """The figure that `protonmf explain --figure` writes; it needs no display, and notebooks show it.
+
+        Args:
+            top: prototypes that are drawn, the largest contributions first.
+        """
+        from protonmf_cli.output.figures.figure import explanation_figure  # a second for matplotlib
+
+        return explanation_figure(self, top)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `protonmf explain --json` says of an image: `protonmf.explanation/1`, of plain values."""
+        return explanation_json(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from protonmf_cli.output.figures.card import explanation_card  # a second for matplotlib
+
+        return explanation_card(self)
+
+
+def shown(explanation: results.Explanation) -> Explanation:
+    """The same explanation, which shows itself."""
+    return Explanation(**{each.name: getattr(explanation, each.name) for each in fields(results.Explanation)})
+
+
+One = str | PathLike[str] | Image.Image
+"""One image, whatever its shape."""
+Several = list[Any] | tuple[Any, ...] | Iterator[Any] | DataLoader[Any] | Dataset[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,62 +91,129 @@ class Loaded:
     embedded: bool
     """Whether the file holds the network's weights."""
 
-    def crop(self, image: str | PathLike[str]) -> Tensor:
-        """What the network sees of an image file: uint8 (channels, height, width).
+    @cached_property
+    def kept(self) -> Kept:
+        """What explanations of several images share."""
+        return Kept(self.model)
+
+    def crop(self, image: One | np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """What the network sees of one image: uint8 (channels, height, width).
 
         Raises:
             InputError: the file cannot be read.
+            UsageError: it is no image, or several.
         """
-        path = Path(image)
-        try:
-            return read_crop(
-                path, self.reader.crop, channels=self.reader.channels, exif_transpose=self.reader.exif_transpose
-            )[0]
-        except InputError as failure:
-            raise InputError(f"{path} {failure}.") from failure
+        found = list(islice(named_pictures(image), 2))
+        if len(found) != 1:
+            raise UsageError("one image is wanted, and this is a batch of them.")
+        return self._crop_of(found[0])
 
-    def crop_or_why(self, image: str, *, alone: bool) -> Tensor | Skipped:
+    def _named_crop(self, named: Named) -> tuple[str, Tensor]:
+        return named[0], self._crop_of(named)
+
+    def _crop_of(self, named: Named) -> Tensor:
+        size, reader = self.backbone.preprocessing.input_size, self.reader
+        return crop_of_picture(named, reader.crop, size, channels=reader.channels, exif_transpose=reader.exif_transpose)
+
+    def _answered(self, images: object) -> Iterator[tuple[str, Answer]]:
+        """What the model answers to one image or several, and their names; read ahead, and by the network in batches."""
+        named, most = named_pictures(images), self.reader.batch_size
+        pairs = (
+            map(self._named_crop, named)
+            if is_one(images)
+            else ahead(self._named_crop, named, workers=self.reader.workers, window=3 * most)
+        )
+        while batch := list(islice(pairs, most)):
+            answers = answers_of(self.backbone, self.model, torch.stack([crop for _, crop in batch]))
+            yield from zip((name for name, _ in batch), answers, strict=True)
+
+    def crop_or_why(self, image: Named, *, alone: bool) -> Tensor | Skipped:
         """As `crop`; why not, where the file cannot be read and is not alone."""
         try:
-            return self.crop(image)
+            return self._crop_of(image)
         except InputError as failure:
             if alone:
                 raise
-            return Skipped(path=image, reason=str(failure).removeprefix(image).strip())
+            return Skipped(path=image[0], reason=str(failure).removeprefix(image[0]).strip())
+
+    @overload
+    def explain(
+        self,
+        image: One,
+        class_name: str | int | None = ...,
+        *,
+        among: Among | None = ...,
+        map_kind: MapKind = ...,
+        form: Form | None = ...,
+    ) -> Explanation: ...
+
+    @overload
+    def explain(
+        self,
+        image: Several,
+        class_name: str | int | None = ...,
+        *,
+        among: Among | None = ...,
+        map_kind: MapKind = ...,
+        form: Form | None = ...,
+    ) -> list[Explanation]: ...
+
+    @overload
+    def explain(
+        self,
+        image: np.ndarray[Any, Any] | Tensor,
+        class_name: str | int | None = ...,
+        *,
+        among: Among | None = ...,
+        map_kind: MapKind = ...,
+        form: Form | None = ...,
+    ) -> Any: ...
 
     def explain(
         self,
-        image: str | PathLike[str],
+        image: object,
         class_name: str | int | None = None,
         *,
+        among: Among | None = None,
         map_kind: MapKind = "presence",
         form: Form | None = None,
-    ) -> Explanation:
+    ) -> Explanation | list[Explanation]:
         """Why the predicted class, or another one: see `Explanation`.
 
         Args:
-            image: path of a file.
-            class_name: label, description or index; the predicted class if None.
+            image: a path; a PIL image; an array (height, width, 3) or (height, width) of uint8; a tensor (3, height,
+                width) of uint8 or of floats from 0 to 1. Or several: a list, a batch (B, ...), or a DataLoader. A tensor
+                of exactly the network's size is taken as what it sees; all others are resized and cut as files are.
+            class_name: label, description or index; the best class if None.
+            among: of which classes it is the best, as of `ExplainOptions`.
             map_kind: which map the boxes are drawn around.
             form: "plain" or "augmented"; as the file is stored if None.
-        """
-        words = ExplainOptions(map_kind=map_kind, form=form)
-        return explain_image(
-            self.backbone,
-            self.model,
-            self.crop(image),
-            image=str(image),
-            model_name=str(self.path),
-            class_index=None if class_name is None else self.model.find_class(class_name),
-            map_kind=words.map_kind,
-            form=words.form,
-        )
 
-    def contrast(self, image: str | PathLike[str], first: str | int, second: str | int) -> Contrast:
+        Returns:
+            One explanation of one image; of several a list, in their order.
+
+        Raises:
+            InputError: an image cannot be read.
+            UsageError: something is no image.
+        """
+        words = ExplainOptions(among=among, map_kind=map_kind, form=form)
+        chosen = None if class_name is None else self.model.find_class(class_name)
+        found = [
+            shown(
+                explain_answer(
+                    self.backbone, self.model, answer, image=name, model_name=str(self.path), class_index=chosen,
+                    among=words.among, map_kind=words.map_kind, form=words.form, kept=self.kept,
+                )
+            )
+            for name, answer in self._answered(image)
+        ]  # fmt: skip
+        return found[0] if is_one(image) else found
+
+    def contrast(self, image: One | np.ndarray[Any, Any] | Tensor, first: str | int, second: str | int) -> Contrast:
         """Why one class and not another, on the same amounts: see `Contrast`.
 
         Args:
-            image: path of a file.
+            image: one, as of `explain`.
             first, second: label, description or index.
         """
         (answer,) = answers_of(self.backbone, self.model, self.crop(image)[None])
@@ -126,20 +249,50 @@ class Loaded:
         ]
         return replace(self, model=apply_edits(self.model, edits))
 
-    def predict(self, image: str | PathLike[str], class_name: str | int) -> Outcome:
-        """Logit of one class and the best classes of an image."""
-        return outcome(self.backbone, self.model, self.crop(image), self.model.find_class(class_name))
+    @overload
+    def predict(self, image: One, class_name: str | int | None = None) -> Outcome: ...
+
+    @overload
+    def predict(self, image: Several, class_name: str | int | None = None) -> list[Outcome]: ...
+
+    @overload
+    def predict(self, image: np.ndarray[Any, Any] | Tensor, class_name: str | int | None = None) -> Any: ...
+
+    def predict(self, image: object, class_name: str | int | None = None) -> Outcome | list[Outcome]:
+        """The best classes of an image and the logit of one class, edits included.
+
+        Args:
+            image: one or several, as of `explain`.
+            class_name: label, description or index of the class whose logit is wanted; the predicted one if None.
+
+        Returns:
+            One outcome of one image; of several a list, in their order.
+        """
+        chosen = None if class_name is None else self.model.find_class(class_name)
+        found = [
+            outcome_of(self.model, answer.logits, int(answer.logits.argmax()) if chosen is None else chosen)
+            for _, answer in self._answered(image)
+        ]
+        return found[0] if is_one(image) else found
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the model, edits included, to a new file."""
         save_model(Path(path), self.model, self.backbone.weights() if self.embedded else None)
 
 
-def load(path: str | PathLike[str], *, machine: Machine | None = None, progress: Progress = LOGGED) -> Loaded:
+def load(
+    path: str | PathLike[str],
+    *,
+    network: nn.Module | None = None,
+    machine: Machine | None = None,
+    progress: Progress = LOGGED,
+) -> Loaded:
     """Open a prototype model file with its network.
 
     Args:
-        path: of the .safetensors file.
+        path: of the .safetensors file, or hub:ORG/NAME[@REVISION].
+        network: of a file that was converted from a module: one of the same kind, of which a copy takes the file's
+            weights.
         machine: where and how the network computes; batch size and workers are of readers over whole data sets.
         progress: is told if the file is older than amounts.
 
@@ -149,9 +302,11 @@ def load(path: str | PathLike[str], *, machine: Machine | None = None, progress:
         UsageError: there is no such device.
     """
     path, machine = Path(path), machine or Machine()
-    check_there(path)
+    check_model_there(path)
+    path = local_file(path, offline=machine.offline)
     model, weights = load_model(path)
-    backbone = restore_backbone(model, weights, machine.offline).to(device_of(machine), dtype_of(machine))
+    backbone = restore_backbone(model, weights, machine.offline, trusted=machine.network, given=network)
+    backbone = backbone.to(device_of(machine), dtype_of(machine))
     reader = image_reader(backbone.preprocessing, batch_size=machine.batch_size, workers=workers_of(machine))
     if model.is_outdated:
         progress.note(
@@ -169,23 +324,20 @@ def loaded_from(model: Loaded | str | PathLike[str], machine: Machine | None, pr
     return model if isinstance(model, Loaded) else load(model, machine=machine, progress=progress)
 
 
-def check_there(path: Path) -> None:
-    """Refuse a model file that does not exist.
+def local_file(path: Path, *, offline: bool = False) -> Path:
+    """A model file on this machine: as it is named, or downloaded where the name is hub:ORG/NAME[@REVISION].
 
     Raises:
-        ModelFileError: with the commands that make one.
+        UsageError, InputError: it is not to be had from the hub.
     """
-    if not path.is_file():
-        raise ModelFileError(
-            f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR` (or `protopnet "
-            "train`, `fewshot fit`), or name one with --model or PROTONMF_MODEL."
-        )
+    name = path.as_posix()
+    return fetch_model(name, offline=offline) if name.startswith(HUB) else path
 
 
-def image_reader(preprocessing: Preprocessing, *, batch_size: int, workers: int) -> ImageReader:
-    """A reader that gives a network the crops it was trained for."""
+def image_reader(preprocessing: Preprocessing, *, batch_size: int, workers: int, cropped: bool = False) -> ImageReader:
+    """A reader that gives a network the crops it was trained for; of images that are such crops, these."""
     return ImageReader(
-        crop=crop_of(preprocessing),
+        crop=pixels_of if cropped else crop_of(preprocessing),
         channels=preprocessing.input_size[0],
         exif_transpose=preprocessing.exif_transpose,
         batch_size=batch_size,

@@ -16,10 +16,13 @@ from protonmf_cli.pipelines.conversion.classes import ConversionImages, convert_
 from protonmf_cli.pipelines.progress import Progress
 
 
-def reader_of(prepared: PreparedConversion) -> ImageReader:
-    """Reads images as the network sees them."""
+def reader_of(prepared: PreparedConversion, *, cropped: bool = False) -> ImageReader:
+    """Reads images as the network sees them; `cropped` ones are as it does."""
     return image_reader(
-        prepared.backbone.preprocessing, batch_size=prepared.options.batch_size, workers=prepared.workers
+        prepared.backbone.preprocessing,
+        batch_size=prepared.options.batch_size,
+        workers=prepared.workers,
+        cropped=cropped,
     )
 
 
@@ -35,7 +38,9 @@ def convert_missing(
     known = (
         None
         if prepared.cache is None
-        else cached_features(prepared.cache, prepared.reads, prepared.images, prepared.options)
+        else cached_features(
+            prepared.cache, prepared.reads, prepared.images, prepared.options, cropped=prepared.cropped
+        )
     )
     if known:
         progress.note(
@@ -81,7 +86,7 @@ class _Packed(PartFiles):
 
 
 def _source(prepared: PreparedConversion, files: Mapping[int, Sequence[ImageFile]], folder: Path) -> ConversionImages:
-    reader = reader_of(prepared)
+    reader = reader_of(prepared, cropped=prepared.cropped)
     return ConversionImages(
         counts={c: len(some) for c, some in files.items()},
         open=lambda classes: reader.batches_of(files[c] for c in classes),

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from protonmf_cli.files.atomic import check_writable
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
+from protonmf_cli.files.images.from_datasets import write_images
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.work.cached_features import CachedFeatures
 from protonmf_cli.files.work.folder import digest_of_facts
@@ -22,7 +23,7 @@ from protonmf_cli.options import ConversionOptions, ImageWords, Machine, Network
 from protonmf_cli.pipelines.conversion.classes import SAMPLED_IMAGES, check_counts
 from protonmf_cli.pipelines.conversion.rows import images_that_fit
 from protonmf_cli.pipelines.progress import Progress
-from protonmf_cli.versions import installed_versions
+from protonmf_cli.versions import installed_versions, packages_of
 
 MOST_CLASSES_AT_ONCE = 8
 """Classes factorised in one batch on a GPU, where they fit into the memory of one class together."""
@@ -41,6 +42,8 @@ class ConversionWords:
     cache: Path | None = None
     """Folder for what the network gave."""
     machine: Machine = field(default_factory=Machine)
+    dataset: Any = None
+    """A data set or loader, which is written into the (empty) folder of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ class PreparedConversion:
     max_skipped: float
     force: bool
     started: float
+    cropped: bool
+    """The images are what the network sees."""
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -91,7 +96,8 @@ def check_words(words: ConversionWords, *, writes: bool = True) -> None:
         InputError: the data does not exist, the output does, or the network's file would be lost.
     """
     check_kept(words.network, words.embed)
-    check_data(words.images.data)
+    if words.dataset is None:
+        check_data(words.images.data)
     if writes:
         check_writable(words.output.path, words.output.force)
 
@@ -108,7 +114,7 @@ def prepare_conversion(words: ConversionWords, progress: Progress, *, writes: bo
         UsageError, InputError, NotExactError: see `convert`.
     """
     started = time.monotonic()
-    network, images, target, machine = words.network, words.images, words.output, words.machine
+    network, target, machine = words.network, words.output, words.machine
     check_words(words, writes=writes)
     progress.stage("loading the model")
     chosen = replace(words.options, batch_size=machine.batch_size)
@@ -117,6 +123,7 @@ def prepare_conversion(words: ConversionWords, progress: Progress, *, writes: bo
     backbone, notes = load_backbone(request_of(network, rows=chosen.rows, offline=machine.offline))
     half = dtype == torch.bfloat16
     backbone = backbone.to(device, torch.float32 if half else dtype)
+    images, cropped = _written(words, backbone)
     found = labelled_images(images, backbone.classes)
     found = found if chosen.sample is None else found.limited(chosen.sample, chosen.seed)
     fitting, largest = images_that_fit(backbone, chosen.memory), max(found.counts.values())
@@ -126,11 +133,19 @@ def prepare_conversion(words: ConversionWords, progress: Progress, *, writes: bo
     prepared = PreparedConversion(
         backbone=backbone, reads=backbone.copy_as(dtype) if half else backbone, images=found, options=replace(chosen, group=at_once), output=target.path,
         embed=words.embed, workers=workers_of(machine), cache=words.cache, max_skipped=images.max_skipped,
-        force=target.force, started=started,
+        force=target.force, started=started, cropped=cropped,
     )  # fmt: skip
     _warn_about(prepared, progress)
     check_counts(backbone, found.counts, prepared.options)
     return prepared
+
+
+def _written(words: ConversionWords, backbone: Backbone) -> tuple[ImageWords, bool]:
+    """Where the images lie, and whether they are what the network sees."""
+    if words.dataset is None:
+        return words.images, False
+    found = write_images(words.dataset, Path(words.images.data), backbone.preprocessing, backbone.classes)
+    return replace(words.images, data=found.folder, class_map=found.class_map), found.cropped
 
 
 def plan(words: ConversionWords, progress: Progress) -> ConversionPlan:
@@ -163,10 +178,11 @@ def _plan_of(prepared: PreparedConversion) -> ConversionPlan:
 
 
 def cached_features(
-    folder: Path, backbone: Backbone, images: LabelledImages, options: ConversionOptions
+    folder: Path, backbone: Backbone, images: LabelledImages, options: ConversionOptions, *, cropped: bool = False
 ) -> CachedFeatures:
     """What the network gave before for these images, under a name that changes with everything it depends on."""
-    return CachedFeatures(folder, digest_of_facts(_facts(backbone, images) | {"batch_size": options.batch_size}))
+    facts = _facts(backbone, images, cropped=cropped)
+    return CachedFeatures(folder, digest_of_facts(facts | {"batch_size": options.batch_size}))
 
 
 def facts_of(prepared: PreparedConversion) -> dict[str, Any]:
@@ -175,17 +191,18 @@ def facts_of(prepared: PreparedConversion) -> dict[str, Any]:
     Not the machine (device, memory, how many classes it factorises at once), which changes rounding alone.
     """
     options = {name: value for name, value in asdict(prepared.options).items() if name not in ("memory", "group")}
-    return _facts(prepared.reads, prepared.images) | options
+    return _facts(prepared.reads, prepared.images, cropped=prepared.cropped) | options
 
 
-def _facts(backbone: Backbone, images: LabelledImages) -> dict[str, Any]:
+def _facts(backbone: Backbone, images: LabelledImages, *, cropped: bool) -> dict[str, Any]:
     return {
+        **({"cropped": True} if cropped else {}),
         "weights": backbone.source.digest,
         "rows": [backbone.readout.kind, backbone.rows_option],
         "preprocessing": asdict(backbone.preprocessing),
         "data": images.fingerprint(),
         "dtype": str(backbone.dtype),
-        "versions": installed_versions(("protonmf", "torch", "timm")),
+        "versions": installed_versions(packages_of(backbone.source.library)),
     }
 
 

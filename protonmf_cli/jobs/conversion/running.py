@@ -1,16 +1,18 @@
 """From a network and its images to a prototype model file, alone or together with other processes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.atomic import check_writable
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.finished_classes import FinishedElsewhere, Shards
 from protonmf_cli.jobs.conversion.filling import convert_missing, reader_of
+from protonmf_cli.jobs.conversion.in_hand import Images, Network, check_alone, images_in_hand, network_words
 from protonmf_cli.jobs.conversion.preparing import (
     ConversionWords,
     PreparedConversion,
@@ -59,10 +61,13 @@ class ConvertedShare:
 
 
 def convert(
-    model: str | NetworkWords,
-    data: str | PathLike[str] | ImageWords,
+    model: Network,
+    data: Images,
     options: ConversionOptions | None = None,
     *,
+    features: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
     output: str | PathLike[str] | Output = "prototypes.safetensors",
     embed: bool = True,
     cache: Path | None = None,
@@ -75,9 +80,15 @@ def convert(
     Killed and called again it goes on where it stopped.
 
     Args:
-        model: timm name, hf-hub:org/name, local-dir:PATH, or more words about the network.
-        data: images by class (the split train where there are two).
+        model: timm name, hf-hub:org/name, local-dir:PATH, more words about the network, or a torch module: images
+            (B, channels, height, width) -> logits.
+        data: images by class (the split train where there are two): a folder or more words, a data set of (picture,
+            label) or a DataLoader of (batch, labels), see `write_images`.
         options: `RECIPES["default"]` if None.
+        features: name of the module inside the network that its features come out of; found if None.
+        preprocessing: how a module's images are read, as timm's `pretrained_cfg`: input_size, mean, std, crop_pct,
+            interpolation; beyond or instead of the module's own.
+        classes: names of a module's classes; those that the module or the data set has if None.
         output: file to write.
         embed: keep the network's weights in the file.
         cache: folder for what the network gave; the next conversion of the same images does not run it.
@@ -91,8 +102,11 @@ def convert(
         NotExactError: the classifier cannot be written as a sum over rows.
         GateError: too many images could not be read.
     """
-    words = words_of(model, data, options, output=output, embed=embed, cache=cache, machine=machine)
-    return convert_words(words, distribution or Distribution(), progress)
+    network = network_words(model, data, features=features, preprocessing=preprocessing, classes=classes)
+    with images_in_hand(data) as (images, dataset):
+        words = words_of(network, images, options, output=output, embed=embed, cache=cache, machine=machine)
+        alone = check_alone(network, dataset, distribution or Distribution())
+        return convert_words(replace(words, dataset=dataset), alone, progress)
 
 
 def convert_share(
