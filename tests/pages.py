@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import shutil
 from contextlib import contextmanager
 from itertools import chain, combinations, pairwise
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -50,6 +52,25 @@ def until(page: "Page", condition: str) -> None:
     raise AssertionError(f"{condition} never came true")
 
 
+def command_of(page: "Page", model: Path, *places: Path) -> list[str]:
+    """The page's command for a shell in which its relative names are found.
+
+    Args:
+        page: that shows an edit.
+        model: file that the page is of, named by its last part.
+        places: images that the page shows, or a folder that it names them relative to.
+    """
+    words = shlex.split(page.inner_text("#words"))
+    assert words[:2] == ["protonmf", "intervene"]
+    place = words.index("--model") + 1
+    assert words[place] == model.name
+    words[place] = str(model)
+    folders = [each / words[2] for each in places if each.is_dir()]
+    found = [each for each in places if each.is_file() and str(each).endswith(words[2])]
+    words[2] = str(next(each for each in (*folders, *found) if each.is_file()))
+    return words
+
+
 def logits(page: "Page") -> dict[int, float]:
     """Class -> logit of the list of predictions, as the page computed them."""
     return {
@@ -80,6 +101,32 @@ def data_of(file: Path) -> dict:
     text = file.read_text(encoding="utf-8")
     start = text.index('id="data">') + len('id="data">')
     return json.loads(text[start : text.index("</script>", start)])
+
+
+def altered(file: Path, target: Path, data: dict) -> Path:
+    """The same page with other data."""
+    text = file.read_text(encoding="utf-8")
+    start = text.index('id="data">') + len('id="data">')
+    end = text.index("</script>", start)
+    target.write_text(text[:start] + json.dumps(data).replace("<", "\\u003c") + text[end:], encoding="utf-8")
+    return target
+
+
+def packed(values: np.ndarray, kind: str) -> str:
+    """As the page keeps numbers."""
+    return base64.b64encode(np.asarray(values, dtype=kind).tobytes()).decode()
+
+
+def findings(page: "Page") -> list[str]:
+    """What axe-core finds in the way of a keyboard or a screen reader, of the kinds that are serious or worse."""
+    page.evaluate(pytest.importorskip("axe_playwright_python.base").AXE_SCRIPT)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    return [
+        f"{each['impact']} {each['id']}: {node['html']} {node['failureSummary']}"
+        for each in found
+        for node in each["nodes"]
+        if each["impact"] in {"serious", "critical"}
+    ]
 
 
 def numbers(text: str, kind: str) -> np.ndarray:

@@ -36,6 +36,7 @@ def report(
     data: Annotated[ImageWords | None, arguments.images_if_given("val", DATA, boxes=BOXES)],
     evaluation: Annotated[Path | None, typer.Option("--evaluation", help="What `evaluate --json` said of this model: its tables are shown.")] = None,
     form: arguments.FormOption = None,
+    among: arguments.AmongOption = None,
     max_size: Annotated[float, typer.Option("--max-size", help="Most megabytes of the page; pictures get smaller to fit.")] = DEFAULTS.max_size,
     folder: Annotated[bool, typer.Option("--folder", help="Write a folder with the pictures beside the page, in full size.")] = False,
     machine: Annotated[Machine, arguments.MACHINE] = Machine(),
@@ -43,14 +44,19 @@ def report(
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Write a page with a gallery of the prototypes, explained images and live intervention."""
+    """Write a page with a gallery of the prototypes, explained images and live intervention.
+
+    Example: protonmf report --data imagenet -o report.html
+    """
     if data is None and per_class:
         raise UsageError("--per-class is about the images of --data: give it too.")
     options = PageOptions(
-        form=form, per_class=per_class or DEFAULTS.per_class, evaluation=evaluation, max_size=max_size, folder=folder,
-        seed=seed,
+        form=form, among=among, per_class=per_class or DEFAULTS.per_class, evaluation=evaluation, max_size=max_size,
+        folder=folder, seed=seed,
     )  # fmt: skip
     target = Output(path=output or Path("report" if folder else "report.html"), force=force)
+    paths = [str(image) for image in images or ()]
+    jobs.early.check(model=model, images=paths, data=[data], outputs=[] if folder else [target])
     with shown.progress() as bars:
         written = jobs.page.report(model, images or [], data, options, output=target, machine=machine, progress=bars)
     if shown.as_json:

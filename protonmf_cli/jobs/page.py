@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.reader import ImageFile, crop_of_jpeg
 from protonmf_cli.files.images.sources.local import images_below
 from protonmf_cli.files.page_folder import INDEX, check_folder, write_folder
@@ -22,6 +23,7 @@ from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.page import Report
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ImageWords, Machine, Output, PageOptions
+from protonmf_cli.output.page.names import mailed, mailed_words
 from protonmf_cli.output.page.page import Page, check_size, report_folder, report_page
 from protonmf_cli.output.page.words import evaluation_tables, page_words
 from protonmf_cli.output.records.inspection import inspection_facts
@@ -105,7 +107,7 @@ def _written(
     interpretation = interpretation_of(loaded.model)
     content = report_of(
         loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=str(loaded.path), decode=decoded,
-        form=options.form, evaluation=known, interpretation=interpretation, progress=progress,
+        form=options.form, among=options.among, evaluation=known, interpretation=interpretation, progress=progress,
     )  # fmt: skip
     if files and not content.cases:
         first = content.unreadable[0]
@@ -151,13 +153,17 @@ def drawn_page(
         interpretation: of a few-shot model.
         options: size, and whether pictures go beside the page.
         nameless: no command can name what was explained.
+
+    Returns:
+        a page to send to others, which says nothing of the folders that it was made from.
     """
     facts = inspection_facts(loaded.path, loaded.model, embedded=loaded.embedded)
     lines = inspection_lines(facts, loaded.model, interpretation)
-    words = page_words(content, lines, nameless=nameless)
+    sent = mailed(content)
+    words = mailed_words(page_words(sent, lines, nameless=nameless), content)
     if options.folder:
-        return report_folder(content, words)
-    return report_page(content, words, round(options.max_size * MEGABYTE))
+        return report_folder(sent, words)
+    return report_page(sent, words, round(options.max_size * MEGABYTE))
 
 
 def write_page(output: Path, page: Page, progress: Progress, *, folder: bool = False) -> None:
@@ -185,9 +191,14 @@ def _labelled(loaded: Loaded, words: ImageWords, options: PageOptions, progress:
     found = images_of_model(words, loaded.model.card).limited(options.per_class, options.seed)
     for note in found.notes:
         progress.note(note)
-    # a command must find the file again: folders are given with their path
-    files = found.of(found.files)
-    return [file if file.local is None else replace(file, name=str(file.local)) for file in files]
+    return [replace(file, name=_below(file, words.data)) for file in found.of(found.files)]
+
+
+def _below(file: ImageFile, data: Path | str) -> str:
+    """The name of an image relative to the folder of the data; one that lies elsewhere keeps its own."""
+    if file.local is None or isinstance(data, str) or not file.local.is_relative_to(data):
+        return file.name
+    return file.local.relative_to(data).as_posix()
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:

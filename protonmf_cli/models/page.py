@@ -187,6 +187,8 @@ class PageWords:
 
     title: str
     subtitle: str
+    about: str
+    """What the page is, in a sentence."""
     badge: Badge
     lines: Mapping[str, str]
     """What `inspect` says of the model."""

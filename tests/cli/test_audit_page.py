@@ -112,7 +112,7 @@ def card(page, prototype):
 def test_the_audit_is_seen_first_and_says_what_was_found(browser, page_file):
     with pages.opened(browser, page_file) as page:
         links = page.locator("nav a").all_inner_texts()
-        assert links == ["Audit 2", "Gallery 4", "Summary"] and page.locator("#view-audit").is_visible()
+        assert links == ["Audit 2", "Prototypes 8", "Gallery 4", "Summary"] and page.locator("#view-audit").is_visible()
         said = page.inner_text("#audit-summary")
         assert "2 of 8 prototypes look like shortcuts" in said and "16 images" in said and "87.5% right" in said
         assert "3 images were not read." in said
@@ -150,6 +150,9 @@ def test_the_numbers_of_a_prototype_stand_where_they_belong(browser, page_file, 
         words = card(page, 2)
         assert "its pictures' colours 75% 6 of 8" in words and "its colours, and it is taken out 25% 2 of 8" in words
         assert f"There is no image of {loaded.model.card.classes[int(loaded.model.owner[2])].shown} in the" in words
+        about = "all => all.map((each) => each.getAttribute('aria-describedby'))"
+        words = {"about-score", "about-interval", "about-taken-out", "about-pasted"}
+        assert words <= set(page.eval_on_selector_all("#view-audit button.word", about))
         # a bar is as long as its share, its whiskers are the interval
         bar = page.locator("#suspect-5 .shares svg").first
         assert float(bar.locator("rect").get_attribute("width")) == pytest.approx(100 * 11 / 16)
@@ -197,7 +200,8 @@ def test_the_command_takes_it_out(browser, request, toy, tmp_path, kind):
     for words, removed in ((one, [5]), (both, [2, 5])):
         assert words.endswith("-o clean.safetensors") and ("--everywhere" in words) == (kind == "converted")
         clean = tmp_path / f"clean{len(removed)}.safetensors"
-        parsed = shlex.split(words)
+        places = {file.name: file, toy.data.name: toy.data}
+        parsed = [str(places.get(word, word)) for word in shlex.split(words)]
         assert parsed[:2] == ["protonmf", "intervene"]
         code, out, err = run(*parsed[1:-1], clean, "--device", "cpu", "--json")
         assert code == 0, err
@@ -292,13 +296,14 @@ def test_pasted_pictures_shrink_first(browser, loaded, tmp_path):
     audit = audit_of(model, *ranked)
     full = write(tmp_path / "full.html", loaded, audit)
     assert not full.left_out and len(pages.data_of(tmp_path / "full.html")["audit"]["ranked"][0]["pasted"]) == 6
-    seen = []
-    for part in (0.9, 0.5, 0.4, 0.3):
-        small = write(tmp_path / "small.html", loaded, audit, max_size=part * full.size / 1e6)
+    seen, pictures = [], sum(map(len, pages.data_of(tmp_path / "full.html")["pictures"]))
+    for part in (0.8, 0.3, 0.15, 0.1):
+        most = full.size - (1 - part) * pictures
+        small = write(tmp_path / "small.html", loaded, audit, max_size=most / 1e6)
         data = pages.data_of(tmp_path / "small.html")
         patches = max(len(p["patches"]) for p in data["prototypes"])
         seen.append((len(data["audit"]["ranked"][0]["pasted"]), patches))
-        assert small.size <= part * full.size and "something pasted in" in small.left_out[0]
+        assert small.size <= most and "something pasted in" in small.left_out[0]
         with pages.opened(browser, tmp_path / "small.html") as page:
             assert page.locator("#suspect-0 .pair").count() == seen[-1][0]
     most = max(len(p["patches"]) for p in pages.data_of(tmp_path / "full.html")["prototypes"])
@@ -343,8 +348,10 @@ def test_hostile_names_are_text(browser, converted, toy, tmp_path):
         page.wait_for_timeout(100)
         assert page.locator("img[src=x]").count() == 0 and "<script>alert(1)</script>" in page.inner_text("main")
         commands = {j: page.inner_text(f"#suspect-{j} code") for j in range(8)}
+    places = {file.name: file, "it's val": tmp_path / "it's val"}
     for j, words in commands.items():
-        code, out, err = run(*shlex.split(words)[1:-2], "--device", "cpu", "--json")
+        parsed = [str(places.get(word, word)) for word in shlex.split(words)]
+        code, out, err = run(*parsed[1:-2], "--device", "cpu", "--json")
         assert code == 0 and [e["prototype_id"] for e in json.loads(out)["edits"]] == [j], err
 
 
@@ -383,6 +390,7 @@ def test_the_address_and_the_keyboard(browser, page_file):
 def test_it_fits_a_phone_and_paper(browser, page_file):
     with pages.opened(browser, page_file, width=360, height=740, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        assert pages.findings(page) == []
         assert (
             page.evaluate("getComputedStyle(document.querySelector('.suspect')).backgroundColor") == "rgb(29, 32, 38)"
         )

@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -110,13 +109,14 @@ def test_it_opens_without_error_or_request(browser, page_file):
         assert page.title() == "network"
         assert [link.inner_text() for link in page.query_selector_all("nav a")] == [
             "Explanations 8",
+            "Prototypes 8",
             "Gallery 4",
             "Summary",
         ]
         assert page.locator("#view-explain").is_visible() and not page.locator("#view-gallery").is_visible()
         assert page.locator("#images li").count() == 8
         assert all(text for text in page.eval_on_selector_all(".main img", "found => found.map((each) => each.alt)"))
-        for name in ("gallery", "summary", "explain"):
+        for name in ("prototypes", "gallery", "summary", "explain"):
             page.click(f"nav a[data-view={name}]")
             assert page.locator(f"#view-{name}").is_visible()
         broken = page.eval_on_selector_all(
@@ -125,10 +125,9 @@ def test_it_opens_without_error_or_request(browser, page_file):
         assert broken == 0
 
 
-def shown_command(page, model):
+def shown_command(page, model, *places):
     """The command of the page, run; its JSON."""
-    words = shlex.split(page.inner_text("#words"))
-    assert words[:2] == ["protonmf", "intervene"] and words[words.index("--model") + 1] == str(model)
+    words = pages.command_of(page, model, *places)
     code, out, err = run(*words[1:], "--json", "--device", "cpu")
     assert code == 0, err
     return json.loads(out)
@@ -167,10 +166,10 @@ def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, kind, w
         assert not page.locator("#command").is_visible()
         shown = [int(each.get_attribute("data-prototype")) for each in page.query_selector_all("article.part")]
         pages.slide(page, shown[0], 0.35)
-        check_same(page, shown_command(page, model))
+        check_same(page, shown_command(page, model, toy.image(1)))
         pages.slide(page, shown[-1], 0)
         assert not page.is_checked(f'[data-prototype="{shown[-1]}"] [data-switch]')
-        found = shown_command(page, model)
+        found = shown_command(page, model, toy.image(1))
         check_same(page, found)
         assert len(found["edits"]) == 2 and pages.logits(page) != before
         # a second class: the first one's edits stay, and each class stands before its own
@@ -181,7 +180,7 @@ def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, kind, w
         pages.slide(page, other, 1.5)
         assert page.inner_text("#words").count("protonmf intervene") == 1
         assert page.inner_text("#words").count("--class") == 2
-        found = shown_command(page, model)
+        found = shown_command(page, model, toy.image(1))
         check_same(page, found)
         assert len({edit["class_index"] for edit in found["edits"]}) == 2 and len(found["edits"]) == 3
         page.click("#reset")
@@ -234,10 +233,10 @@ def test_amounts_contributions_and_logits_under_edits_are_those_of_the_commands(
                 assert entries and set(entries) == set(mine)
                 for j in generator.choice(entries, min(2, len(entries)), replace=False).tolist():
                     pages.slide(page, j, float(generator.choice([0.0, 0.35, 1.7])))
-                found = shown_command(page, model)
+                found = shown_command(page, model, toy.image(image))
                 check_same(page, found)
                 target = tmp_path / f"edited-{kind}-{image}-{c}.safetensors"
-                words = shlex.split(page.inner_text("#words"))[1:]
+                words = pages.command_of(page, model, toy.image(image))[1:]
                 assert run(*words, "-o", target, "--device", "cpu", "-q")[0] == 0
                 after = load(target).explain(toy.image(image), str(c))
                 # the ledger, row by row, to the digits that are shown
@@ -370,37 +369,32 @@ def test_the_hint_flips_the_decision_with_the_fewest(browser, request, toy, tmp_
 
 
 @pytest.mark.parametrize("kind", ["converted", "paper", "vit"])
-def test_numbers_and_crop_are_those_of_the_png(browser, request, toy, tmp_path, monkeypatch, kind):
-    from protonmf_cli.output.figures import figure
+def test_numbers_and_crop_are_those_of_the_figure(browser, request, toy, tmp_path, kind):
+    from protonmf_cli.output.figures.figure import explanation_figure
 
     converted = request.getfixturevalue(kind)
     explanation = load(converted).explain(toy.image(0))
-    texts: list[str] = []
-    drawn = figure.as_png
-    monkeypatch.setattr(
-        figure, "as_png", lambda f: (texts.extend(t.get_text() for t in f.findobj(matplotlib.text.Text)), drawn(f))[1]
-    )
-    figure.explanation_png(explanation, 5)
+    texts = [text.get_text() for text in explanation_figure(explanation, 5).findobj(matplotlib.text.Text)]
     code, _, err = run("explain", toy.image(0), "--model", converted, "--html", tmp_path / "page.html", "-q")
     assert code == 0, err
     with pages.opened(browser, tmp_path / "page.html") as page:
         numbers = [text.replace("−", "-") for text in page.locator("#waterfall .number").all_inner_texts()]
         parts = [text.replace("−", "-") for text in page.locator(".part .sum").all_inner_texts()]
         shown = page.locator("#bars [data-probability]").first.inner_text()
-    in_png = {text.strip() for text in texts}
+    in_figure = {text.strip() for text in texts}
     count = min(5, len(explanation.contributions)) + 3 + (kind == "vit")  # bias, residual, logit; what has no place
-    assert len(numbers) == count and set(numbers) <= in_png
+    assert len(numbers) == count and set(numbers) <= in_figure
     for contribution in explanation.contributions[:5]:
         weight = f"{round(contribution.evidence, 2) + 0.0:.2f}  ×  {round(contribution.weight, 2) + 0.0:+.2f}"
         if kind == "paper":
             weight = f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}"
         else:
             low, high = (each + 0.0 for each in contribution.usual)
-            assert f"amount × weight; usual {low:.1f} to {high:.1f}" in in_png
-        assert weight in in_png and any(part.startswith(weight.replace("  ", " ")) for part in parts)
-    assert ("less than none of this" in in_png) == any(c.is_less_than_none for c in explanation.contributions[:5])
-    assert ("no place" in in_png) == (kind == "vit")
-    assert any(text.endswith(shown) for text in in_png)
+            assert f"amount × weight; usual {low:.1f} to {high:.1f}" in in_figure
+        assert weight in in_figure and any(part.startswith(weight.replace("  ", " ")) for part in parts)
+    assert ("less than none of this" in in_figure) == any(c.is_less_than_none for c in explanation.contributions[:5])
+    assert ("no place" in in_figure) == (kind == "vit")
+    assert any(text.endswith(shown) for text in in_figure)
     data = pages.data_of(tmp_path / "page.html")
     (tmp_path / "crop.jpg").write_bytes(base64.b64decode(data["pictures"][data["cases"][0]["pictures"][0]]))
     with Image.open(tmp_path / "crop.jpg") as crop:
@@ -465,7 +459,7 @@ def test_search_and_sorting(browser, page_file, converted):
             assert listed(page) == [names[c] for c in wanted]
         # without an audit nothing is called suspicious; the page names the command that looks
         assert page.locator("#sort option").count() == 5 and page.locator("nav a[data-view=audit]").count() == 0
-        assert page.inner_text("#audit-hint code") == f"protonmf audit --model {converted} --data DIR"
+        assert page.inner_text("#audit-hint code") == f"protonmf audit --model {converted.name} --data DIR"
         # each prototype says for whom else it counts about as much, with the weights of the file
         weight = {(int(c), int(j)): float(v) for c, j, v in zip(
             model.weights.class_index, model.weights.prototype, model.weights.value, strict=True
@@ -524,7 +518,7 @@ def test_broken_addresses(browser, page_file, converted):
 
 
 def test_it_works_with_the_keyboard_alone(browser, page_file):
-    with pages.opened(browser, page_file) as page:
+    with pages.opened(browser, page_file, "#explain?image=0") as page:
         first = page.get_attribute("#images button[aria-current=true]", "data-image")
         page.keyboard.press("ArrowRight")
         assert page.get_attribute("#images button[aria-current=true]", "data-image") != first
@@ -569,12 +563,17 @@ def test_it_works_with_the_keyboard_alone(browser, page_file):
         assert {"sort", "BUTTON", "A"} <= reached
 
 
-@pytest.mark.parametrize("view", ["#explain", "#gallery", "#summary"])
 @pytest.mark.parametrize("kind", ["converted", "protopnet", "fewshot"])
-def test_it_fits_a_phone(browser, request, toy, tmp_path, kind, view):
+def test_it_fits_a_phone(browser, request, toy, tmp_path, kind):
     made(request.getfixturevalue(kind), tmp_path / "page.html", "--images", toy.image(2), "--images", toy.image(3))
-    with pages.opened(browser, tmp_path / "page.html", view, width=360, height=740, color_scheme="dark") as page:
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    with pages.opened(browser, tmp_path / "page.html", width=360, height=740, color_scheme="dark") as page:
+        assert page.evaluate("document.documentElement.scrollHeight") <= 3 * 800, "of an explanation"
+        for closed in page.query_selector_all("details:not([open]) > summary"):
+            closed.click()
+        assert pages.findings(page) == []
+        for view in ("explain", "prototypes", "gallery", "summary"):
+            page.click(f"nav a[data-view={view}]")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
 
 
@@ -605,7 +604,7 @@ def test_hostile_names_are_text(browser, converted, toy, tmp_path):
             page.select_option("#choose-class", chosen)
             for each in page.query_selector_all("article.part"):
                 pages.slide(page, int(each.get_attribute("data-prototype")), 0.5)
-            check_same(page, shown_command(page, model))
+            check_same(page, shown_command(page, model, image))
             page.click("#reset")
         page.click("nav a[data-view=gallery]")
         assert "<script>alert(1)</script>" in page.inner_text("#shelf")
@@ -655,7 +654,7 @@ def test_an_edited_model_is_not_called_the_same(browser, converted, toy, tmp_pat
         page.click("nav a[data-view=explain]")
         shown = int(page.get_attribute("article.part", "data-prototype"))
         pages.slide(page, shown, 0.5)
-        check_same(page, shown_command(page, tmp_path / "e.safetensors"))
+        check_same(page, shown_command(page, tmp_path / "e.safetensors", toy.image(0)))
 
 
 def test_a_plain_edit_of_an_augmented_model_keeps_the_ledger(browser, toy, tmp_path):
@@ -710,10 +709,18 @@ def test_a_class_without_images_is_made_of_other_classes_or_all_residual(browser
         assert nearest == int(page.input_value("#choose-against"))
         if recipe == "default":  # and they can be edited
             pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
-            check_same(page, shown_command(page, tmp_path / "m.safetensors"))
+            check_same(page, shown_command(page, tmp_path / "m.safetensors", toy.data))
         page.click("#nearest")
         assert page.inner_text("#what") == f"What the logit of {model.card.classes[nearest].shown} is made of"
         assert page.locator("article.part canvas").count()
+    # or the best class with prototypes is what is explained
+    made(tmp_path / "m.safetensors", tmp_path / "some.html", "--images", toy.image(3), "--among", "prototypes")
+    first = pages.data_of(tmp_path / "some.html")["cases"][0]["first"]
+    with pages.opened(browser, tmp_path / "some.html") as page:
+        assert int(page.input_value("#choose-class")) == first == max(range(3), key=lambda c: pages.logits(page)[c])
+        said = f"The classifier's own answer is {model.card.classes[3].shown} ("
+        assert page.inner_text("#headline").startswith(said)
+        assert "a class without prototypes here" in page.inner_text("#headline")
 
 
 def test_two_classes_are_compared_on_the_same_amounts(browser, vit, toy, tmp_path):
@@ -737,7 +744,7 @@ def test_two_classes_are_compared_on_the_same_amounts(browser, vit, toy, tmp_pat
         pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
         rows = [each.inner_text().split("\t") for each in page.query_selector_all("#contrast tbody tr")]
         (edits,) = (mine for mine in rows if mine[0] == "the edits")
-        after = shown_command(page, vit)["after"]["predictions"]
+        after = shown_command(page, vit, toy.image(1))["after"]["predictions"]
         logits = {p["class_index"]: p["logit"] for p in after}
         assert number_of(rows[-1][4]) == pytest.approx(logits[first] - logits[second], abs=0.00511)
         assert number_of(edits[4]) == pytest.approx(logits[first] - logits[second] - found["difference"], abs=0.00511)
@@ -802,7 +809,8 @@ def test_a_folder_holds_the_pictures_beside_the_page(browser, converted, toy, tm
 
 def test_pictures_get_smaller_to_fit(browser, converted, toy, tmp_path):
     full = made(converted, tmp_path / "full.html", "--data", toy.data)
-    most = 0.75 * full["bytes"] / 1e6
+    pictures = sum(map(len, pages.data_of(tmp_path / "full.html")["pictures"]))
+    most = (full["bytes"] - 0.4 * pictures) / 1e6
     small = made(converted, tmp_path / "small.html", "--data", toy.data, "--max-size", most)
     assert small["bytes"] <= most * 1e6 and "To stay below" in small["left_out"][0]
     with pages.opened(browser, tmp_path / "small.html", "#summary") as page:
@@ -858,7 +866,7 @@ def test_a_page_of_very_many_classes_has_rows_of_some_and_edits_as_the_command_d
         stored, _ = load_model(model)
         assert prototypes[j]["n"] in [stored.number(k) for k in stored.own(prototypes[j]["c"])]
         pages.slide(page, j, 0)
-        check_same(page, shown_command(page, model))
+        check_same(page, shown_command(page, model, toy.image(3)))
 
 
 def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
@@ -876,7 +884,7 @@ def test_no_examples_no_names_and_a_crowd(browser, converted, toy, tmp_path):
     with pages.opened(browser, tmp_path / "bare.html") as page:
         assert "The file holds no training patches." in page.inner_text("article.part")
         pages.slide(page, int(page.get_attribute("article.part", "data-prototype")), 0)
-        check_same(page, shown_command(page, tmp_path / "bare.safetensors"))
+        check_same(page, shown_command(page, tmp_path / "bare.safetensors", toy.image(0)))
         page.click("nav a[data-view=gallery]")
         assert "The file holds no training patches." in page.inner_text("#shelf")
     # hundreds of prototypes in one class: the first one, 300 times
@@ -933,9 +941,9 @@ def test_images_that_cannot_be_read(browser, converted, toy, tmp_path):
     with pages.opened(browser, tmp_path / "e.html", "#summary") as page:
         assert "a.jpg" in page.inner_text("#view-summary")
     code, _, err = run(
-        "explain", toy.image(0), "--model", converted, "--html", tmp_path / "s.png", "--png", tmp_path / "s.png"
+        "explain", toy.image(0), "--model", converted, "--html", tmp_path / "s.png", "--figure", tmp_path / "s.png"
     )
-    assert code == 2 and "--png and --html both name" in err and not (tmp_path / "s.png").exists()
+    assert code == 2 and "--figure and --html both name" in err and not (tmp_path / "s.png").exists()
 
 
 def test_refusals(converted, toy, tmp_path):
@@ -955,7 +963,7 @@ def test_refusals(converted, toy, tmp_path):
         (("--model", tmp_path / "none.safetensors"), 3, "there is no prototype model at"),
         (("--model", tmp_path / "evaluation.json"), 3, "evaluation.json"),
         (("--images", tmp_path / "empty"), 3, "there are no images in"),
-        (("--images", tmp_path / "gone.png"), 3, "none of the 1 images could be read"),
+        (("--images", tmp_path / "gone.png"), 3, "gone.png cannot be read"),
         (("--data", tmp_path / "gone"), 3, "does not exist"),
         (("--boxes", toy.data), 2, "--boxes is about the images of --data"),
         (("--per-class", 3, "--images", toy.image(0)), 2, "--per-class is about the images of --data"),
@@ -1027,9 +1035,9 @@ def test_every_part_of_the_script_is_joined_once_and_no_name_is_defined_twice():
     assert [name for name in names if used[name] < 2] == []
 
 
-def test_the_page_says_how_usual_an_image_is(page_file, converted, browser):
+def test_the_page_says_how_usual_an_image_is(page_file, converted, toy, browser):
     case = pages.data_of(page_file)["cases"][0]
-    code, out, err = run("explain", case["image"], "--model", converted)
+    code, out, err = run("explain", toy.data / case["image"], "--model", converted)
     assert code == 0, err
     assert f"unlike: {case['unlike']}" in " ".join(out.split())
     with pages.opened(browser, page_file, "#explain?image=0") as page:

@@ -258,6 +258,7 @@ def _contrast(contrast: Contrast, place: Place) -> dict[str, Any]:
 def _explanation(explanation: Explanation, place: Place, sizes: _Sizes) -> dict[str, Any]:
     return {
         "share": explanation.residual_share,
+        "error": float(f"{explanation.ledger_error:.1e}"),
         "residual": None if explanation.residual_map is None else _map(explanation.residual_map),
         "codes": None if explanation.residual_codes is None else _map(explanation.residual_codes.clip(0)),
         "parts": {

@@ -22,8 +22,8 @@ NUMBER = 16 / 3
 SAMPLED = 48
 """Pictures encoded to guess the size of all."""
 SCRIPT = (
-    "data", "numbers", "evidence", "elements", "pictures", "state", "images", "explain", "cards", "contrast",
-    "intervene", "plane", "audit", "gallery", "main",
+    "data", "numbers", "evidence", "elements", "help", "pictures", "state", "images", "headline", "explain", "cards",
+    "contrast", "beside", "intervene", "plane", "audit", "overview", "gallery", "main",
 )  # fmt: skip
 """Parts of the page's script, in js, in their order: values are made of those before them, functions use any."""
 
@@ -133,9 +133,10 @@ def _render(report: Report, words: PageWords, pictures: Pictures, left_out: tupl
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     data = page_data(report, words, pictures)
     text = environment.from_string(_text("page.html")).render(
-        title=words.title, subtitle=words.subtitle, badge=words.badge, lines=words.lines, tables=words.tables,
-        skipped=words.skipped, provenance=words.provenance, glossary=words.glossary, version=words.version,
-        cases=len(report.cases), shortcuts=_shortcuts(report), classes=len(report.gallery.classes), left_out=left_out,
+        title=words.title, subtitle=words.subtitle, about=words.about, badge=words.badge, lines=words.lines,
+        tables=words.tables, skipped=words.skipped, provenance=words.provenance, glossary=words.glossary,
+        version=words.version, cases=len(report.cases), shortcuts=_shortcuts(report),
+        classes=len(report.gallery.classes), prototypes=_owned(report), left_out=left_out,
         style=Markup(_text("page.css")), script=Markup(script()),
         data=jinja2.utils.htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
     )  # fmt: skip
@@ -145,6 +146,12 @@ def _render(report: Report, words: PageWords, pictures: Pictures, left_out: tupl
 def _shortcuts(report: Report) -> int | None:
     """Prototypes that look like shortcuts; None without an audit."""
     return None if report.audit is None else len(report.audit.audit.shortcuts)
+
+
+def _owned(report: Report) -> int:
+    """Prototypes of the classes that the gallery shows."""
+    shown = {fact.class_index for fact in report.gallery.classes}
+    return sum(prototype.owner_index in shown for prototype in report.gallery.prototypes)
 
 
 def script() -> str:

@@ -15,10 +15,21 @@ METHODS = {"protonmf": "prototypes after the fact", "protopnet": "ProtoPNet", "f
 GLOSSARY = {
     "prototype": "A direction in the network's features that stands for a part of a class, shown by the training patches where it is strongest.",
     "evidence": "How much of a prototype an image holds.",
-    "weight": "What one unit of evidence adds to a class's logit.",
+    "weight": "What one unit of evidence adds to a class's logit. Below zero it speaks against the class.",
     "contribution": "Weight × evidence: what a prototype adds to the logit.",
+    "logit": "The score of a class: the sum of all rows. The class with the largest one is the answer.",
+    "probability": "The share of a class when the scores of all classes are made to add up to 100 % (softmax). It says how far a class is ahead, not how often such an answer is right.",
+    "map": "Where in the picture the prototype is: the more colour, the more of it. “What each place adds” shows the same in points of the logit: red for the class, blue against it.",
+    "nearest": "Prototypes of other classes that are most like this one; in brackets the cosine, 1 for the same direction and 0 for nothing in common.",
+    "accuracy": "The share of images whose true class is the answer.",
+    "agreement": "The share of images for which the prototypes and the classifier they were made of answer the same.",
+    "95 %": "Where the true value lies with a probability of 95 %: the fewer the images, the wider.",
 }
 SUMS = {
+    "bias": "What a class gets whatever the image shows.",
+    "ledger error": "What the rows and the network's own logit differ by: rounding, when all is well.",
+    "exactness": "The largest difference between a logit of the prototypes with all that is left, and the classifier's own.",
+    "cancellation": "The sum of the sizes of all rows over the size of their sum: 1 where no row speaks against another.",
     "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
     "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
     "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
@@ -31,11 +42,12 @@ MATCHES = {
     "unused": "No training image matches the prototype most.",
 }
 AMOUNTS = {
-    "evidence": "Here: the amount.",
+    "evidence": "How much of a prototype an image holds: here its amount.",
     "amount": "How much of a prototype an image holds once the other prototypes of the class and of its nearest classes have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
-    "usual": "From one in twenty to nineteen in twenty of the training images of the prototype's own class.",
+    "usual": "The amounts that most training images of the prototype's own class hold: one in twenty holds less, one in twenty more.",
     "weight": "What an amount of 1 adds to a class's logit: the classifier's own weights on that prototype.",
     "contribution": "Amount × weight: what a prototype adds to the logit. Switching it off takes that away, and what it has of “no place”.",
+    "unlike": "How far the image is from the training images of the class that was answered: 0 is usual, above 1 it is further off than 95 % of them.",
     "no place": "What parts of the network without a place in the picture (a class token's start, biases) add beyond their mean.",
 }
 AUGMENTED = {
@@ -48,6 +60,7 @@ AUDIT = {
     "taken out": "The prototype removed from every class, or from its own class where the model cannot do more.",
     "recoloured": "Images of other classes with the mean and the spread of the colours of the prototype's training pictures.",
     "interval": "Where the true share lies with a probability of 95 % (Wilson): the fewer the images, the wider.",
+    "score": "How much a prototype looks like a shortcut, from 0 to 1: the share of other images that follow it, times what its class keeps without it.",
     "outside": "The share of the prototype's maps that lies outside the masks or boxes of the objects.",
 }
 
@@ -73,6 +86,7 @@ def page_words(report: Report, lines: dict[str, str], *, nameless: bool) -> Page
     return PageWords(
         title=" + ".join(each.source.short_name for each in card.members or (card,)),
         subtitle=f"{METHODS.get(card.method, card.method)}: {count}",
+        about=_about(report),
         badge=_badge(report),
         lines=lines,
         tables=tuple(evaluation_tables(report.evaluation)) if report.evaluation else (),
@@ -88,6 +102,22 @@ def page_words(report: Report, lines: dict[str, str], *, nameless: bool) -> Page
         evidence=model.evidence.kind.said,
         nameless=nameless,
     )
+
+
+def _about(report: Report) -> str:
+    """What the page is, for somebody who has never seen one."""
+    card, kind = report.model.card, report.model.evidence.kind
+    name = " + ".join(each.source.short_name for each in card.members or (card,))
+    if kind.adds_up:
+        does = (
+            "it looks for prototypes, parts of its classes that training images show, and the score of a class is the sum "
+            "of what they add and what they leave unexplained"
+        )
+    elif kind.is_of_patches:
+        does = "it compares an image with training patches, its prototypes, and the score of a class is the sum of what they add"
+    else:
+        does = "it matches an image with a few prototypes, which stand for training images, and the best match decides"
+    return f"This page shows how the image classifier {name} decides: {does}. Click a word with a question mark to see what it means."
 
 
 def _glossary_of(kind: EvidenceKind) -> dict[str, str]:

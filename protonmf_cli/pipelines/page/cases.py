@@ -14,7 +14,8 @@ from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.page import Case, Neighbours
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Contrast, Contribution, Explanation
-from protonmf_cli.options import Form
+from protonmf_cli.options import Among, Form
+from protonmf_cli.pipelines.explaining.choice import best_class, chosen_among, next_class
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import Answer, answers_of, explain_answer, has_rest, head_times
 from protonmf_cli.pipelines.fewshot.interpretation import position_of
@@ -36,6 +37,7 @@ def cases_of(
     model_name: str,
     form: Form,
     class_index: int | None = None,
+    among: Among | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Case]:
     """Explain the predicted class of every image, the runner-up, the best other class with prototypes, the true class.
@@ -45,15 +47,18 @@ def cases_of(
         batches: images; `class_index` is the true class, -1 where it is unknown.
         model_name: for the explanations.
         form: plain or augmented, see `chosen_form`.
-        class_index: a class that is explained first, instead of the predicted one.
+        class_index: a class that is explained first, instead of the best one.
+        among: of which classes that is the best, see `chosen_among`.
         progress: advanced by the images.
     """
+    among = chosen_among(model, among)
     for batch in batches:
         if len(batch.sources):
             target = None if batch.class_index < 0 else batch.class_index
             answers = answers_of(backbone, model, batch.crops)
             for source, answer in zip(batch.sources, answers, strict=True):
-                yield _case(backbone, model, answer, source.path, model_name, form, class_index, target)
+                explained = best_class(model, answer.logits, among) if class_index is None else class_index
+                yield _case(backbone, model, answer, source.path, model_name, form, explained, target)
                 progress.advance()
         progress.advance(len(batch.skipped))
 
@@ -65,14 +70,12 @@ def _case(
     image: str,
     model_name: str,
     form: Form,
-    first: int | None,
+    explained: int,
     target: int | None,
 ) -> Case:
     best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
-    explained = best[0] if first is None else first
-    active = model.active_classes[model.active_classes != explained]
-    nearest = int(active[answer.logits[active].argmax()]) if len(active) else None
-    wanted = list(dict.fromkeys(c for c in (first, *best, target, nearest) if c is not None))
+    nearest = next_class(model, answer.logits, explained)
+    wanted = list(dict.fromkeys(c for c in (explained, *best, target, nearest) if c is not None))
     logits, top = answer.logits, int(answer.logits.argmax())
     contrasts, similar, neighbours = _beyond(backbone, model, answer, wanted, best[0])
     return Case(

@@ -9,7 +9,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, Skipped
 from protonmf_cli.models.page import Case, Report
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.options import Form
+from protonmf_cli.options import Among, Form
 from protonmf_cli.pipelines.auditing.signs import Decode
 from protonmf_cli.pipelines.explaining.explanation import chosen_form, connections, head_of
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation
@@ -30,6 +30,7 @@ def report_of(
     form: Form | None = None,
     evaluation: Mapping[str, Any] | None = None,
     class_index: int | None = None,
+    among: Among | None = None,
     explained_only: bool = False,
     interpretation: Interpretation | None = None,
     audit: Audit | None = None,
@@ -45,7 +46,8 @@ def report_of(
         decode: reads the pictures of the training patches.
         form: plain or augmented; as the model is stored if None.
         evaluation: `protonmf.evaluation/1` of this model.
-        class_index: a class that is explained first, instead of the predicted one.
+        class_index: a class that is explained first, instead of the best one.
+        among: of which classes that is the best, see `chosen_among`.
         explained_only: show only the classes that are explained.
         interpretation: of a few-shot model.
         audit: of the model.
@@ -65,7 +67,8 @@ def report_of(
 
     cases = tuple(
         cases_of(
-            backbone, model, watched(), model_name=file, form=form, class_index=class_index, progress=progress
+            backbone, model, watched(), model_name=file, form=form, class_index=class_index, among=among,
+            progress=progress,
         )
     )  # fmt: skip
     explained = {explanation.class_index for case in cases for explanation in case.explanations}

@@ -17,7 +17,7 @@ function showAudit(audit) {
   if (!view.firstChild) {
     view.append(auditSummary(audit), el("div", { id: "suspects" }), el("p", { class: "more", id: "more-suspects" }),
       el("h2", { id: "ranking-title" }, "All prototypes, the most suspicious first"), rankingTools(audit),
-      el("div", { class: "scroll", id: "ranking" }), el("div", { id: "ranking-pager" }));
+      scrolled("Ranking", el("div", { id: "ranking" })), el("div", { id: "ranking-pager" }));
     const shortcuts = pictured(audit).reduce((count, one, n) => (one.shortcut ? n + 1 : count), 0);
     drawSuspects(audit, Math.min(MOST_CARDS, shortcuts) || MORE_CARDS);
   }
@@ -75,7 +75,7 @@ function groupTable({ groups }) {
   const rows = [...groups].sort((a, b) => a[2] - b[2]).map(([name, images, accuracy]) =>
     el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, String(images)), el("td", {}, percent(accuracy))));
   const heads = ["group", "images", "accuracy"].map((name) => el("th", { scope: "col" }, name));
-  return el("div", { class: "scroll" }, el("table", { class: "figures", id: "groups" },
+  return scrolled("Groups", el("table", { class: "figures", id: "groups" },
     el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)));
 }
 
@@ -106,7 +106,7 @@ function suspectCard(audit, one) {
       el("h3", {}, el("span", { class: "rank", title: "place in the ranking" }, String((ranks.get(one.j) ?? 0) + 1)), " ",
         galleryLink(c, `${nameOf(c)}, prototype ${n}`)),
       one.shortcut ? chip("⚠︎ looks like a shortcut", "warn") : chip("does not look like a shortcut"),
-      el("span", { class: "soft" }, `score ${plain(one.score)}`)),
+      el("span", { class: "soft" }, word("score"), ` ${plain(one.score)}`)),
     el("p", {}, sentence(one.reason)),
     signsBeside(one),
     el("div", { class: "findings" }, takenOver(one, c), missed(audit, one, c)),
@@ -137,7 +137,7 @@ function signsBeside({ signs, reason, outside }) {
  */
 function takenOver({ transplant }, c) {
   const title = el("h4", {}, `Images of other classes that go to ${nameOf(c)}`,
-    el("span", { class: "soft" }, " (95 % intervals)"));
+    el("span", { class: "soft" }, " (95 % ", word("interval", "intervals"), ")"));
   if (!transplant) return el("section", {}, title, el("p", { class: "soft" }, "Nothing could be pasted."));
   /** @type {[name: string, share: Share, shade: string][]} */
   const rows = [
@@ -190,7 +190,7 @@ function shareBar(share, shade) {
  * @param {number} c
  */
 function missed(audit, { need }, c) {
-  const title = el("h4", {}, "When it is taken out");
+  const title = el("h4", {}, "When it is ", word("taken out"));
   if (!need) {
     const words = `There is no image of ${nameOf(c)} in the audit: nobody knows whether it needs the prototype.`;
     return el("section", {}, title, el("p", { class: "soft" }, words));
@@ -215,7 +215,7 @@ function pastedRegions({ j, regions = [] }) {
     ...patchOf(j, patch, shade), box: null, cells: regions[n], caption: fileOf(patch[4]),
   }));
   return el("section", {}, el("h4", {}, "Its training patches", regions.some((cells) => cells.length)
-    ? el("span", { class: "soft" }, " (outlined: what is pasted)") : null),
+    ? el("span", { class: "soft" }, " (outlined: what is ", word("pasted"), ")") : null),
     el("div", { class: "pictures" }, shots.length ? shots : el("p", { class: "soft" }, patchless(data.prototypes[j]))));
 }
 
@@ -304,7 +304,7 @@ function rankingTable(here) {
       cells.map((text) => el("td", {}, text)));
   };
   return el("table", { class: "figures ranking" },
-    el("thead", {}, el("tr", {}, heads.map((name) => el("th", { scope: "col" }, name)))),
+    el("thead", {}, el("tr", {}, heads.map((name) => el("th", { scope: "col" }, word(name))))),
     el("tbody", {}, here.map(row)));
 }
 

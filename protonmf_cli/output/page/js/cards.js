@@ -2,6 +2,8 @@
 
 /** Training patches beside each prototype. */
 const PATCHES = 4;
+/** Cards of prototypes on a phone before "show all". */
+const FEW = 2;
 
 /**
  * @param {Case} one
@@ -9,12 +11,13 @@ const PATCHES = 4;
  * @param {ReturnType<typeof ledger>} rows
  */
 function partCards(one, c, { all, kept, rest }) {
-  const cards = kept.map((row) => partCard(one, c, row));
+  const shown = narrow.matches && !whole ? kept.slice(0, FEW) : kept;
+  const cards = shown.map((row) => partCard(one, c, row));
   const heading = data.pooling === "soft" ? "This looks like these" : "This looks like that";
-  if (all.length) cards.unshift(el("h2", {}, heading));
+  if (all.length) cards.unshift(el("h2", {}, `${heading}: the `, word("prototype", "prototypes")));
   const more = () => { whole = true; show(); };
   const words = `show all ${all.length} prototypes`;
-  if (rest.length)
+  if (rest.length || shown.length < kept.length)
     cards.push(el("p", { class: "more" }, el("button", { type: "button", id: "all", onclick: more }, words)));
   return cards;
 }
@@ -31,17 +34,18 @@ function partCard(one, c, { e, j }) {
   const kind = data.pooling === "max" ? "its patch: " : lacking ? "less than none of: " : "that: ";
   const that = patches.slice(0, PATCHES).map((patch, n) =>
     figure({ ...patchOf(j, patch, shade), caption: (n ? "" : kind) + fileOf(patch[4]) }));
-  const flags = [suspectChip(j), ...prototype.signs.map(([, words]) => el("span", { class: "chip warn" }, words))]
-    .filter(Boolean);
-  const node = el("article", { class: "card part", "data-prototype": j },
+  const against = speaksAgainstOwn(j) ? againstChip(j) : null;
+  const signs = prototype.signs.map(([, words]) => chip(words, "warn"));
+  const flags = [suspectChip(j), against, ...signs].filter(Boolean);
+  const node = el("article", { class: "card part", "data-prototype": j, "data-light": j },
     el("header", {},
       el("h3", {}, swatch(shade), titleOf(j, c)),
       sumOf(one, c, { e, j }),
       prototype.network ? el("span", { class: "chip" }, prototype.network) : null,
       data.facts.some((fact) => fact.c === prototype.c) ? galleryLink(prototype.c, "in the gallery") : null,
       slider(c, j)),
-    flags.length ? el("div", { class: "chips", style: "margin-bottom:.6rem" }, flags) : null,
-    el("div", { class: "pictures" }, inImage(one, c, { e, j }, lacking),
+    flags.length ? el("div", { class: "chips" }, flags) : null,
+    el("div", { class: "pictures" }, inImage(one, c, j),
       el("div", { class: "that" }, that.length ? that : el("p", { class: "soft" }, patchless(prototype)))));
   node.style.borderLeftColor = shade;
   return node;
@@ -58,8 +62,9 @@ function sumOf(one, c, { e, j }) {
   const [low, high] = data.prototypes[j].usual ?? [0, 0];
   return el("span", { class: "sum number" },
     links.amounts ? `${plain(amount)} × ${signed(weight)} ` : `${signed(weight, 3)} × ${plain(amount)} `,
-    el("span", { class: "soft" },
-      links.amounts ? `amount (usual ${plain(low, 1)} to ${plain(high, 1)}) × weight` : "weight × evidence"),
+    el("span", { class: "soft" }, links.amounts
+      ? [word("amount"), " (", word("usual"), ` ${plain(low, 1)} to ${plain(high, 1)}) × `, word("weight")]
+      : [word("weight"), " × ", word("evidence")]),
     links.share && links.share[e] ? ` ${signed(value - weight * amount)} of the residual` : "",
     " = ", el("b", {}, signed(value)), el("span", { class: "flipped", "data-now": key(c, j) }));
 }
@@ -68,25 +73,19 @@ function sumOf(one, c, { e, j }) {
  * Where a prototype is in the image.
  * @param {Case} one
  * @param {number} c
- * @param {{ e: number, j: number }} row
- * @param {boolean} lacking  less than none of it
+ * @param {number} j
  */
-function inImage(one, c, { e, j }, lacking) {
-  const drawn = one.drawn[c], seen = drawn?.parts[j], prototype = data.prototypes[j];
-  const picture = one.pictures[prototype.m];
-  if (!seen?.presence) {
-    const caption = seen ? "this image: nothing can be placed"
+function inImage(one, c, j) {
+  const row = rowDrawn(one, c, j), drawn = one.drawn[c], picture = one.pictures[data.prototypes[j].m];
+  if (!row) {
+    const caption = drawn?.parts[j] ? "this image: nothing can be placed"
       : drawn ? "maps are kept of the largest contributions only" : "maps are kept of the explained classes only";
     return figure({ picture, alt: "the image", caption });
   }
-  const added = mapKind === "contribution" ? contributionMap(c, j, seen) : undefined;
-  const style = added && data.pooling === "sum" ? "signed" : "presence";
-  const full = prototype.full === null ? null : prototype.full * (style === "signed" ? Math.abs(links.weight[e]) : 1);
-  const unplaced = added && seen.unplaced && Math.abs(seen.unplaced) > 5e-3 ? seen.unplaced : 0;
-  return figure({
-    picture, map: added ?? seen.presence, style, full, box: lacking ? null : seen.box, shade: colourOf(c, j),
-    alt: `${titleOf(j, c)} in the image`, caption: unplaced ? `${signed(unplaced)} of it has no place` : "this",
-  });
+  const { seen, ...shot } = row;
+  const unplaced = mapKind === "contribution" && Math.abs(seen.unplaced ?? 0) > 5e-3 ? seen.unplaced ?? 0 : 0;
+  const caption = unplaced ? `${signed(unplaced)} of it has no place` : "this";
+  return figure({ ...shot, picture, alt: `${titleOf(j, c)} in the image`, caption });
 }
 
 /**
@@ -134,10 +133,10 @@ function residualCard(one, c) {
   const drawn = one.drawn[c], left = residualOf(one, c), shared = links.share && hasRows(c) && !left;
   const words = shared ? "Augmented prototypes carry the residual: nothing is left outside them."
     : "What the prototypes do not explain. It is part of the logit and cannot be switched off.";
-  const sum = shared ? null : el("span", { class: "sum number" }, el("b", {}, signed(left)));
   return el("section", { class: "card part", "aria-label": "Residual" },
-    el("header", {}, el("h3", {}, swatch("var(--dark-bar)"), "residual"), sum, el("span", { class: "soft" }, words)),
-    el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], c, drawn)));
+    fold("residual", [swatch("var(--dark-bar)"), "Residual", shared ? "" : ` ${signed(left)}`],
+      el("p", { class: "soft" }, words),
+      el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], c, drawn))));
 }
 
 /**
@@ -165,8 +164,8 @@ function residualMaps(picture, c, { residual, codes, parts }) {
  */
 function similarCard(one) {
   if (!one.similar.length) return null;
-  return el("section", { class: "card", "aria-label": "Local analysis" },
-    el("h2", {}, "The most similar prototypes of any class"),
+  return el("section", { class: "card", "aria-label": "Local analysis" }, fold("similar",
+    "The most similar prototypes of any class",
     el("p", { class: "soft" },
       "Local analysis: the patch of this image, where it lies, and the training patch that it looks like."),
     one.similar.map(({ j, evidence: similarity, weight, box, map }) => {
@@ -181,5 +180,5 @@ function similarCard(one) {
           figure({ picture, box, map, style: "presence", shade, alt: where, caption: "activation map" }),
           own && figure({ ...patchOf(j, own, shade, true), caption: "looks like that" }),
           own && figure({ ...patchOf(j, own, shade), caption: fileOf(own[4]) })));
-    }));
+    })));
 }

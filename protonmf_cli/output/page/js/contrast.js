@@ -4,7 +4,7 @@
 const CONTRASTED = 8;
 
 /** @typedef {[first: number, second: number]} Pair */
-/** @typedef {[name: string, values: Pair, amount?: string]} Line */
+/** @typedef {[name: string, values: Pair, amount?: string, prototype?: number]} Line */
 
 /**
  * Rows that were made for these two classes, on the same amounts.
@@ -22,7 +22,7 @@ function sameAmounts(one, a, b) {
     return inside + outside;
   };
   /** @type {Line[]} */
-  const lines = found.rows.map(([j, amount, x, y]) => [fullTitleOf(j), turn([amount * x, amount * y]), plain(amount)]);
+  const lines = found.rows.map(([j, amount, x, y]) => [fullTitleOf(j), turn([amount * x, amount * y]), plain(amount), j]);
   const [more, first, second] = found.rest;
   if (more) lines.push([`${more} more prototypes`, turn([first, second])]);
   if (one.unplaced) lines.push(["no place", turn(found.unplaced)]);
@@ -51,7 +51,7 @@ function ownEvidence(one, a, b) {
   const sorted = [...rows].sort((p, q) => Math.abs(differenceOf(q[1])) - Math.abs(differenceOf(p[1])));
   const rest = sorted.slice(CONTRASTED);
   /** @type {Line[]} */
-  const lines = sorted.slice(0, CONTRASTED).map(([j, pair]) => [fullTitleOf(j), pair]);
+  const lines = sorted.slice(0, CONTRASTED).map(([j, pair]) => [fullTitleOf(j), pair, undefined, j]);
   if (rest.length)
     lines.push([`${rest.length} more prototypes`, rest.reduce(([x, y], [, [p, q]]) => [x + p, y + q], [0, 0])]);
   const [first, second] = [a, b].map((c) => unplacedOf(one, c, state.edits));
@@ -65,6 +65,20 @@ function ownEvidence(one, a, b) {
 const differenceOf = ([x, y]) => x - y;
 
 /**
+ * What two logits are made of, on the same amounts where these are known.
+ * @param {Case} one
+ * @param {number} a
+ * @param {number} b
+ */
+const linesBetween = (one, a, b) => sameAmounts(one, a, b) ?? ownEvidence(one, a, b);
+
+/**
+ * @param {number} difference
+ * @param {number} top  the largest one beside it
+ */
+const differenceBar = (difference, top) => bar(0, difference, [-top, top], difference < 0 ? "#0072B2" : "#D55E00");
+
+/**
  * @param {Case} one
  * @param {number} a
  * @param {number} b
@@ -75,24 +89,24 @@ function drawContrast(one, a, b) {
     node.replaceChildren();
     return;
   }
-  const same = sameAmounts(one, a, b), lines = same ?? ownEvidence(one, a, b);
+  const lines = linesBetween(one, a, b), same = lines.some(([, , amount]) => amount !== undefined);
   const logits = logitsOf(one, state.edits), off = logits[a] - logits[b];
   const top = Math.max(...lines.map(([, pair]) => Math.abs(differenceOf(pair)))) || 1;
-  const row = (/** @type {Line} */ [name, pair, amount], total = false) => {
-    const difference = differenceOf(pair), shade = difference < 0 ? "#0072B2" : "#D55E00";
-    return el("tr", { class: total ? "total" : null },
+  const row = (/** @type {Line} */ [name, pair, amount, j], total = false) => {
+    const difference = differenceOf(pair);
+    return el("tr", { class: total ? "total" : null, "data-light": j },
       el("th", { scope: "row" }, name), same ? el("td", {}, amount ?? "") : null,
       el("td", {}, plain(pair[0])), el("td", {}, plain(pair[1])), el("td", {}, signed(difference)),
-      el("td", { class: "bar" }, total ? null : bar(0, difference, [-top, top], shade)));
+      el("td", { class: "bar" }, total ? null : differenceBar(difference, top)));
   };
-  const head = (/** @type {string} */ words, /** @type {string | null} */ kind = null) =>
+  const head = (/** @type {Child} */ words, /** @type {string | null} */ kind = null) =>
     el("th", { scope: "col", class: kind }, words);
-  node.replaceChildren(
-    el("h2", {}, `Why ${nameOf(a)} and not ${nameOf(b)}?`),
-    el("p", { class: "soft" },
-      `Its logit is ${plain(Math.abs(off))} ${off >= 0 ? "higher" : "lower"}; this is where that comes from.`),
-    el("div", { class: "scroll" }, el("table", { class: "contrast" },
-      el("thead", {}, el("tr", {},
-        head(""), same ? head("amount") : null, head(nameOf(a)), head(nameOf(b)), head("difference"), head("", "bar"))),
-      el("tbody", {}, lines.map((line) => row(line)), row(["logit", [logits[a], logits[b]]], true)))));
+  node.replaceChildren(fold("contrast", `Why ${nameOf(a)} and not ${nameOf(b)}?`,
+    el("p", { class: "soft" }, "Its ", word("logit"),
+      ` is ${plain(Math.abs(off))} ${off >= 0 ? "higher" : "lower"}; this is where that comes from.`),
+    scrolled("Rows of both classes",
+      el("table", { class: "contrast" },
+        el("thead", {}, el("tr", {}, head(""), same ? head(word("amount")) : null, head(nameOf(a)), head(nameOf(b)),
+          head("difference"), head("", "bar"))),
+        el("tbody", {}, lines.map((line) => row(line)), row(["logit", [logits[a], logits[b]]], true))))));
 }

@@ -55,6 +55,7 @@
  *
  * @typedef {object} Drawn  the maps of one class in an image
  * @property {number | null} share  of the residual
+ * @property {number} error  what the rows and the network's own logit differ by
  * @property {PlaceMap | null} residual
  * @property {PlaceMap | null} codes
  * @property {Record<number, Part>} parts

@@ -48,6 +48,31 @@ const el = (name, attributes, ...children) => fill(document.createElement(name),
  */
 const svg = (name, attributes, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
+/** Whether the screen is as narrow as a phone's, as page.css has it. */
+const narrow = matchMedia("(max-width: 600px)");
+/** @type {Map<string, boolean>} what the reader opened or closed */
+const folds = new Map();
+
+/**
+ * A part that can be closed; on a phone it is closed at first.
+ * @param {string} name
+ * @param {Child} title
+ * @param {Children} children
+ */
+function fold(name, title, ...children) {
+  const node = el("details", { class: "fold", open: folds.get(name) ?? !narrow.matches, "data-fold": name });
+  const note = () => { folds.set(name, !node.open); };
+  return fill(node, {}, [el("summary", { onclick: note }, el("h2", {}, title)), children]);
+}
+
+/**
+ * What may be wider than the screen: it scrolls by itself, with the keyboard too.
+ * @param {string} name
+ * @param {Children} children
+ */
+const scrolled = (name, ...children) =>
+  el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, children);
+
 /** @param {string} shade */
 function swatch(shade) {
   const node = el("span", { class: "swatch", "aria-hidden": "true" });

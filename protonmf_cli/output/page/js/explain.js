@@ -40,23 +40,48 @@ function showExplanation() {
 }
 
 function showCase() {
-  const one = caseShown(), c = chosenClass(), drawn = one.drawn[c];
+  const one = caseShown(), c = chosenClass();
   const rows = ledger(one, c, whole ? Infinity : SHOWN);
+  lightables.length = 0;
   document.querySelector("#view-explain .main")?.replaceChildren(
     el("section", { class: "card live", "aria-label": "Prediction" }, el("div", { id: "live" })),
-    el("section", { class: "card", "aria-label": "The logit" },
-      el("div", { class: "choices" },
-        classChoice("explain", "class", c), classChoice("against", "against", rivalOf(c)), mapChoice(drawn), steps()),
-      el("div", { class: "verdict", style: "margin-top:1rem" },
+    el("section", { class: "card", "aria-label": "The explanation" }, choices(one, c),
+      el("div", { class: "verdict" },
         el("div", { class: "seen" }, seenBy(one, c, rows.kept)),
-        el("div", {}, el("h2", { id: "what" }), el("div", { class: "waterfall", id: "waterfall" }),
-          el("p", { class: "note", id: "share" })))),
+        el("div", {},
+          el("h2", { id: "why" }), el("div", { id: "headline" }),
+          el("h3", {}, el("span", { id: "what" })), el("div", { class: "waterfall", id: "waterfall" }),
+          el("p", { class: "note", id: "share" }), againstOwnWords(c), howToRead(one, c)))),
+    besideCard(one, c) ?? "",
     interveneCard(one, c),
     ...partCards(one, c, rows),
     residualCard(one, c) ?? "",
     el("section", { class: "card", "aria-label": "Contrast" }, el("div", { id: "contrast" })),
     similarCard(one) ?? "", placeCard(one) ?? "");
   update();
+}
+
+/**
+ * Which classes, maps and images are looked at; on a phone behind a word.
+ * @param {Case} one
+ * @param {number} c
+ */
+function choices(one, c) {
+  const classes = [classChoice("explain", "class", c), classChoice("against", "against", rivalOf(c))];
+  const all = [...classes, mapChoice(one.drawn[c]), besideChoice()], name = "More";
+  if (!narrow.matches) return el("div", { class: "choices" }, all, steps());
+  return el("div", { class: "choices" }, steps(), fold("choices", name, el("div", { class: "choices" }, all)));
+}
+
+/**
+ * A class that some of its own prototypes speak against.
+ * @param {number} c
+ */
+function againstOwnWords(c) {
+  const own = data.own[c] ?? [], found = own.filter(speaksAgainstOwn);
+  return found.length ? el("p", { class: "notice", id: "against-own" },
+    `${found.length} of the ${own.length} prototypes of ${nameOf(c)} have a negative `, word("weight"),
+    " for it: the more of them an image holds, the less it goes to this class.") : null;
 }
 
 /**
@@ -77,7 +102,9 @@ function seenBy(one, c, rows) {
   }
   const picture = one.pictures[0], alt = `all own prototypes of ${nameOf(c)} in the image`;
   return [
-    figure({ big: true, picture, alt: `what the network saw of ${one.image}`, caption: fileOf(one.image) }),
+    lightable(one, c, {
+      big: true, picture, alt: `what the network saw of ${one.image}`, caption: fileOf(one.image),
+    }),
     all.maps.length < 2 ? null
       : figure({ big: true, picture, alt, all, caption: "its own prototypes, one colour each" }),
   ];
@@ -102,8 +129,8 @@ function mapChoice(drawn) {
   const presence = data.pooling === "max" ? "activation" : "where it is";
   const kinds = { presence, contribution: "what each place adds" };
   return el("span", { class: "choices" },
-    el("label", {}, "map",
-      el("select", { id: "map", onchange: (event) => { mapKind = event.target.value; show(); } },
+    el("span", {}, word("map"), " ",
+      el("select", { id: "map", "aria-label": "map", onchange: (event) => { mapKind = event.target.value; show(); } },
         Object.entries(kinds).map(([value, words]) => el("option", { value, selected: value === mapKind }, words)))),
     el("label", {}, el("input", {
       type: "checkbox", id: "smooth", checked: smooth, onchange: (event) => { smooth = event.target.checked; show(); },
@@ -125,8 +152,10 @@ function steps() {
 function update() {
   const one = caseShown(), c = chosenClass(), before = logitsOf(one), after = logitsOf(one, state.edits);
   drawPrediction(one, before, after);
+  drawHeadline(one, c, after);
   drawWaterfall(one, c, after[c]);
   drawContrast(one, c, rivalOf(c));
+  drawTwins(one, c);
   drawHint(one, before);
   drawEdits();
   for (const node of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("[data-now]"))) {
@@ -135,6 +164,14 @@ function update() {
     node.textContent = e === null || factor === 1 ? "" : `  → ${signed(factor * contribution(one, edited, e))}`;
   }
 }
+
+/**
+ * Whether an answer is right, where that is known.
+ * @param {number | null} target
+ * @param {number} top
+ */
+const truthChip = (target, top) => (target === null ? null : target === top ? chip("right", "good")
+  : chip(`wrong: it is ${nameOf(target)}`, "warn"));
 
 /**
  * @param {Case} one
@@ -149,12 +186,13 @@ function drawPrediction({ target, unlike }, before, after) {
     el("span", { class: "number", "data-probability": c, "data-value": now[c] }, percent(now[c])),
     el("span", { class: "number soft", "data-logit": c, "data-value": after[c], title: "logit" }, plain(after[c])),
   ]);
+  rows.unshift(el("span", {}), el("span", {}), ...["probability", "logit"].map((name) =>
+    el("small", { class: "number" }, word(name, name === "logit" ? name : "share"))));
   const flipped = top === was ? null : el("span", { class: "flipped" }, `flipped from ${nameOf(was)}`);
-  const verdict = target === null ? null : target === top ? el("span", { class: "chip good" }, "right")
-    : el("span", { class: "chip warn" }, `wrong: it is ${nameOf(target)}`);
+  const verdict = truthChip(target, top);
   byId("live").replaceChildren(el("div", { class: "bars", id: "bars" }, rows),
     el("p", { class: "chips", style: "margin-top:.35rem", "aria-live": "polite" }, flipped, verdict),
-    unlike && top === was ? el("p", { class: "note", id: "unlike" }, `unlike: ${unlike}`) : "");
+    unlike && top === was ? el("p", { class: "note", id: "unlike" }, word("unlike"), `: ${unlike}`) : "");
 }
 
 /**
@@ -188,31 +226,60 @@ function drawWaterfall(one, c, logit) {
   const reach = [Math.min(...levels), Math.max(...levels)];
   if (reach[0] === reach[1]) reach[1] += 1;
   const rows = found.flatMap(([name, value, shade, j], n) => {
-    const factor = j === undefined ? 1 : factorOf(c, j);
+    const factor = j === undefined ? 1 : factorOf(c, j), drawn = bar(levels[n], levels[n + 1], reach, shade);
+    if (j !== undefined) drawn.dataset.light = String(j);
     return [
-      el("span", { title: name }, swatch(shade), name,
+      el("span", { title: name, "data-light": j },
+        swatch(shade), j === undefined ? word(name) : rowButton(one, c, j, name),
         factor === 1 ? "" : el("span", { class: "flipped" }, ` × ${factor}`)),
-      bar(levels[n], levels[n + 1], reach, shade),
-      el("span", { class: "number" }, signed(value)),
+      drawn,
+      el("span", { class: "number", "data-light": j }, signed(value)),
     ];
   });
   byId("waterfall").replaceChildren(...rows,
-    el("span", { class: "total" }, "= logit"),
+    el("span", { class: "total" }, "= ", word("logit")),
     el("span", { class: "total" }, bar(0, logit, reach, "var(--ink)")),
     el("span", { class: "number total", id: "logit", "data-value": logit }, plain(logit)));
   byId("what").textContent = `What the logit of ${nameOf(c)} is made of`;
-  byId("share").textContent = shareIn(one, c);
+  byId("share").replaceChildren(...flat([shareIn(one, c), errorIn(one, c)]));
+}
+
+/**
+ * The name of a row: its map lights up in the picture, and a click enlarges that.
+ * @param {Case} one
+ * @param {number} c
+ * @param {number} j
+ * @param {string} name
+ */
+function rowButton(one, c, j, name) {
+  const picture = one.pictures[data.prototypes[j].m], drawn = rowDrawn(one, c, j);
+  const shot = { picture, alt: `${name} in the image`, ...(drawn && { ...drawn, seen: undefined }) };
+  return el("button", { type: "button", class: "row", onclick: () => enlarge(shot) }, name);
 }
 
 /**
  * How much of a logit the prototypes carry, in words.
  * @param {Case} one
  * @param {number} c
+ * @returns {Children}
  */
 function shareIn(one, c) {
-  if (data.pooling !== "sum") return data.evidence;
+  if (data.pooling !== "sum") return [data.evidence];
   if (links.share && hasRows(c) && !residualOf(one, c))
-    return "augmented prototypes: each carries its share of the residual";
+    return ["augmented prototypes: each carries its share of the ", word("residual")];
   const share = one.drawn[c]?.share ?? null;
-  return share === null ? "" : `residual share ${percent(share, 0)}: what the prototypes do not carry of the logit`;
+  return share === null ? []
+    : [word("residual share"), ` ${percent(share, 0)}: what the prototypes do not carry of the logit`];
+}
+
+/**
+ * What the rows and the network's own logit differ by, as it was measured when the page was made.
+ * @param {Case} one
+ * @param {number} c
+ * @returns {Children}
+ */
+function errorIn(one, c) {
+  const error = one.drawn[c]?.error;
+  return error === undefined || data.pooling !== "sum" ? []
+    : [". ", word("ledger error"), ` ${error ? error.toExponential(0).replace("-", "−") : "0"}`];
 }

@@ -36,7 +36,7 @@ function showGallery() {
 
 function galleryTools() {
   const change = (/** @type {Partial<State>} */ what) => {
-    state = { ...state, page: 0, open: null, ...what };
+    state = { ...state, page: 0, open: null, at: null, ...what };
     drawShelf();
     writeAddress();
   };
@@ -61,19 +61,37 @@ function drawShelf() {
   state.page = Math.min(state.page, pages - 1);
   const here = found.slice(state.page * PER_PAGE, (state.page + 1) * PER_PAGE);
   const turn = (/** @type {number} */ page) => {
-    state = { ...state, page, open: null };
+    state = { ...state, page, open: null, at: null };
     drawShelf();
     writeAddress();
     scrollTo(0, 0);
   };
   const none = data.facts.length ? "No class fits." : "This model has no prototypes.";
   byId("count").textContent = `${found.length} of ${data.facts.length} classes`;
+  hideWord();
   byId("shelf").replaceChildren(
     (!state.query && !state.page && planeCard()) || "",
     ...here.map(classCard),
     here.length ? "" : el("p", { class: "card" }, none),
     pages > 1 ? pager(state.page, pages, turn) : "");
   if (state.open !== null) document.getElementById(`class-${state.open}`)?.scrollIntoView();
+  if (state.at !== null) bringPrototype(state.at);
+}
+
+/**
+ * Scroll to a prototype of the class that is open, and put the focus there.
+ * @param {number} j
+ */
+function bringPrototype(j) {
+  /** @type {() => HTMLElement | null} */
+  const find = () => document.querySelector(`#shelf .prototype[data-prototype="${j}"]`);
+  /** @type {HTMLElement | null} */
+  const more = document.querySelector(`#class-${data.prototypes[j].c} .more button`);
+  if (!find()) more?.click();
+  const found = find();
+  found?.classList.add("here");
+  found?.scrollIntoView({ block: "center" });
+  found?.querySelector("h4")?.focus({ preventScroll: true });
 }
 
 /**
@@ -100,6 +118,7 @@ function classCard(fact) {
   return el("article", { class: "card class", id: `class-${c}` },
     el("header", {}, el("h2", { style: "margin:0" }, name),
       el("small", {}, `${label === name ? "" : `${label}, `}class ${c}`), chipsOf(fact)),
+    againstOwnWords(c),
     cards,
     own.length > CROWD ? el("p", { class: "more" },
       el("button", { type: "button", onclick: more }, `show all ${own.length} prototypes`)) : null);
@@ -110,7 +129,9 @@ function chipsOf({ c, accuracy, residual, stability, images }) {
   const predicted = [...cases.keys()].filter((k) => cases[k].top === c);
   return el("span", { class: "chips" },
     accuracy === null ? null : chip(`accuracy ${percent(accuracy, 0)}`, "", `on ${data.measured}`),
-    residual === null ? null : chip(`residual share ${percent(residual, 0)}`, "", "on the training images"),
+    residual === null ? null
+      : el("span", { class: "chip", title: "on the training images" },
+        word("residual share"), ` ${percent(residual, 0)}`),
     stabilityChip(stability),
     images === null ? null : chip(`${images} training images`),
     predicted.length ? el("a", {
@@ -127,8 +148,11 @@ function chipsOf({ c, accuracy, residual, stability, images }) {
 /** @type {(words: string, kind?: string, title?: string) => HTMLElement} */
 const chip = (words, kind = "", title) => el("span", { class: `chip ${kind}`, title }, words);
 /** @param {number | null} value */
-const stabilityChip = (value) =>
-  (value === null ? null : chip(`stability ${value.toFixed(2)}`, value < data.unstable ? "warn" : ""));
+const stabilityChip = (value) => (value === null ? null
+  : el("span", { class: value < data.unstable ? "chip warn" : "chip" }, word("stability"), ` ${value.toFixed(2)}`));
+/** @param {number} j */
+const againstChip = (j) =>
+  chip("negative weight for its own class", "warn", `more of it lowers the logit of ${nameOf(data.prototypes[j].c)}`);
 
 /**
  * @param {number} c
@@ -138,7 +162,7 @@ const galleryLink = (c, words) => el("a", {
   href: `#gallery?open=${c}`,
   onclick: (event) => {
     event.preventDefault();
-    go({ view: "gallery", open: c, query: "" });
+    go({ view: "gallery", open: c, at: null, query: "" });
   },
 }, words);
 
@@ -149,7 +173,9 @@ function prototypeCard(j) {
   if (data.pooling === "max" && found.length)
     patches.unshift(figure({ ...patchOf(j, found[0], shade, true), caption: "its patch" }));
   const node = el("section", { class: "prototype", "data-prototype": j },
-    el("h4", {}, `prototype ${one.n}`, weight === null ? null : chip(`weight ${signed(weight, 3)}`),
+    el("h4", { tabindex: -1 }, `prototype ${one.n}`,
+      weight === null ? null : el("span", { class: "chip" }, word("weight"), ` ${signed(weight, 3)}`),
+      speaksAgainstOwn(j) ? againstChip(j) : null,
       stabilityChip(one.stability), one.network ? chip(one.network) : null, auditChip(j)),
     one.signs.length ? el("ul", { class: "signs" }, one.signs.map(([, words]) => el("li", {}, words))) : null,
     el("div", { class: "pictures" }, patches.length ? patches : el("p", {}, patchless(one))),
@@ -179,7 +205,7 @@ function relativesOf({ near, users }) {
   const counting = users.slice(0, 5).map(([c, weight], n) => item(c, `${nameOf(c)} (${signed(weight)})`, n));
   const words = links.amounts ? "counts at least half as much for " : "used by ";
   return [
-    near.length ? el("p", { title: "cosine, prototypes of other classes" }, "nearest: ", alike) : null,
+    near.length ? el("p", {}, word("nearest"), ": ", alike) : null,
     users.length ? el("p", {}, words, counting, andMore(users.length - 5)) : null,
   ];
 }

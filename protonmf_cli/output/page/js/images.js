@@ -2,10 +2,22 @@
 
 /** Words that their classes or paths hold. */
 let searched = "";
-let wrongOnly = false;
+/** Which images are listed, a name in `FILTERS`. */
+let listedOnly = "all";
 
 /** @param {Case} one */
 const isWrong = (one) => one.target !== null && one.target !== one.top;
+/** @type {Record<string, (one: Case) => boolean>} */
+const FILTERS = { all: () => true, right: (one) => one.target === one.top, wrong: isWrong };
+
+/** The image that is seen first: right and confident, of a class with prototypes; or else the first of such a class. */
+function goodExample() {
+  const own = [...cases.keys()].filter((k) => ownsSome(cases[k].first ?? cases[k].top));
+  const right = own.filter((k) => cases[k].target === cases[k].top && cases[k].first === null);
+  const sure = (/** @type {number} */ k) => Math.round(1000 * cases[k].probability);
+  const left = (/** @type {number} */ k) => cases[k].drawn[cases[k].top]?.share ?? 0; // of the logit, to the residual
+  return right.sort((a, b) => sure(b) - sure(a) || left(a) - left(b) || a - b)[0] ?? own[0] ?? 0;
+}
 
 function imageList() {
   const list = el("ul", { id: "images" });
@@ -14,11 +26,13 @@ function imageList() {
     type: "search", placeholder: `Search ${cases.length} images`, "aria-label": "Search images by class or path",
     oninput: (event) => { searched = event.target.value; listImages(); },
   });
-  const box = el("input", {
-    type: "checkbox", id: "wrong", onchange: (event) => { wrongOnly = event.target.checked; listImages(); },
-  });
+  const choose = (/** @type {any} */ event) => { listedOnly = event.target.value; listImages(); };
+  const filter = el("select", { id: "listed-only", "aria-label": "Which images are listed", onchange: choose },
+    Object.entries(FILTERS).map(([name, fits]) =>
+      el("option", { value: name }, `${name} (${cases.filter(fits).length})`)));
+  const all = [search, known ? filter : null, list];
   return el("div", { class: "images", role: "region", "aria-label": "Images" },
-    search, known ? el("label", { class: "soft" }, box, " wrong ones only") : null, list);
+    narrow.matches ? fold("images", `All ${cases.length} images`, all) : all);
 }
 
 const whenSeen = new IntersectionObserver((entries) => {
@@ -43,7 +57,7 @@ function listImages() {
   const words = searched.toLowerCase();
   byId("images").replaceChildren(...cases.map((one, k) => {
     const name = nameOf(one.top), truth = one.target === null ? "" : nameOf(one.target);
-    if (wrongOnly && !isWrong(one)) return "";
+    if (!FILTERS[listedOnly](one)) return "";
     if (words && ![name, truth, one.image].some((text) => text.toLowerCase().includes(words))) return "";
     const said = isWrong(one) ? el("small", { class: "wrong" }, `wrong: it is ${truth}`)
       : el("small", {}, `${percent(one.probability)} ${fileOf(one.image)}`);
@@ -57,7 +71,7 @@ function listImages() {
 function markImage() {
   const list = document.getElementById("images");
   if (!list) return;
-  if (!list.childElementCount && !searched && !wrongOnly) {
+  if (!list.childElementCount && !searched && listedOnly === "all") {
     listImages();
     return;
   }
@@ -76,7 +90,7 @@ function markImage() {
 function reveal(list, item) {
   const around = list.getBoundingClientRect(), own = item.getBoundingClientRect();
   /** @type {(first: number, last: number, start: number, end: number) => number} */
-  const off = (first, last, start, end) => (first < start ? first - start : last > end ? last - end : 0);
+  const off = (first, last, start, end) => (first < start || last > end ? (first + last - start - end) / 2 : 0);
   list.scrollBy(
     off(own.left, own.right, around.left, around.right), off(own.top, own.bottom, around.top, around.bottom));
 }

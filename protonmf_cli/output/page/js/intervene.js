@@ -8,14 +8,15 @@ function interveneCard(one, c) {
   const reset = () => { state.edits = new Map(); show(); };
   const words = "Switch a prototype off or change its strength below: the prediction follows at once. Edits stay when "
     + "you go to another image.";
-  return el("section", { class: "card", "aria-label": "Intervene" },
-    el("h2", {}, "What if?"),
+  return el("section", { class: "card", "aria-label": "Intervene" }, fold("intervene", "What if?",
     ownsSome(c) ? el("p", { class: "soft" }, words) : nothingToEdit(one, c),
     el("p", { id: "hint", class: "soft" }), el("p", { id: "flips", "aria-live": "polite" }),
     el("div", { class: "command", id: "command", hidden: true },
-      el("pre", {}, el("code", { id: "words" })),
-      el("button", { type: "button", id: "copy", onclick: (event) => copyText(event.currentTarget, byId("words")) }, "copy"),
-      el("button", { type: "button", id: "reset", onclick: reset }, "reset")));
+      el("pre", { title: "names are relative: run it where the model file and the images are" },
+        el("code", { id: "words" })),
+      el("button", { type: "button", id: "copy", onclick: (event) => copyText(event.currentTarget, byId("words")) },
+        "copy"),
+      el("button", { type: "button", id: "reset", onclick: reset }, "reset"))));
 }
 
 /**

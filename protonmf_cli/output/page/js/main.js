@@ -30,9 +30,16 @@ for (const link of navigation())
   link.addEventListener("click", (event) => {
     event.preventDefault();
     go({ view: link.dataset.view, open: null, at: null });
+    hideWord();
     scrollTo(0, 0);
   });
 
+watchWords();
+watchRows();
+narrow.addEventListener("change", () => {
+  byId("view-explain").replaceChildren();
+  show();
+});
 state = readAddress();
 show();
 document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds since it was opened

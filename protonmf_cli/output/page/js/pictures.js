@@ -175,6 +175,79 @@ function figure(shot) {
     shot.caption ? el("figcaption", {}, shot.caption) : null);
 }
 
+/** @type {{ node: HTMLElement, one: Case, c: number }[]} pictures in which the map of a row lights up */
+const lightables = [];
+
+/**
+ * A picture of an image, in which the map of a row is seen while that row is looked at.
+ * @param {Case} one
+ * @param {number} c
+ * @param {Shot} shot
+ */
+function lightable(one, c, shot) {
+  const node = figure(shot);
+  node.dataset.caption = shot.caption ?? "";
+  lightables.push({ node, one, c });
+  return node;
+}
+
+/**
+ * How the map of a prototype is drawn on an image; null where none is kept.
+ * @param {Case} one
+ * @param {number} c
+ * @param {number} j
+ */
+function rowDrawn(one, c, j) {
+  const seen = one.drawn[c]?.parts[j], prototype = data.prototypes[j], e = linkOf(c, j);
+  if (!seen?.presence || e === null) return null;
+  const added = mapKind === "contribution" ? contributionMap(c, j, seen) : undefined;
+  const style = /** @type {Shot["style"]} */ (added && data.pooling === "sum" ? "signed" : "presence");
+  const full = prototype.full === null ? null : prototype.full * (style === "signed" ? Math.abs(links.weight[e]) : 1);
+  const lacking = links.amounts && evidence(one, c, e) < 0; // no box is drawn around what is not there
+  const box = lacking ? null : seen.box ?? null;
+  return { map: added ?? seen.presence, style, full, box, shade: colourOf(c, j), seen };
+}
+
+/**
+ * Light the map of a row up in the pictures beside it.
+ * @param {string | null} row  number of a prototype; null: of none
+ */
+function light(row) {
+  for (const node of document.querySelectorAll(".lit")) {
+    if (node.matches(".stack > *")) node.remove();
+    else node.classList.remove("lit");
+  }
+  if (row !== null) for (const node of document.querySelectorAll(`[data-light="${row}"]`)) node.classList.add("lit");
+  const shows = mapKind === "presence" ? "where it is" : "what each place adds";
+  for (const { node, one, c } of lightables) {
+    const caption = node.querySelector("figcaption"), j = Number(row);
+    const drawn = row !== null && data.prototypes[j].m === 0 ? rowDrawn(one, c, j) : null;
+    if (caption) caption.textContent = row === null ? node.dataset.caption ?? ""
+      : `${titleOf(j, c)}: ${drawn ? shows : "no map is kept here"}`;
+    if (!drawn) continue;
+    const shown = [heat(drawn.map, drawn.style, 0.72, drawn.full), drawn.box ? boxed(drawn.box, drawn.shade) : null];
+    for (const layer of shown) {
+      layer?.classList.add("lit");
+      node.querySelector(".stack")?.append(layer ?? "");
+    }
+  }
+}
+
+/** Rows light up when the pointer or the focus is on them. */
+function watchRows() {
+  /** @param {EventTarget | null} target */
+  const rowAt = (target) =>
+    (target instanceof Element ? target.closest("[data-light]")?.getAttribute("data-light") ?? null : null);
+  /** @type {string | null} */
+  let now = null;
+  const look = (/** @type {string | null} */ row) => {
+    if (row !== now) light(now = row);
+  };
+  document.addEventListener("pointerover", (event) => look(rowAt(event.target) ?? rowAt(document.activeElement)));
+  document.addEventListener("focusin", (event) => look(rowAt(event.target)));
+  document.addEventListener("focusout", (event) => look(rowAt(event.relatedTarget)));
+}
+
 /** @param {Shot} shot */
 function enlarge(shot) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("large")), drawn = shot.map || shot.all || shot.box;
@@ -188,6 +261,8 @@ function enlarge(shot) {
         el("button", { type: "button", onclick: () => dialog.close(), autofocus: true }, "close"))));
   };
   paint(false);
+  dialog.setAttribute("aria-label", shot.title ?? shot.alt);
+  dialog.onclick = (event) => { if (event.target === dialog) dialog.close(); }; // beside it
   if (!dialog.open) dialog.showModal();
 }
 

@@ -10,16 +10,15 @@ function placeCard(one) {
   const away = typical
     ? `${percent(typical, 0)} of the training images are at least as far from their nearest neighbour.`
     : "No training image is as far from its nearest neighbour: it is unlike all of them.";
-  return el("section", { class: "card plane", "aria-label": "Where it lies" },
-    el("h2", {}, "Where this image lies"),
+  return el("section", { class: "card plane", "aria-label": "Where it lies" }, fold("plane", "Where this image lies",
     el("p", { class: "soft" }, "The star is this image; dots are training images, diamonds prototypes tied to the mean "
       + "of the images that match them."),
     el("div", { class: "aside" },
-      el("div", {}, el("div", { class: "scroll" }, drawnPlane(data.plane, place)), legend(data.plane)),
+      el("div", {}, scrolled("Plane", drawnPlane(data.plane, place)), legend(data.plane)),
       el("div", {}, el("h3", {}, "nearest training images"),
         el("ul", {}, nearest.map(([path, name, distance]) =>
           el("li", {}, `${name}, ${distance.toFixed(2)} away: `, el("span", { class: "soft" }, tail(path, 40))))),
-        el("p", { class: "note" }, away))));
+        el("p", { class: "note" }, away)))));
 }
 
 /** In the gallery. */
@@ -29,7 +28,7 @@ function planeCard() {
     el("h2", {}, "Training images and prototypes"),
     el("p", { class: "soft" }, "On their two principal axes. Diamonds are prototypes, tied to the mean of the images "
       + "that match them; hollow ones are ambiguous or unused."),
-    el("div", { class: "scroll" }, drawnPlane(data.plane, null)), legend(data.plane));
+    scrolled("Plane", drawnPlane(data.plane, null)), legend(data.plane));
 }
 
 /** @param {Plane} plane */

@@ -2,10 +2,11 @@
 
 /**
  * @typedef {object} State
- * @property {string} view  explain, audit, gallery or summary
+ * @property {string} view  explain, audit, prototypes, gallery or summary
  * @property {number} image
  * @property {number | null} class  explained; null: the first of the image
  * @property {number | null} against  compared with; null: see `rivalOf`
+ * @property {number | null} beside  image that is looked at beside this one
  * @property {Edits} edits
  * @property {string} query  of the gallery, as are the following
  * @property {string} sort
@@ -13,10 +14,14 @@
  * @property {number | null} open  class to scroll to
  * @property {string} find  classes in the table of the audit
  * @property {number} rows  page of this table
- * @property {number | null} at  prototype of the audit to scroll to
+ * @property {number | null} at  prototype of the audit or the gallery to scroll to
+ * @property {string} named  classes in the overview of all prototypes, as are the following
+ * @property {string} order
+ * @property {boolean} doubtful  only prototypes with a warning
+ * @property {number} leaf  page
  */
 
-const VIEWS = ["explain", "audit", "gallery", "summary"];
+const VIEWS = ["explain", "audit", "prototypes", "gallery", "summary"];
 /** Of an image that is looked at anew. */
 const FRESH = { class: null, against: null };
 
@@ -25,8 +30,9 @@ const firstView = () => (cases.length ? "explain" : data.audit ? "audit" : "gall
 
 /** @returns {State} */
 const firstState = () => ({
-  view: firstView(), image: 0, class: null, against: null, edits: new Map(),
-  query: "", sort: "name", page: 0, open: null, find: "", rows: 0, at: null,
+  view: firstView(), image: cases.length ? goodExample() : 0, class: null, against: null, beside: null,
+  edits: new Map(), query: "", sort: "name", page: 0, open: null, find: "", rows: 0, at: null,
+  named: "", order: "class", doubtful: false, leaf: 0,
 });
 let state = firstState();
 let smooth = true;
@@ -46,9 +52,10 @@ function readAddress() {
   };
   if (VIEWS.includes(view)) next.view = view;
   if ((next.view === "explain" && !cases.length) || (next.view === "audit" && !data.audit)) next.view = firstView();
-  next.image = number("image", cases.length) ?? 0;
+  next.image = number("image", cases.length) ?? next.image;
   next.class = number("class", data.classes.length);
   next.against = number("against", data.classes.length);
+  next.beside = number("beside", cases.length);
   next.edits = editsIn(given.get("edit") ?? "");
   next.query = given.get("q") ?? "";
   const sort = given.get("sort") ?? "";
@@ -58,6 +65,11 @@ function readAddress() {
   next.find = given.get("find") ?? "";
   next.rows = number("rows", 1e6) ?? 0;
   next.at = number("at", data.prototypes.length);
+  next.named = given.get("named") ?? "";
+  const order = given.get("order") ?? "";
+  if (Object.hasOwn(ORDERS, order)) next.order = order;
+  next.doubtful = given.has("doubtful");
+  next.leaf = number("leaf", 1e6) ?? 0;
   return next;
 }
 
@@ -84,6 +96,7 @@ function address() {
     words.set("image", String(state.image));
     if (state.class !== null) words.set("class", String(state.class));
     if (state.against !== null) words.set("against", String(state.against));
+    if (state.beside !== null) words.set("beside", String(state.beside));
     const edits = [...state.edits].map(([name, factor]) => `${name}x${factor}`);
     if (edits.length) words.set("edit", edits.join(","));
   } else if (state.view === "gallery") {
@@ -91,6 +104,12 @@ function address() {
     if (state.sort !== "name") words.set("sort", state.sort);
     if (state.page) words.set("page", String(state.page));
     if (state.open !== null) words.set("open", String(state.open));
+    if (state.at !== null) words.set("at", String(state.at));
+  } else if (state.view === "prototypes") {
+    if (state.named) words.set("named", state.named);
+    if (state.order !== "class") words.set("order", state.order);
+    if (state.doubtful) words.set("doubtful", "1");
+    if (state.leaf) words.set("leaf", String(state.leaf));
   } else if (state.view === "audit") {
     if (state.find) words.set("find", state.find);
     if (state.rows) words.set("rows", String(state.rows));
@@ -134,6 +153,7 @@ function draw() {
   }
   if (state.view === "explain") showExplanation();
   if (state.view === "audit" && data.audit) showAudit(data.audit);
+  if (state.view === "prototypes") showOverview();
   if (state.view === "gallery") showGallery();
 }
 
