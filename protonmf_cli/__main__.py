@@ -16,6 +16,9 @@ processors that have other work, too, each step of a network waits for threads t
 
 def run() -> int:
     """One command in a process of its own; returns its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (no path; for the whole process)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # which is read when torch is imported
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

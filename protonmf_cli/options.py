@@ -21,6 +21,7 @@ Reconstruction = Literal["amounts", "paper"]
 Augment = Literal["none", "min-norm", "paper"]
 Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
+Among = Literal["prototypes", "all"]
 Similarity = Literal["log", "linear", "cosine"]
 AddOn = Literal["regular", "bottleneck"]
 WeightNorm = Literal["l1", "l2"]
@@ -31,6 +32,7 @@ LastLayer = Literal["exact", "passes"]
 FineTuned = Literal["none", "last", "all"]
 TrainingMode = Literal["batches", "episodes"]
 Precision = Literal["float32", "bfloat16"]
+ExportFormat = Literal["checkpoint", "onnx"]
 
 
 class Checked:
@@ -101,6 +103,8 @@ class Machine(Checked):
     """Decoding threads; one per core, at most 32, if None."""
     offline: bool = False
     """Never download weights."""
+    network: str | None = None
+    """Function of your own, package.module:function, that may run to build the network of a model file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +213,20 @@ class NetworkWords(Checked):
     LIMITS: ClassVar = {"num_classes": (1, inf), "img_size": (1, inf)}
 
     name: str
-    """timm name, hf-hub:org/name, local-dir:PATH, or a name without its image size."""
+    """timm name (or one without its image size), hf-hub:org/name, local-dir:PATH; hf:ORG/NAME or a folder of
+    transformers, torchvision:NAME[:WEIGHTS], python:PACKAGE.MODULE:FUNCTION."""
     weights: Path | None = None
     """Checkpoint to load instead of the pretrained weights (safetensors, or a pickle of tensors)."""
     num_classes: int | None = None
     """Of the checkpoint."""
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of `timm.create_model`."""
+    """Further arguments of `timm.create_model`, of torchvision's builder, or of the function of your own."""
     img_size: int | None = None
     """Image side in pixels, instead of the checkpoint's."""
+    labels: Path | None = None
+    """File with the name of one class on each line, instead of the checkpoint's."""
+    features: str | None = None
+    """Module that the features come out of, in a network that is not timm's; found if None."""
     exif_transpose: bool = False
     """Turn images as their camera says."""
     pretrained: bool = True
@@ -292,11 +301,13 @@ class Output(Checked):
     path: Path
     force: bool = False
     """Whether something that exists is replaced."""
+    option: str = "-o"
+    """That names it, for messages."""
 
     @classmethod
-    def of(cls, words: str | PathLike[str] | Self) -> Self:
-        """The same, or a path alone."""
-        return words if isinstance(words, cls) else cls(path=Path(words))  # type: ignore[arg-type]
+    def of(cls, words: str | PathLike[str] | Self, option: str = "-o") -> Self:
+        """The same, or a path alone, which an option of its own names."""
+        return words if isinstance(words, cls) else cls(path=Path(words), option=option)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,8 +387,11 @@ class ExplainOptions(Checked):
 
     class_name: str | int | None = None
     """Class by label, description, WordNet id or index; the predicted one if None."""
+    among: Among | None = None
+    """Classes of which the best is explained where none is named: those with prototypes, or all; None: those with
+    prototypes where most have none."""
     against: str | int | None = None
-    """Class that it is compared with, on the same amounts."""
+    """Class that it is compared with, on the same amounts; "next" is the best other one with prototypes."""
     map_kind: MapKind = "presence"
     """Map that is drawn and that boxes stand around: where a prototype is, or what each place adds to the logit."""
     form: Form | None = None
@@ -429,6 +443,8 @@ class PageOptions(Checked):
 
     form: Form | None = None
     """Whether prototypes carry the residual; as the file is stored if None."""
+    among: Among | None = None
+    """Classes of which the best is explained first, as of `ExplainOptions`."""
     per_class: int = 10
     """Images of each class of labelled data, drawn with the seed."""
     evaluation: Path | None = None

@@ -295,7 +295,7 @@ MUTANTS = (
     ),
     Mutant(
         "a-readout-of-other-versions-is-proved-anew",
-        'if plan["versions"] != _versions():',
+        'if plan["versions"] != _versions(network):',
         'if not plan["versions"]:',
         (
             "tests/files/test_backbones.py"
@@ -349,6 +349,24 @@ MUTANTS = (
         "    Thread(target=_leave_with_the_leader, daemon=True).start()",
         "    Thread(target=_leave_with_the_leader, daemon=True)",
         ("tests/cli/test_many_processes.py::test_workers_leave_with_a_leader_that_is_killed",),
+    ),
+    Mutant(
+        "most-classes-are-more-than-half",
+        "0 < 2 * some < len(model.bias)",
+        "0 < some < len(model.bias)",
+        ("tests/cli/test_among.py::test_most_classes_are_more_than_half[5-all]",),
+    ),
+    Mutant(
+        "equal-bytes-are-the-same-picture",
+        "images[n].sha256 == images[other].sha256",
+        "images[n].path == images[other].path",
+        ("tests/pipelines/test_duplicates.py::test_equal_bytes_count_once_and_the_first_stays",),
+    ),
+    Mutant(
+        "a-line-is-answered-before-the-next-is-read",
+        "    for path in (line for word in words",
+        "    for path in list(line for word in words",
+        ("tests/cli/test_streams.py::test_explain_answers_each_line_before_the_next_is_read",),
     ),
     Mutant(
         "what-is-known-is-asked-once",

@@ -54,8 +54,27 @@ def test_no_classifier_and_too_large_are_counted_apart(tmp_path):
     assert "too large 1" in out
 
 
+def kept_of(library: str) -> list[dict]:
+    return [seen for line in RESULTS.read_text(encoding="utf-8").splitlines() if library in (seen := json.loads(line))]
+
+
+@pytest.mark.parametrize(("library", "most"), [("transformers", 20), ("torchvision", 60)])
+def test_the_documents_tell_the_results_of_other_libraries(library, most):
+    kept = kept_of(library)
+    assert "\n".join(line for line in table(kept, library, missing=0).splitlines() if line.startswith("|")) in DOCUMENT
+    exact = [seen for seen in kept if seen["outcome"] == "exact"]
+    maps = [seen for seen in exact if seen["grid"]]
+    assert len(exact) >= most
+    assert len(maps) >= 0.8 * len(exact)
+    assert max(seen["difference"] for seen in exact) <= 1e-12
+    sentence = (
+        f"{library} {kept[0][library]}: {len(exact)} of {len(kept)} are read exactly, {len(maps)} of them with maps"
+    )
+    assert sentence in " ".join(DOCUMENT.split())
+
+
 def test_the_documents_tell_the_results_that_are_kept():
-    kept = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    kept = kept_of("timm")
     said = [line for line in table(kept, missing=0).splitlines() if line.startswith("|")]
     assert "\n".join(said) in DOCUMENT
     exact = [seen for seen in kept if seen["outcome"] == "exact"]

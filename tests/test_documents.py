@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+import yaml
 
 from protonmf_cli import errors
 from protonmf_cli.cli.app import INTERRUPTED, TERMINATED, app
@@ -87,7 +90,7 @@ def lacks_something(failure: Exception) -> bool:
 
 
 @pytest.fixture
-def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Path:
+def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Iterator[Path]:
     """A folder where everything that the documents name is there: networks, data, images, a model."""
     for network in ("mobilenetv2", "deit_tiny", "vit_base_patch32", "mine", "protonmf-demo/network", "planted/network"):
         shutil.copytree(toy.network, tmp_path / network)  # a document may write there
@@ -97,7 +100,24 @@ def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Path:
         (tmp_path / model).write_bytes(converted.read_bytes())
     (tmp_path / "img.jpg").write_bytes(toy.image(0).read_bytes())
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    _write_own_network(tmp_path)
+    yield tmp_path
+    sys.modules.pop("mynetworks", None)
+
+
+def _write_own_network(folder: Path) -> None:
+    """The module that the page about networks begins, with what it leaves to the reader, and a checkpoint."""
+    shown = next(code for code in fenced(TEXT["networks"], "python") if "mynetworks.py" in code)
+    (folder / "mynetworks.py").write_text(
+        "from torch import nn\n\n"
+        "class Mean(nn.Module):\n    def forward(self, found):\n        return found.mean(dim=(2, 3))\n\n"
+        "def MyNetwork(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.ReLU(), Mean(), nn.Linear(8, classes))\n\n" + shown
+    )
+    made = runpy.run_path(str(folder / "mynetworks.py"))["build"]()
+    torch.save(
+        {"state_dict": {f"model.{name}": each for name, each in made.state_dict().items()}}, folder / "last.ckpt"
+    )
 
 
 def test_example_script(toy, monkeypatch, capsys, tmp_path):
@@ -291,3 +311,19 @@ def test_manual_needs_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "# Data" in done.stdout
     assert not {"torch", "timm", "numpy", "scipy", "PIL"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_versions_of_changelog_and_citation_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert versions[0] == "Unreleased"
+    assert versions[1] == project["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_one_extra_holds_all_others_for_users():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    everything = extras.pop("all")
+    assert everything == [f"protonmf[{','.join(sorted(extras.keys() - {'test'}))}]"]

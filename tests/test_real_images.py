@@ -47,19 +47,22 @@ def test_exact_with_some_of_the_classes(flamingo):
 def test_a_class_without_images_is_said_to_be_made_of_others(flamingo, shared):
     folder, _ = flamingo
     image = sorted((shared / "data/caltech101_imagenet/val/n04147183_schooner").iterdir())[0]
-    code, out, err = run("explain", image, "--model", folder / "m.safetensors", "--png", folder / "e.png")
+    code, out, err = run(
+        "explain", image, "--model", folder / "m.safetensors", "--among", "all", "--png", folder / "e.png"
+    )
     assert code == 0, err
     said = " ".join(out.split())
     assert "has no prototypes of its own in this model: its rows are parts of other classes" in said
     assert "more of its logit is residual. The best class with prototypes is" in said
-    code, out, _ = run("explain", image, "--model", folder / "m.safetensors", "--json")
+    code, out, _ = run("explain", image, "--model", folder / "m.safetensors", "--among", "all", "--json")
     found = json.loads(out)
     owners = {c["owner_index"] for c in found["contributions"]}
     assert len(owners) == 3 and found["class_index"] not in owners  # all there are: fewer than --near + 1
     assert found["without_prototypes"]
     total = sum(c["contribution"] for c in found["contributions"]) + found["residual"]["contribution"] + found["bias"]
     assert total == pytest.approx(found["logit"], abs=1e-4)
-    code, out, err = run("intervene", image, "--zero", 1, "--model", folder / "m.safetensors")
+    words = ("--class", "schooner", "--zero", 1, "--model", folder / "m.safetensors")
+    code, out, err = run("intervene", image, *words)
     assert (code, out) == (3, "")
     assert "has no prototype 1; it has none" in err
 

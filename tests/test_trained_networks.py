@@ -1,7 +1,6 @@
 """Whole conversions of trained networks on real images: the promises of the README, measured."""
 
 import json
-import shlex
 
 import pytest
 import torch
@@ -141,7 +140,7 @@ def test_the_report_is_small_and_does_what_intervene_does(trained, browser, tmp_
     with pages.opened(browser, tmp_path / "report.html", "#explain?image=60") as page:
         for each in page.query_selector_all("article.part")[:2]:
             pages.slide(page, int(each.get_attribute("data-prototype")), 0.3)
-        command = shlex.split(page.inner_text("#words"))
+        command = pages.command_of(page, target, data)
         mine = pages.logits(page)
     code, out, err = run(*command[1:], "--json")
     assert code == 0, err

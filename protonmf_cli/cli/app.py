@@ -1,7 +1,6 @@
 """Table of commands, and the one place where an error becomes a sentence and an exit code."""
 
 import functools
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import typer
 
 from protonmf_cli import __version__
 from protonmf_cli.cli.audit import audit
+from protonmf_cli.cli.console import drop, say
 from protonmf_cli.cli.convert import convert
 from protonmf_cli.cli.demo import demo
 from protonmf_cli.cli.doctor import doctor
@@ -23,6 +23,7 @@ from protonmf_cli.cli.fewshot.fit import fit
 from protonmf_cli.cli.fewshot.interpret import interpret
 from protonmf_cli.cli.fewshot.predict import predict
 from protonmf_cli.cli.groups import with_groups
+from protonmf_cli.cli.help import HelpfulCommand
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import OrderedCommand, intervene
 from protonmf_cli.cli.manual import manual
@@ -30,6 +31,7 @@ from protonmf_cli.cli.protopnet.analyse import evaluate as evaluate_protopnet
 from protonmf_cli.cli.protopnet.analyse import local
 from protonmf_cli.cli.protopnet.edit import combine, prune, push
 from protonmf_cli.cli.protopnet.train import train
+from protonmf_cli.cli.push import push as push_to_hub
 from protonmf_cli.cli.report import report
 from protonmf_cli.errors import InputError, ProtonmfError
 
@@ -70,27 +72,22 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
             sys.stdout.flush()
         except ProtonmfError as failure:
-            print(f"error: {failure.words}", file=sys.stderr)
+            say(f"error: {failure.words}")
             raise SystemExit(failure.exit_code) from None
         except KeyboardInterrupt:
             resumable = "; the same command goes on where it stopped" if unwrap(command) in RESUMABLE else ""
-            print(f"interrupted{resumable}", file=sys.stderr)
+            say(f"interrupted{resumable}")
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
-            _drop_stdout()  # whoever read our output has gone
+            drop(sys.stdout)  # whoever read our output has gone
             raise SystemExit(0) from None
         except OSError as failure:
-            _drop_stdout()
+            drop(sys.stdout)
             place = failure.filename or "the output"
-            print(f"error: {place} could not be written or read: {failure.strerror or failure}.", file=sys.stderr)
+            say(f"error: {place} could not be written or read: {failure.strerror or failure}.")
             raise SystemExit(InputError.exit_code) from None
 
     return run
-
-
-def _drop_stdout() -> None:
-    """Nothing more can be written there, also not when the interpreter exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:
@@ -107,14 +104,27 @@ def _root(
 ) -> None: ...
 
 
-for _command in (convert, explain, audit, intervene, evaluate, report, inspect, export, demo, doctor, manual):
-    app.command(cls=OrderedCommand if _command is intervene else None)(_guarded(with_groups(_command)))
+for _command in (
+    convert,
+    explain,
+    audit,
+    intervene,
+    evaluate,
+    report,
+    inspect,
+    export,
+    push_to_hub,
+    demo,
+    doctor,
+    manual,
+):
+    app.command(cls=OrderedCommand if _command is intervene else HelpfulCommand)(_guarded(with_groups(_command)))
 
 
 for _name, (_help, _commands) in GROUPS.items():
     _group = typer.Typer(name=_name, no_args_is_help=True, help=_help)
     for _subcommand in _commands:
-        _group.command()(_guarded(with_groups(_subcommand)))
+        _group.command(cls=HelpfulCommand)(_guarded(with_groups(_subcommand)))
     app.add_typer(_group)
 
 

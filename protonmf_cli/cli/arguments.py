@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,15 @@ import typer
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
 from protonmf_cli.errors import UsageError
-from protonmf_cli.options import Form, ImageWords, Machine, NetworkWords, Output
+from protonmf_cli.options import Among, Form, ImageWords, Machine, NetworkWords, Output
 
 DEFAULT_MODEL = Path("prototypes.safetensors")
 
 Model = Annotated[
-    Path, typer.Option("--model", "-m", envvar="PROTONMF_MODEL", help="Prototype model file.", show_default=True)
+    Path,
+    typer.Option(
+        "--model", "-m", envvar="PROTONMF_MODEL", help="Prototype model file, or hub:ORG/NAME.", show_default=True
+    ),
 ]
 DATA_HELP = (
     "Class folders, train/ and val/ above them, a zip or tar of either, WebDataset shards ('data-{000..009}.tar'), "
@@ -37,6 +40,10 @@ ClassName = Annotated[
     str | None,
     typer.Option("--class", help="Class by label, description, WordNet id or index. Default: the predicted one."),
 ]
+AmongOption = Annotated[
+    Among | None,
+    typer.Option("--among", show_default="prototypes where most classes have none", help="Without --class: explain the best of the classes with prototypes, or the best of all."),
+]  # fmt: skip
 FormOption = Annotated[
     Form | None,
     typer.Option("--form", show_default="as the file", help="augmented: the prototypes carry the residual."),
@@ -55,6 +62,26 @@ NumClasses = Annotated[
 ]
 ImgSize = Annotated[
     int | None, typer.Option("--img-size", min=1, help="Image side in pixels, instead of the checkpoint's.")
+]
+AnyNetwork = Annotated[
+    str | None,
+    typer.Argument(help="timm name (or one without its size), hf-hub:org/name, local-dir:PATH; hf:ORG/NAME or a folder of transformers; torchvision:NAME; open_clip:NAME:TAG."),
+]  # fmt: skip
+NetworkFunction = Annotated[
+    str | None,
+    typer.Option("--network", metavar="PACKAGE.MODULE:FUNCTION", help="Function of your own that builds the network, instead of MODEL."),
+]  # fmt: skip
+NetworkOfModel = Annotated[
+    str | None,
+    typer.Option("--network", metavar="PACKAGE.MODULE:FUNCTION", help="Your own function that built the network of the model file; it runs."),
+]  # fmt: skip
+Features = Annotated[
+    str | None,
+    typer.Option("--features", metavar="MODULE", help="Module that the features come out of, where it is not found (not for timm)."),
+]  # fmt: skip
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", help="File with the name of one class on each line, instead of the checkpoint's."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
@@ -77,11 +104,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no n
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="More notes.")]
 
 _ONE_IMAGE = {"device": Device, "dtype": Dtype, "threads": Threads, "offline": Offline}
-MACHINE = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE)
+MACHINE = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE, network=NetworkOfModel)
 """How to compute over many images."""
 MACHINE_FOR_ROWS = Group(Machine, batch_size=BatchSize, workers=Workers, **_ONE_IMAGE | {"dtype": DtypeOfRows})
 """How to convert."""
-MACHINE_FOR_ONE = Group(Machine, **_ONE_IMAGE)
+MACHINE_FOR_ONE = Group(Machine, **_ONE_IMAGE, network=NetworkOfModel)
 """How to compute on single images."""
 SHOWN = Group(Shown, as_json=Json, quiet=Quiet)
 """What is said on stdout and stderr."""
@@ -161,25 +188,69 @@ def network_words(
     img_size: int | None = None,
     exif_transpose: bool = False,
     pretrained: bool = True,
+    **more: Any,
 ) -> NetworkWords:
     """A network as it is named in words."""
     return NetworkWords(
         name=model, weights=weights, num_classes=num_classes, model_args=model_arguments(model_arg or []),
-        img_size=img_size, exif_transpose=exif_transpose, pretrained=pretrained,
+        img_size=img_size, exif_transpose=exif_transpose, pretrained=pretrained, **more,
     )  # fmt: skip
 
 
-def paths_of(words: Sequence[str]) -> list[str]:
-    """Images as they were given, "-" replaced by the lines of standard input.
+def any_network(**more: Any) -> Group:
+    """Which network, of any library or of the user's own code.
+
+    Args:
+        more: further fields of `NetworkWords` with their options.
+    """
+    return Group(
+        any_network_words, model=AnyNetwork, network=NetworkFunction, features=Features, labels=Labels,
+        weights=Weights, num_classes=NumClasses, model_arg=ModelArg, img_size=ImgSize, **more,
+    )  # fmt: skip
+
+
+def any_network_words(
+    model: str | None = None,
+    network: str | None = None,
+    features: str | None = None,
+    labels: Path | None = None,
+    weights: Path | None = None,
+    num_classes: int | None = None,
+    model_arg: list[str] | None = None,
+    img_size: int | None = None,
+    exif_transpose: bool = False,
+    pretrained: bool = True,
+) -> NetworkWords:
+    """A network as it is named in words.
 
     Raises:
-        UsageError: none.
+        UsageError: none is named, or two are.
     """
-    given = (line.rstrip("\r\n") for line in sys.stdin) if "-" in words else ()
-    paths = [line for word in words for line in (given if word == "-" else [word]) if line.strip()]
-    if not paths:
+    if (model is None) == (network is None):
+        raise UsageError("name one network: MODEL, or --network package.module:function for one of your own code.")
+    return network_words(
+        model or f"python:{network}", weights, num_classes, model_arg, img_size, exif_transpose, pretrained,
+        labels=labels, features=features,
+    )  # fmt: skip
+
+
+def paths_of(words: Sequence[str]) -> Sequence[str] | Iterator[str]:
+    """Images as they were given; with "-" one by one, as the lines of standard input come."""
+    return _with_lines(words) if "-" in words else words
+
+
+def _with_lines(words: Sequence[str]) -> Iterator[str]:
+    """
+    Raises:
+        UsageError: in the end, there was none.
+    """
+    given = (line.rstrip("\r\n") for line in sys.stdin or ())
+    empty = True
+    for path in (line for word in words for line in (given if word == "-" else [word]) if line.strip()):
+        empty = False
+        yield path
+    if empty:
         raise UsageError("no image was given on standard input.")
-    return paths
 
 
 def model_arguments(pairs: list[str]) -> dict[str, Any]:

@@ -37,8 +37,13 @@ def audit(
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Rank the prototypes by how much they look like shortcuts: pasted into other images, and taken out."""
-    page, junit = (None if path is None else Output(path=path, force=force) for path in (output, junit_xml))
+    """Rank the prototypes by how much they look like shortcuts: pasted into other images, and taken out.
+
+    Example: protonmf audit --data imagenet -o audit.html
+    """
+    page = None if output is None else Output(path=output, force=force)
+    junit = None if junit_xml is None else Output(path=junit_xml, force=force, option="--junit-xml")
+    jobs.early.check(model=model, data=[images], outputs=[page, junit])
     with shown.progress() as bars:
         found = jobs.audit.audit(model, images, options, output=page, junit=junit, machine=machine, progress=bars)
     if shown.as_json:

@@ -9,7 +9,7 @@ from protonmf_cli.cli.console import Shown
 from protonmf_cli.output.text.blocks import Block, Piece, Row, TextTable
 
 BAR = 24
-"""Characters of the longest bar."""
+"""Characters of the longest bar; half of them where what stands behind needs the room."""
 GAP = 2
 """Characters between columns."""
 WIDE = 100
@@ -40,23 +40,25 @@ def _table(table: TextTable, width: int) -> Table:
             min_width=None if table.wraps else least,
         )
         width -= least + GAP
+    longest = max((len(row.last) + GAP for row in table.rows), default=0) if table.last is not None else 0
+    bar = BAR if width >= BAR + GAP + longest else BAR // 2
     if table.scale is not None:
-        drawn.add_column("", no_wrap=True, min_width=BAR // 2)
-        width -= BAR // 2 + GAP
+        drawn.add_column("", no_wrap=True, min_width=bar)
+        width -= bar + GAP
     if table.last is not None:
         drawn.add_column(table.last, no_wrap=True, style="dim")
     for row in table.rows:
-        drawn.add_row(*_cells(row, table, max(width, 1)))
+        drawn.add_row(*_cells(row, table, bar, max(width, 1)))
     return drawn
 
 
-def _cells(row: Row, table: TextTable, room: int) -> list[Text]:
+def _cells(row: Row, table: TextTable, bar: int, room: int) -> list[Text]:
     cells = [_styled(cell) for cell in row.cells]
     if row.style:
         cells[0].stylize(row.style)
         cells[-1].stylize(row.style)
     if table.scale is not None:
-        cells.append(Text() if row.bar is None else _bar(row.bar, table.scale, row.style))
+        cells.append(Text() if row.bar is None else _bar(row.bar, table.scale, bar, row.style))
     if table.last is not None:
         cells.append(Text(row.last[-room:]))  # the end of a path says most
     return cells
@@ -66,6 +68,6 @@ def _styled(cell: Piece) -> Text:
     return Text(cell) if isinstance(cell, str) else Text(*cell)
 
 
-def _bar(value: float, scale: float, style: str) -> Text:
-    length = round(BAR * abs(value) / scale)
+def _bar(value: float, scale: float, longest: int, style: str) -> Text:
+    length = round(longest * abs(value) / scale)
     return Text("█" * length if value >= 0 else "░" * length, style=style or ("green" if value >= 0 else "red"))

@@ -1,12 +1,13 @@
 """What a command shows: data on stdout; progress, notes and warnings on stderr."""
 
 import json
+import os
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
@@ -18,20 +19,50 @@ PLAIN_EVERY = 30.0
 """Seconds between lines of progress when stderr is not a terminal."""
 
 
-class _Out(Console):
-    """Rich's console leaves with exit code 1 when whoever read it has gone; our commands end quietly."""
+class Stream(Console):
+    """stdout or stderr; once its reader has gone, what is left to say is dropped, and the command goes on to its end."""
+
+    gone = False
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+        """Rich's own leaves with exit code 1, and files may not be written yet."""
+        self.gone = True
+        del self._buffer[:]
+        drop(self.file)
+
+
+def drop(stream: IO[str]) -> None:
+    """Nothing more can be written to a stream, also not when the interpreter exits."""
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123 (no path)
+        os.dup2(nothing.fileno(), stream.fileno())
+
+
+def say(text: str) -> None:
+    """A line on stderr, if anybody reads it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        drop(sys.stderr)
+
+
+def _takes_everything(stream: Any) -> None:
+    """What an encoding lacks is written in another way: a setting of the terminal must not end a command."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace" if _is_utf8(stream) else "replace")
+
+
+def _is_utf8(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
 class Shown:
     """stdout and stderr of one command."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        _takes_everything(sys.stdout)
         width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
-        self.out = _Out(highlight=False, width=width)
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = Stream(highlight=False, width=width)
+        self.err = Stream(stderr=True, highlight=False, soft_wrap=True)
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
@@ -66,8 +97,12 @@ class Shown:
         self.err.print(f"error: {text}", markup=False)
 
     def json(self, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
-        """One JSON object on stdout."""
-        print(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False))
+        """One JSON object on stdout, at once: the same one whatever encoding and buffer stdout has."""
+        text = json.dumps(value, indent=indent, ensure_ascii=not _is_utf8(sys.stdout), allow_nan=False)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            self.out.on_broken_pipe()
 
     def result(self, record: Mapping[str, Any], lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> None:
         """What a command found: the record as JSON where that is asked for, else as lines of text."""

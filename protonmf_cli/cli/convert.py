@@ -43,7 +43,7 @@ EXIF = Annotated[bool, typer.Option("--exif-transpose", help="Turn images as the
 
 
 def convert(
-    network: Annotated[NetworkWords, arguments.network(exif_transpose=EXIF)],
+    network: Annotated[NetworkWords, arguments.any_network(exif_transpose=EXIF)],
     images: Annotated[ImageWords, arguments.images(split="train")],
     output: Annotated[Output, arguments.output("Prototype model file to write.")] = Output(path=arguments.DEFAULT_MODEL),
     prototypes: Annotated[str, typer.Option("--prototypes", "-p", metavar="N|auto", help="Prototypes per class; auto chooses a number for each.")] = str(DEFAULTS.prototypes),
@@ -69,7 +69,10 @@ def convert(
     *,
     shown: Annotated[Shown, arguments.SHOWN_MORE],
 ) -> None:  # fmt: skip
-    """Convert a trained classifier into a prototype model; its logits stay exactly equal."""
+    """Convert a trained classifier into a prototype model; its logits stay exactly equal.
+
+    Example: protonmf convert resnet18.a1_in1k --data imagenet -o prototypes.safetensors
+    """
     chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment, near=near)
     if near and chosen.reconstruction == "paper":
         raise UsageError(
@@ -79,11 +82,12 @@ def convert(
         chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
         examples=examples, memory=int(memory * 2**30), sample=sample, seed=seed,
     )  # fmt: skip
+    wanted = _share(share, distribution)
+    jobs.early.check(data=[images], outputs=[] if dry_run or wanted else [output])
     words = jobs.conversion.ConversionWords(
         network=network, images=images, options=chosen, output=output, embed=embed_backbone, cache=cache_features,
         machine=machine,
     )  # fmt: skip
-    wanted = _share(share, distribution)
     with shown.progress() as bars:
         found: Any
         if dry_run:

@@ -19,7 +19,10 @@ def demo(
     seed: arguments.Seed = 0,
     quiet: arguments.Quiet = False,
 ) -> None:
-    """Train a small net on scikit-learn's digits, then convert, explain, intervene, evaluate and report it."""
+    """Train a small net on scikit-learn's digits, then convert, explain, intervene, evaluate and report it.
+
+    Example: protonmf demo protonmf-demo
+    """
     from protonmf_cli.cli.app import main
 
     shown = Shown(quiet=quiet)
@@ -40,7 +43,7 @@ def demo(
             raise typer.Exit(code)
 
     run("convert", prepared.network, "--data", data, "-o", model, more=[*replaced, "--seed", str(seed)])
-    run("explain", prepared.image, *model_words, "--png", picture, more=replaced)
+    run("explain", prepared.image, *model_words, "--figure", picture, more=replaced)
     number = jobs.demo.strongest_prototype(Path(model), "three")
     run("intervene", "--zero", str(number), *model_words, more=[])
     run("evaluate", "--data", data, *model_words, more=[])

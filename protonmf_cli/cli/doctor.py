@@ -13,7 +13,10 @@ JSON_ALONE = Group(Shown, as_json=arguments.Json)
 
 
 def doctor(shown: Annotated[Shown, JSON_ALONE]) -> None:
-    """Show versions, device, threads, disk and known problems, each with what to do."""
+    """Show versions, device, threads, disk and known problems, each with what to do.
+
+    Example: protonmf doctor
+    """
     found = jobs.doctor.diagnose()
     if shown.as_json:
         shown.json(doctor_json(found))

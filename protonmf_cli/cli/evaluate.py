@@ -68,8 +68,12 @@ def evaluate(
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Measure accuracy, agreement and exactness on labelled images in one pass; further tables on request."""
-    junit = None if junit_xml is None else Output(path=junit_xml, force=force)
+    """Measure accuracy, agreement and exactness on labelled images in one pass; further tables on request.
+
+    Example: protonmf evaluate --data imagenet --min-agreement 0.99
+    """
+    junit = None if junit_xml is None else Output(path=junit_xml, force=force, option="--junit-xml")
+    jobs.early.check(model=model, data=[images], outputs=[junit])
     with shown.progress() as bars:
         found = jobs.evaluation.evaluate(
             model, images, tables=table or (), options=options, figures=figures, gates=gates, junit=junit,

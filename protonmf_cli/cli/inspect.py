@@ -23,8 +23,9 @@ PRETRAINED = Annotated[
     typer.Option("--pretrained/--no-pretrained", help="Of a network: its weights, or random ones, without a download."),
 ]
 OF_A_NETWORK = Group(
-    partial(arguments.network_words, ""), weights=arguments.Weights, num_classes=arguments.NumClasses,
-    pretrained=PRETRAINED, model_arg=arguments.ModelArg, img_size=arguments.ImgSize,
+    partial(arguments.any_network_words, ""), features=arguments.Features, labels=arguments.Labels,
+    weights=arguments.Weights, num_classes=arguments.NumClasses, pretrained=PRETRAINED, model_arg=arguments.ModelArg,
+    img_size=arguments.ImgSize,
 )  # fmt: skip
 """What is said of a network beside its name."""
 ON_THE_CPU = Group(Machine, threads=arguments.Threads, offline=arguments.Offline)
@@ -35,15 +36,22 @@ def inspect(
     what: Annotated[str | None, typer.Argument(help="Prototype model file (default: as --model), or a network, named as for convert.")] = None,
     model: arguments.Model = arguments.DEFAULT_MODEL,
     class_name: Annotated[str | None, typer.Option("--class", help="List the prototypes of one class.")] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="Picture of a class's prototypes (--class), or of the curves of -p auto.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", "--png", help="Figure (.png, .svg or .pdf) of a class's prototypes (--class), or of the curves of -p auto.")] = None,
     rows: Annotated[RowsOption, typer.Option("--rows", help="Of a network: which rows the head is read through.")] = ROWS,
     *,
+    function: arguments.NetworkFunction = None,
     network: Annotated[NetworkWords, OF_A_NETWORK],
     machine: Annotated[Machine, ON_THE_CPU] = Machine(device="cpu"),
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Show what a model file holds and how exact it is, or how a network's head would be read."""
+    """Show what a model file holds and how exact it is, or how a network's head would be read.
+
+    Example: protonmf inspect prototypes.safetensors --class flamingo
+    """
+    if function is not None and what is not None:
+        raise UsageError("name one network: WHAT, or --network package.module:function for one of your own code.")
+    what = what if function is None else f"python:{function}"
     of_network = {
         "--rows": rows != ROWS,
         "--weights": network.weights,
@@ -51,14 +59,18 @@ def inspect(
         "--no-pretrained": not network.pretrained,
         "--model-arg": network.model_args,
         "--img-size": network.img_size,
+        "--features": network.features,
+        "--labels": network.labels,
     }
-    if what is None or Path(what).is_file() or what.endswith(".safetensors"):
+    if what is None or Path(what).is_file() or what.endswith(".safetensors") or what.startswith("hub:"):
         _refuse(of_network, f"{what or model} is a model file, which keeps them")
-        _inspect_file(Path(what or model), class_name, None if png is None else Output(path=png, force=force), shown)
+        picture = None if figure is None else Output(path=figure, force=force, option="--figure")
+        jobs.early.check(model=Path(what or model), figures=[picture])
+        _inspect_file(Path(what or model), class_name, picture, shown, offline=machine.offline)
         return
     source = context.get_parameter_source("model")  # of typer's own click or of the installed one
     named = source is not None and source.name == "COMMANDLINE"
-    of_file = {"--model": named, "--class": class_name, "--png": png, "--force": force}
+    of_file = {"--model": named, "--class": class_name, "--figure": figure, "--force": force}
     _refuse(of_file, f"{what} is a network, not a model file")
     _inspect_network(replace(network, name=what), rows, machine, shown)
 
@@ -69,9 +81,9 @@ def _refuse(options: Mapping[str, object], reason: str) -> None:
         raise UsageError(f"{', '.join(given)} cannot be given here: {reason}.")
 
 
-def _inspect_file(path: Path, class_name: str | None, png: Output | None, shown: Shown) -> None:
+def _inspect_file(path: Path, class_name: str | None, figure: Output | None, shown: Shown, *, offline: bool) -> None:
     with shown.progress() as bars:
-        found = jobs.inspection.inspect(path, class_name, png=png, progress=bars)
+        found = jobs.inspection.inspect(path, class_name, figure=figure, offline=offline, progress=bars)
     if shown.as_json:
         shown.json(inspection_json(found))
         return

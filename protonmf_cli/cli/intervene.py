@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
+from protonmf_cli.cli.help import HelpfulCommand
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.options import EditWords, ImageWords, Machine, Output
 from protonmf_cli.output.records.intervention import intervention_json
 from protonmf_cli.output.text.intervention import intervention_blocks
 
 
-class OrderedCommand(TyperCommand):
+class OrderedCommand(HelpfulCommand):
     """A command that knows in which order its options were given."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -91,7 +91,7 @@ def intervene(
     image: Annotated[str | None, typer.Argument(help="Image file. Default: the one explained last.")] = None,
     zero: Annotated[list[str] | None, typer.Option("--zero", help="[OWNER:]N[,N...]: prototypes to remove. Repeatable.")] = None,
     scale: Annotated[list[str] | None, typer.Option("--scale", help="[OWNER:]N=FACTOR: prototype to scale. Repeatable.")] = None,
-    class_name: Annotated[list[str] | None, typer.Option("--class", help="Class whose logit is edited, by label, description, WordNet id or index; may be repeated, each before its own edits. Default: the class explained last, or the predicted one.")] = None,
+    class_name: Annotated[list[str] | None, typer.Option("--class", help="Class whose logit is edited, by label, description, WordNet id or index. With one, all edits are its own; with several, an edit belongs to the --class before it. Default: the class explained last, or the one that explain is about.")] = None,
     everywhere: Annotated[bool, typer.Option("--everywhere", help="Edit the prototypes in the logit of every class, not only of the one they are from.")] = False,
     audit: Annotated[Path | None, typer.Option("--audit", help="What `protonmf audit --json` said of the model.")] = None,
     remove_suspicious: Annotated[int | None, typer.Option("--remove-suspicious", min=1, metavar="N", help="Remove the first N prototypes of --audit from every class.")] = None,
@@ -104,13 +104,17 @@ def intervene(
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Zero or scale prototypes of a class and see what changes, on one image or over a data set."""
+    """Zero or scale prototypes of a class and see what changes, on one image or over a data set.
+
+    Example: protonmf intervene img.jpg --class tick --zero 1,3 --class ant --zero 2
+    """
     suspicious = suspicious_of(audit, remove_suspicious, context.meta[ORDER])
     edits = [] if suspicious else words_of(context.meta[ORDER])  # of zero and scale, in their order among the classes
     if image is not None and images.data is not None:
         raise UsageError("give an image or --data, not both.")
     target = None if output is None else Output(path=output, force=force)
-    jobs.intervention.check_target(model, target)
+    jobs.early.check_edited(model, target)
+    jobs.early.check(model=model, images=[] if image is None else [image], data=[images.data, images.refit])
     with jobs.machine.threads_of(machine), shown.progress() as bars:
         loaded = jobs.loaded.load(model, machine=machine, progress=bars)
         if suspicious:

@@ -17,7 +17,10 @@ SUFFIX = ".md"
 def manual(
     topic: Annotated[str | None, typer.Argument(help="Page to show; without one, all of them are listed.")] = None,
 ) -> None:
-    """Show a page of the manual, or list its topics."""
+    """Show a page of the manual, or list its topics.
+
+    Example: protonmf manual words
+    """
     pages = {p.name.removesuffix(SUFFIX): p for p in files(PAGES).iterdir() if p.name.endswith(SUFFIX)}
     if topic is None:
         _list({name: page.read_text(encoding="utf-8") for name, page in sorted(pages.items())})

@@ -63,27 +63,6 @@ def sweep(folder: Path, name: str, age: float = 0.0) -> None:
                 path.unlink()
 
 
-def check_writable(path: Path, force: bool) -> None:
-    """Refuse, before any work, an output that exists or a folder that cannot be written.
-
-    Raises:
-        InputError: with what to do about it.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file name with -o.")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already. Give another name with -o, or --force to replace it.")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of the output does not exist. Create it first.")
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".protonmf."):
-            pass
-    except OSError as failure:
-        raise InputError(
-            f"nothing can be written to {path.parent.resolve()}: {failure.strerror or failure}."
-        ) from failure
-
-
 def digest_of_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:
     """sha256 over `head` and the name, dtype, shape and bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256(head.encode())

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         conversion,
         demo,
         doctor,
+        early,
         evaluation,
         explanation,
         export,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         network_inspection,
         page,
         protopnet,
+        push,
     )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "conversion",
     "demo",
     "doctor",
+    "early",
     "evaluation",
     "explanation",
     "export",
@@ -45,6 +48,7 @@ __all__ = [
     "network_inspection",
     "page",
     "protopnet",
+    "push",
 ]
 
 

@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.atomic import check_writable
 from protonmf_cli.files.audits import AuditRanking, Ranked
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages, read_pairs
 from protonmf_cli.files.images.object_masks import Objects, boxed_objects, masked_objects, read_groups
 from protonmf_cli.files.images.reader import crop_of_jpeg
@@ -98,7 +98,8 @@ def audit(
         GateError: too many images could not be read.
     """
     started, options, words = time.monotonic(), options or AuditOptions(), ImageWords.of(data, split="val")
-    page, report = (None if given is None else Output.of(given) for given in (output, junit))
+    page = None if output is None else Output.of(output)
+    report = None if junit is None else Output.of(junit, "--junit-xml")
     _check_outputs(options, page, report)
     with threads_of(machine or Machine()):
         loaded = loaded_from(model, machine, progress)
@@ -130,7 +131,7 @@ def _check_outputs(options: AuditOptions, page: Output | None, report: Output | 
             raise UsageError(f"-o writes a page, and {page.path} is named as JSON: give --json and send it there.")
         check_page(page, folder=False)
     if report is not None:
-        check_writable(report.path, report.force)
+        check_writable(report.path, report.force, report.option)
 
 
 def _check_model(model: PrototypeModel) -> None:

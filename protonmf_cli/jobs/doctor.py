@@ -86,7 +86,7 @@ def _packages() -> Packages:
 def _timm() -> dict[str, Any]:
     """The fields of `Packages` about timm and torchvision."""
     try:
-        from protonmf_cli.files.networks.loading import import_timm
+        from protonmf_cli.files.networks.timm_import import import_timm
 
         timm = import_timm()
         import torchvision

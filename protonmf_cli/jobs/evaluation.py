@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.store import decision_digest
-from protonmf_cli.jobs.folders import make_folder
+from protonmf_cli.jobs.early import make_folder
 from protonmf_cli.jobs.gates import Gate, check_says_unlike, gates_of, write_junit
 from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
@@ -19,8 +20,9 @@ from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.models.results import KeptImages, Scores
 from protonmf_cli.models.sheets import Table
 from protonmf_cli.options import GateOptions, ImageWords, Machine, Output, TableOptions
-from protonmf_cli.output.figures.sheets import panels_png
-from protonmf_cli.output.figures.table import table_png
+from protonmf_cli.output.figures.rendering import rendered
+from protonmf_cli.output.figures.sheets import panels_figure
+from protonmf_cli.output.figures.table import table_figure
 from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
@@ -90,10 +92,13 @@ def evaluate(
         tuple(dict.fromkeys([tables] if isinstance(tables, str) else tables)),
     )
     gates, options = gates or GateOptions(), options or TableOptions()
-    folder, report = None if figures is None else Path(figures), None if junit is None else Output.of(junit)
+    folder, report = (
+        None if figures is None else Path(figures),
+        None if junit is None else Output.of(junit, "--junit-xml"),
+    )
     check_names(names, draws=folder is not None)
     if report is not None:
-        check_writable(report.path, report.force)
+        check_writable(report.path, report.force, report.option)
     if folder is not None:
         make_folder(folder)
     with threads_of(machine or Machine()):
@@ -131,8 +136,9 @@ def _draw(made: Sequence[TableResult], folder: Path, progress: Progress) -> None
     """Sheets of pictures, and each table as `FOLDER/NAME.png`."""
     for each in made:
         for name, rows in each.sheets.items():
-            write_atomically(folder / f"{name}.png", panels_png(rows))
+            path = folder / f"{name}.png"
+            write_atomically(path, rendered(panels_figure(rows), path.name))
     for table in (table for each in made for table in each.tables if table.charts):
         path = folder / f"{table.name}.png"
-        write_atomically(path, table_png(table))
+        write_atomically(path, rendered(table_figure(table), path.name))
         progress.note(f"wrote {path}")

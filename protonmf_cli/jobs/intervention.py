@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, UsageError
-from protonmf_cli.files.atomic import check_writable
 from protonmf_cli.files.audits import read_ranking
 from protonmf_cli.files.images.reader import crop_of_jpeg
 from protonmf_cli.files.last_explanation import recall
 from protonmf_cli.files.store import decision_digest, save_model
 from protonmf_cli.jobs.audit import Audited
+from protonmf_cli.jobs.early import check_edited
 from protonmf_cli.jobs.images import SkipWatch, labelled_images
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
@@ -25,11 +25,11 @@ from protonmf_cli.options import EditWords, Form, ImageWords, Machine, Output
 from protonmf_cli.pipelines.explaining.explanation import chosen_form
 from protonmf_cli.pipelines.explaining.intervention import (
     apply_edits,
+    explained_class,
     find_edit,
     find_edit_everywhere,
     intervene_on_data,
-    outcome,
-    predicted_class,
+    outcomes,
     silent_classes,
 )
 from protonmf_cli.pipelines.explaining.pasting import patches_of
@@ -58,6 +58,8 @@ class Intervention:
     """The same over labelled images."""
     refit: Refit | None = None
     """The last layer after the edits, where images were given for it."""
+    also: tuple[tuple[Outcome, Outcome], ...] = ()
+    """Before and after, on the image, of further classes that are edited."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class Target:
 
     image: str | None = None
     class_index: int | None = None
-    """The predicted class if None and there is an image."""
+    """The class that `explain` is about if None and there is an image."""
 
 
 def intervene(
@@ -90,7 +92,7 @@ def intervene(
         edits: prototypes and factors; each may name its own class.
         image: file to look at.
         data: labelled images to look at instead (the split val where there are two).
-        class_name: class whose logit is edited; of an image the predicted one if None.
+        class_name: class whose logit is edited; of an image the one that `explain` is about if None.
         everywhere: edit the prototypes in the logit of every class.
         form: "augmented" takes a prototype's share of the residual with it; as the file is stored if None.
         refit: labelled images (the split val where there are two) on which the last layer takes a step after edits of
@@ -111,7 +113,7 @@ def intervene(
     words, refit_words = (None if given is None else ImageWords.of(given, split="val") for given in (data, refit))
     target = None if output is None else Output.of(output)
     path = model.path if isinstance(model, Loaded) else Path(model)
-    check_target(path, target)
+    check_edited(path, target)
     with threads_of(machine or Machine()):
         loaded = loaded_from(model, machine, progress)
         chosen = None if class_name is None else loaded.model.find_class(class_name)
@@ -162,19 +164,6 @@ def suspicious_edits(
     return [EditWords(number=each.prototype, owner=names[each.class_index]) for each in first]
 
 
-def check_target(model: Path, output: Output | None) -> None:
-    """Refuse an output that exists, cannot be written or is the model itself, before any work.
-
-    Raises:
-        UsageError, InputError: naming it.
-    """
-    if output is None:
-        return
-    if output.path.resolve() == model.resolve():
-        raise UsageError("-o must not be the model that is edited; give another name.")
-    check_writable(output.path, output.force)
-
-
 def last_target(loaded: Loaded, image: str | None, class_name: str | None, *, over_data: bool) -> Target:
     """Image and class as given, else those of the last explanation of the model's file."""
     named = None if class_name is None else loaded.model.find_class(class_name)
@@ -214,10 +203,11 @@ def intervention(
             f"none of {edited.card.classes[class_index].shown}'s own prototypes speaks for it any more "
             f"(largest weight left: {weight:+.2f})"
         )
-    before_after = None
+    before_after: list[tuple[Outcome, Outcome]] = []
     if crop is not None and chosen is not None:
-        before, after = (outcome(loaded.backbone, model, crop, chosen) for model in (loaded.model, edited))
-        before_after = before, after
+        classes = list(dict.fromkeys([chosen, *(edit.class_index for edit in found if not edit.everywhere)]))
+        sides = [outcomes(loaded.backbone, model, crop, classes) for model in (loaded.model, edited)]
+        before_after = list(zip(*sides, strict=True))
     models = (loaded.model, edited, *([] if edited is alone else [alone]))
     on_data = None if data is None else _over_data(loaded, models, found, data, seen, progress)
     if output is not None:
@@ -225,7 +215,8 @@ def intervention(
         progress.note(f"wrote {output.path}")
     return Intervention(
         loaded=loaded, edited=edited, edits=found, path=None if output is None else output.path,
-        image=None if data is not None else target.image, outcomes=before_after, on_data=on_data, refit=refitted,
+        image=None if data is not None else target.image, outcomes=next(iter(before_after), None), on_data=on_data,
+        refit=refitted, also=tuple(before_after[1:]),
     )  # fmt: skip
 
 
@@ -253,7 +244,7 @@ def _looked_at(
         progress.note(f"before and after for {target.image}")
         crop = loaded.crop(target.image)
         chosen = target.class_index
-        return crop, predicted_class(loaded.backbone, loaded.model, crop) if chosen is None else chosen
+        return crop, explained_class(loaded.backbone, loaded.model, crop) if chosen is None else chosen
     if data is None and refit is None:
         raise UsageError("there is no explanation to go on from: give an image, or run `protonmf explain IMAGE` first.")
     says_itself = all(word.class_name is not None or (everywhere and word.owner is not None) for word in edits)
@@ -276,6 +267,8 @@ def _refitted(
 ) -> tuple[PrototypeModel, Refit, frozenset[str]]:
     """The edited model with its last layer refitted, what was tried, and the digests of the images."""
     found = labelled_images(words, edited.card.classes)
+    for note in found.notes:
+        progress.note(note)
     found = found.limited(max(2, MOST_REFIT_IMAGES // len(found.files)), seed=0)
     if left_out := sum(found.left_out.values()):
         progress.note(f"a step needs few images: {left_out} of --refit are left out, as many of each class stay.")
@@ -306,6 +299,8 @@ def _over_data(
     """The model before, the edited one and, where they differ, that of the edit alone, on labelled images."""
     before, after, *alone = models
     images = labelled_images(data, before.card.classes)
+    for note in images.notes:
+        progress.note(note)
     watch, shared = SkipWatch(), list[str]()
     progress.stage("before and after", sum(images.counts.values()))
 

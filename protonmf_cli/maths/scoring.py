@@ -36,7 +36,11 @@ def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> t
     (100, 100)
     """
     pixels = upsample(grid, size).cpu().numpy()
-    cut = max(np.percentile(pixels, percentile), pixels.max() / 2)
+    return _box_around_peak(pixels, max(np.percentile(pixels, percentile), pixels.max() / 2))
+
+
+def _box_around_peak(pixels: np.ndarray, cut: float) -> tuple[int, int, int, int]:
+    """Around the connected region of pixels at or above a cut that holds the strongest one."""
     regions, _ = scipy.ndimage.label(pixels >= cut)
     peak = np.unravel_index(int(pixels.argmax()), pixels.shape)
     inside = regions == regions[peak]
@@ -45,10 +49,11 @@ def peak_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> t
 
 
 def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> tuple[int, int, int, int]:
-    """Smallest rectangle around every pixel at or above a percentile of the up-sampled map.
+    """Smallest rectangle around the region at or above a percentile of the up-sampled map that holds its peak.
 
-    ProtoPNet's own rule (Chen et al. 2019, section 2.5), without `peak_box`'s cut at half the peak: all regions
-    count, and a constant map gives the whole image. Ranks between two pixels are interpolated linearly.
+    ProtoPNet's own percentile (Chen et al. 2019, section 2.5), without `peak_box`'s cut at half the peak. The original
+    boxes all regions together, which often is most of the image, while only the most similar patch counts: it is in
+    this region. A constant map gives the whole image. Ranks between two pixels are interpolated linearly.
 
     Args:
         grid: (h, w) map.
@@ -64,8 +69,7 @@ def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0
     if bool(grid.max() == grid.min()):  # whose up-sampled pixels would differ by rounding
         return 0, 0, size[1], size[0]
     pixels = upsample(grid, size).cpu().numpy()
-    rows, columns = np.nonzero(pixels >= np.percentile(pixels, percentile))
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+    return _box_around_peak(pixels, float(np.percentile(pixels, percentile)))
 
 
 def strongest_images(codes: Tensor, count: int) -> Tensor:

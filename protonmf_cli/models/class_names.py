@@ -30,6 +30,24 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
     >>> find_class((ClassName(label="n02110341", description="dalmatian, coach dog"),), "Coach_Dog")
     0
     """
+    called = _called(classes, words)
+    if called is not None:
+        return called
+    if words.strip().isdecimal() and int(words) < len(classes):
+        return int(words)
+    if WORDNET_ID.match(words) and not words[9:10].isdecimal() and len(words) > 9:
+        return find_class(classes, words[:9])
+    raise InputError(
+        f"no class of the model is called {words!r} (it has {len(classes)} classes).{nearest_names(classes, words)}"
+    )
+
+
+def _called(classes: tuple[ClassName, ...], words: str) -> int | None:
+    """Index of the class that has these words as a name; None where there is none.
+
+    Raises:
+        InputError: several classes are called so.
+    """
     for names in NAMES_OF_A_CLASS:
         wanted = _plain(words)
         found = [n for n, c in enumerate(classes) if wanted and wanted in map(_plain, names(c))]
@@ -40,13 +58,16 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
         if found:
             listed = ", ".join(f"{n} ({classes[n].label})" for n in found[:5])
             raise InputError(f"several classes are called {words!r}: {listed}. Give the label or the index.")
-    if words.strip().isdecimal() and int(words) < len(classes):
-        return int(words)
-    if WORDNET_ID.match(words) and not words[9:10].isdecimal() and len(words) > 9:
-        return find_class(classes, words[:9])
-    raise InputError(
-        f"no class of the model is called {words!r} (it has {len(classes)} classes).{nearest_names(classes, words)}"
-    )
+    return None
+
+
+def is_number(classes: tuple[ClassName, ...], words: str) -> bool:
+    """Whether `find_class` takes words for a class's index, not for its name.
+
+    >>> is_number((ClassName(label="zero"), ClassName(label="7")), "0"), is_number((ClassName(label="7"),), "7")
+    (True, False)
+    """
+    return words.strip().isdecimal() and _called(classes, words) is None
 
 
 def words_for(classes: tuple[ClassName, ...]) -> list[str]:
@@ -66,8 +87,39 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
+MOST_SUGGESTED = 5
+ALIKE, SHORT, ALIKE_IF_SHORT = 0.6, 5, 0.8
+"""Ratio of `difflib` from which a name is like the one given; words with fewer letters are alike by chance."""
+
+
 def nearest_names(classes: tuple[ClassName, ...], words: str) -> str:
-    """A "did you mean" sentence with a leading blank, or nothing."""
-    names = {_plain(name): name for c in classes for name in (c.label, *c.description.split(",")) if name.strip()}
-    close = difflib.get_close_matches(_plain(words), list(names), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(names[name].strip() for name in close)}?" if close else ""
+    """A "did you mean" sentence with a leading blank, or nothing: names that hold the words, else names that are spelt
+    alike, else names with a word that is.
+
+    >>> nearest_names((ClassName(label="crate"), ClassName(label="n02123045", description="tabby, tabby cat")), "cats")
+    ' Did you mean tabby cat?'
+    """
+    wanted = _plain(words)
+    if not wanted:
+        return ""
+    names = [[name.strip() for name in (c.label, *c.description.split(",")) if name.strip()] for c in classes]
+    held = (next((name for name in each if _holds(name, wanted)), None) for each in names)
+    found = [name for name in held if name is not None][:MOST_SUGGESTED]
+    if not found:
+        whole = {_plain(name): name for each in names for name in each}
+        parts = {part: name for plain, name in whole.items() for part in plain.split()}
+        cutoff = ALIKE_IF_SHORT if len(wanted) < SHORT else ALIKE
+        close = difflib.get_close_matches(wanted, whole, n=3, cutoff=cutoff)
+        found = [whole[each] for each in close] or [
+            parts[each] for each in difflib.get_close_matches(wanted, parts, n=3, cutoff=ALIKE_IF_SHORT)
+        ]
+    return f" Did you mean {' or '.join(dict.fromkeys(found))}?" if found else ""
+
+
+def _holds(name: str, wanted: str) -> bool:
+    """Whether the words are part of a name, in singular or plural."""
+    return f" {_singular(wanted)} " in f" {_singular(_plain(name))} "
+
+
+def _singular(words: str) -> str:
+    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in words.split())

@@ -35,7 +35,7 @@ class LatentPatches(Readout):
 
     def read(self, network: Network, pixels: Tensor) -> Reading:
         rows = patches(self.addon(feature_map(network, pixels)), self.patch)
-        return Reading(rows=rows, logits=rows.new_empty(len(rows), 0))
+        return Reading(rows=rows, logits=rows.new_empty(rows.shape[0], 0))
 
 
 def latent_readout(
@@ -91,7 +91,7 @@ def map_of(network: Network, found: object) -> Tensor:
         tokens = found[:, _prefix_tokens(network, found.shape[1]) :]
         height, width = _grid(network, tokens.shape[1])
         if height * width == tokens.shape[1]:
-            return tokens.mT.reshape(len(tokens), -1, height, width)
+            return tokens.mT.reshape(tokens.shape[0], -1, height, width)
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     raise InputError(
         f"the last features of this network are {shape}: no grid of places for prototypes. Choose another network."

@@ -233,6 +233,14 @@ class PrototypeModel:
         order, start = self.ledger
         return order[start[class_index] : start[class_index + 1]].tolist()
 
+    def own_against(self, class_index: int) -> tuple[int, ...]:
+        """Numbers, from 1, of a class's own prototypes with a negative weight for it: its images hold what they show,
+        and its logit falls with it."""
+        number = {prototype: n for n, prototype in enumerate(self.own(class_index), start=1)}
+        entries = self.entries(class_index)
+        prototypes, values = self.weights.prototype[entries].tolist(), self.weights.value[entries].tolist()
+        return tuple(number[j] for j, value in zip(prototypes, values, strict=True) if j in number and value < 0)
+
     @cached_property
     def connected(self) -> Tensor:
         """(C,) whether a class uses any prototype."""

@@ -1,11 +1,51 @@
 """What the verbs return: plain numbers, ready for JSON and for pictures."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from protonmf_cli.models.evidence_kind import EvidenceKind
+from protonmf_cli.models.wording import shortened, shortened_path
+
+
+class ShortRepr:
+    """Says the shape of arrays and the length of the rest that is long, in one line."""
+
+    def __repr__(self) -> str:
+        said = (f"{each.name}={_brief(getattr(self, each.name))}" for each in fields(self) if each.repr)  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+
+def _signed(value: float) -> str:
+    """With its sign and two digits, never "-0.00"."""
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+MOST_SAID = 40
+"""Characters of one value."""
+
+
+def _brief(value: object) -> str:
+    """A value in few characters.
+
+    >>> _brief(np.zeros((2, 3))), _brief(b"1234"), _brief((1, 2)), _brief(0.123456)
+    ('float64 array (2, 3)', '4 bytes', '(1, 2)', '0.1235')
+    """
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} array {value.shape}"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict) and any(isinstance(each, np.ndarray) for each in value.values()):
+        return "{" + ", ".join(f"{key!r}: {_brief(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, tuple | list) and any(isinstance(each, ShortRepr) or hasattr(each, "shape") for each in value):
+        return f"{len(value)} of {type(value[0]).__name__}"
+    said = repr(value)
+    return said if len(said) <= MOST_SAID else f"{said[: MOST_SAID - 1]}…"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +60,8 @@ class Prediction:
     probability: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExampleView:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExampleView(ShortRepr):
     """One training patch of a prototype, as stored in the model file."""
 
     jpeg: bytes
@@ -35,8 +75,8 @@ class ExampleView:
     """Value of the map that is drawn at full strength; its own maximum if None."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contribution:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Contribution(ShortRepr):
     """One prototype's part in one class's logit: weight x evidence = contribution.
 
     Evidence is an amount where the model reads amounts: 1 is the usual amount of the prototype's own class.
@@ -61,8 +101,8 @@ class Contribution:
     maps: dict[str, np.ndarray]
     """"contribution" (adds up to `localised`) and "presence", both (h, w); empty when rows have no place. Presence is
     the amount at each place, which adds up to the evidence, or a non-negative code where evidence is a projection."""
-    box: tuple[int, int, int, int] | None
-    """Around the peak of the chosen map, in pixels of the crop."""
+    peak_box: Callable[[], tuple[int, int, int, int]] | None = field(repr=False, compare=False)
+    """Finds `box`; None when rows have no place."""
     examples: tuple[ExampleView, ...]
     network: str = ""
     """Name of the network that the prototype belongs to, in a combined model."""
@@ -73,6 +113,11 @@ class Contribution:
     holds a share of the residual too."""
     peak: float | None = None
     """The usual largest amount at one place: what is drawn at full strength; None: each map's own maximum."""
+
+    @cached_property
+    def box(self) -> tuple[int, int, int, int] | None:
+        """Around the peak of the chosen map, in pixels of the crop; found when it is first asked for."""
+        return None if self.peak_box is None else self.peak_box()
 
     @property
     def scale(self) -> dict[str, float | None]:
@@ -106,6 +151,8 @@ class UnusualAmount:
         return f"prototype {self.prototype}{owner} is {self.amount:.2f}, usually {self.usual + 0.0:.2f}"
 
 
+SAID = 3
+"""Contributions that the line about an explanation names."""
 UNUSUAL_REST = 1.25
 """From which what the parts leave is named."""
 
@@ -148,8 +195,8 @@ class Unlike:
         return f"{than} ({'; '.join(reasons)})" if self.score > 1 and reasons else than
 
 
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(ShortRepr):
     """The whole ledger of one class's logit for one image."""
 
     image: str
@@ -161,6 +208,10 @@ class Explanation:
     label: str
     name: str
     logit: float
+    probability: float
+    """Of the class that is explained."""
+    among: str | None
+    """"prototypes" or "all": of which classes it is the best; None where it was named."""
     bias: float
     contributions: tuple[Contribution, ...]
     """The largest by size first."""
@@ -188,8 +239,30 @@ class Explanation:
     """The class has no prototypes of its own: its rows, if any, come from other classes' parts."""
     best_with_prototypes: Prediction | None
     """The best class that has prototypes, when the explained one has none."""
+    own_against: tuple[int, ...]
+    """Numbers of the class's own prototypes with a negative weight for it, rising."""
+    own: int
+    """Prototypes of the class."""
     unlike: Unlike | None = None
     """How usual the image is for the predicted class; None where the model does not say."""
+
+    def __repr__(self) -> str:
+        """The image, its class and what the logit is made of, in two lines."""
+        largest = [
+            f"{_signed(c.contribution)} {shortened(c.owner_name, 20)} {c.prototype}" for c in self.contributions[:SAID]
+        ]
+        left = self.contributions[SAID:]
+        others = [(f"{len(left)} more", sum(c.contribution for c in left))] if left else []
+        others += [("no place", self.unplaced)] if self.unplaced is not None else []
+        others += [("residual", self.residual)] if self.has_residual else []
+        others += [("bias", self.bias)] if self.kind.adds_up else []
+        parts = "  ".join([*largest, *(f"{_signed(value)} {name}" for name, value in others)])
+        best = self.predictions[0]
+        instead = f", not {best.name}, {best.probability:.1%}" if best.class_index != self.class_index else ""
+        return (
+            f"<{type(self).__name__} of {shortened_path(self.image, 60)}: {self.name}, {self.probability:.1%}"
+            f"{instead}\n logit {self.logit:.2f} = {parts}>"
+        )
 
     @property
     def reads_amounts(self) -> bool:
@@ -373,8 +446,8 @@ class UnlikeFigures:
     """Images whose predicted class has no training images; they are not counted."""
 
 
-@dataclass(kw_only=True)
-class KeptImages:
+@dataclass(kw_only=True, repr=False)
+class KeptImages(ShortRepr):
     """What tables need of the labelled images of an evaluation: gathered in its one pass."""
 
     read: list[Any] = field(default_factory=list)
@@ -383,8 +456,8 @@ class KeptImages:
     """(B,) int64 classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plane:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Plane(ShortRepr):
     """Training images and prototypes on two axes."""
 
     samples: np.ndarray

@@ -60,6 +60,8 @@ class Panel:
     caption: str = ""
     full: tuple[float | None, ...] = ()
     """Value of each map that is drawn at full strength; its own maximum where it is None or missing."""
+    unit: str = ""
+    """Of the values of a single map; none: they are not written beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,6 +277,15 @@ def test_several_classes_with_their_own_edits(toy, converted, tmp_path):
     assert {c: after[c] for c in (1, 3)} == {c: before[c] for c in (1, 3)}
     code, out, _ = run(*words, *both[:-2])
     assert "red things: zero prototype 1; blue things: zero prototype 2" in out
+    (also,) = found["also"]
+    assert (also["label"], also["before"], also["after"]) == ("blue things", before[2], after[2])
+    assert f"logit of blue things {before[2]:.2f} {after[2]:.2f}" in " ".join(out.split())
+    # the same number in each
+    code, out, _ = run(*words, "--class", 0, "--zero", 1, "--class", 2, "--zero", 1, "--json")
+    assert [(e["class_index"], e["owner_index"], e["prototype"]) for e in json.loads(out)["edits"]] == [
+        (0, 0, 1),
+        (2, 2, 1),
+    ]
     # one --class counts for all edits, wherever it stands
     first = run(*words, "--zero", 1, "--class", "red things", "--zero", 2, "--json")
     second = run(*words, "--class", "red things", "--zero", "1,2", "--json")

@@ -326,7 +326,7 @@ def test_fine_tuning_goes_on_where_it_was_interrupted(toy, tmp_path, monkeypatch
 
 def load_model_digest(toy):
     from protonmf_cli.files.networks.backbones import load_features
-    from protonmf_cli.files.networks.loading import BackboneRequest
+    from protonmf_cli.files.networks.request import BackboneRequest
 
     return load_features(BackboneRequest(name=toy.name))[2].digest
 
@@ -502,7 +502,7 @@ def test_python_fits_predicts_and_interprets(toy, tmp_path):
         fit_fewshot(toy.name, train, **words | {"machine": Machine(device="cpu", dtype="float64")})
     assert fit_fewshot(toy.name, train, **words).loaded.model.card.measured.accuracy["test"] is None
     output.unlink()
-    found = fit_fewshot(toy.name, str(train), val=str(val), png=str(tmp_path / "plane.png"), **words)
+    found = fit_fewshot(toy.name, str(train), val=str(val), figure=str(tmp_path / "plane.png"), **words)
     assert found.loaded.model.card.measured.accuracy["test"] > 0.5 and (tmp_path / "plane.png").exists()
     assert found.bytes == output.stat().st_size and len(found.interpretation.prototypes) == 4
     seen, unread = predict(found.loaded, [toy.image(), tmp_path / "none.png"])

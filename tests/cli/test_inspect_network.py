@@ -13,7 +13,7 @@ import torch
 import toys
 from protonmf_cli.cli.arguments import model_arguments
 from protonmf_cli.files.networks.backbones import load_backbone
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.models.backbone import probe_readout
 from protonmf_cli.pipelines.conversion.network_figures import read_network
 from toys import run

@@ -434,6 +434,16 @@ def test_refusals_of_trained_files(net, converted, toy, tmp_path):
     assert code == 3 and "have different classes" in err and "other things" in err
 
 
+@pytest.mark.parametrize("command", ["push", "prune", "evaluate", "combine"])
+@pytest.mark.parametrize("named", [(), ("--model",)])
+def test_a_file_is_given_by_its_place_or_by_name(converted, toy, tmp_path, command, named):
+    data = () if command == "combine" else ("--data", toy.data)
+    output = () if command == "evaluate" else ("-o", tmp_path / "x.safetensors")
+    again = (*named, converted) if command == "combine" else ()
+    code, out, err = run("protopnet", command, *named, converted, *again, *data, *output)
+    assert (code, out) == (3, "") and f"{converted} holds a protonmf model, not a ProtoPNet" in err
+
+
 def test_a_last_layer_that_does_not_converge_is_refused(net, toy, tmp_path, monkeypatch):
     from protonmf_cli.pipelines.protopnet import push
 

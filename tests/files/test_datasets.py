@@ -41,6 +41,34 @@ def test_splits(tmp_path):
         find_images(tmp_path, "test", CLASSES, ClassMapping())
 
 
+@pytest.mark.parametrize("form", ["folder", "list"])
+def test_a_split_that_is_not_there_is_refused_with_what_is(tmp_path, form):
+    data = tree(tmp_path / "data", "ant/1.jpg", "bee/2.jpg")
+    if form == "list":
+        data = tmp_path / "list.csv"
+        data.write_text("x/1.jpg,ant\nx/2.jpg,bee\n")
+    with pytest.raises(InputError, match="has no split 'tset': it holds the classes ant, bee, in no split"):
+        find_images(data, "tset", CLASSES, ClassMapping())
+    assert {find_images(data, split, CLASSES, ClassMapping()).counts[1] for split in ("train", "val")} == {1}
+
+
+def test_folders_that_are_taken_for_numbers_of_classes_are_said(tmp_path):
+    tree(tmp_path / "two", "0/1.jpg", "2/1.jpg", "bee/1.jpg")
+    tree(tmp_path / "all", "0/1.jpg", "1/1.jpg", "2/1.jpg")
+    tree(tmp_path / "named", "7/1.jpg")
+    (tmp_path / "map.csv").write_text("0,ant\n2,1\n")
+    found = find_images(tmp_path / "two", "train", CLASSES, ClassMapping())
+    assert found.counts == {0: 1, 1: 1, 2: 1}
+    classes = (*CLASSES, ClassName(label="dog"))
+    (note,) = find_images(tmp_path / "two", "train", classes, ClassMapping()).notes
+    assert "named by numbers" in note and "0 is ant, 2 is cat. If not, give --class-map FILE" in note
+    assert find_images(tmp_path / "all", "train", CLASSES, ClassMapping()).notes == ()
+    mapped = ClassMapping(file=tmp_path / "map.csv")
+    assert find_images(tmp_path / "two", "train", classes, mapped).notes == ()
+    called = (ClassName(label="7"), *CLASSES)
+    assert find_images(tmp_path / "named", "train", called, ClassMapping()).notes == ()
+
+
 @pytest.mark.parametrize(
     "text", ["path,label\nx/1.jpg,ant\nx/2.jpg,bee\n", "x/1.jpg ant\nx/2.jpg bee\n", "x/1.jpg\tant\n\nx/2.jpg\tbee"]
 )

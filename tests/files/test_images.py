@@ -103,7 +103,7 @@ def test_crop_and_normalisation_are_timms_own_transform(mode, size, toy):
     from dataclasses import replace
 
     from protonmf_cli.files.networks.backbones import load_backbone
-    from protonmf_cli.files.networks.loading import BackboneRequest
+    from protonmf_cli.files.networks.request import BackboneRequest
 
     preprocessing = replace(toys.PREPROCESSING, crop_mode=mode)
     picture = noise("RGB", size)

@@ -73,7 +73,7 @@ def test_examples_are_real_crops_with_boxes_inside(converted, toy):
     for prototype in range(len(model.prototypes)):
         own = examples.of(prototype)
         assert len({examples.sources[n].path for n in own}) == 5
-        assert examples.score[own].tolist() == sorted(examples.score[own].tolist(), reverse=True)
+        assert float(examples.score[own[0]]) == float(examples.score[own].max())  # those that are alike come last
 
 
 def test_any_flipped_bit_is_noticed(converted, tmp_path):

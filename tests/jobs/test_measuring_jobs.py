@@ -72,13 +72,13 @@ def test_threads_are_given_back(toy, converted):
 
 
 def test_inspect(converted, tmp_path):
-    whole, one = inspect(converted), inspect(str(converted), "red things", png=tmp_path / "red.png")
+    whole, one = inspect(converted), inspect(str(converted), "red things", figure=tmp_path / "red.png")
     assert (whole.class_index, one.class_index, one.embedded) == (None, 0, True)
     assert len(inspection_json(whole)["per_class"]) == 4
     assert inspection_json(one)["per_class"] == inspection_json(whole)["per_class"][:1]
     assert (tmp_path / "red.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="exists already"):
-        inspect(converted, "red things", png=tmp_path / "red.png")
+        inspect(converted, "red things", figure=tmp_path / "red.png")
 
 
 def test_a_network_by_name(toy):

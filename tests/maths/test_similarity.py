@@ -203,6 +203,14 @@ def test_weights_between_classes_are_those_of_other_owners():
     assert other_class_mask(torch.tensor([0, 1, -1]), 2).tolist() == [[False, True, True], [True, False, True]]
 
 
+def test_the_box_is_around_the_most_similar_place_alone():
+    grid = torch.zeros(7, 7)
+    grid[1, 1], grid[5, 5] = 2.0, 1.9
+    left, top, right, bottom = percentile_box(grid, (224, 224))
+    assert (left, top) < (48, 48) < (right, bottom) < (112, 112)
+    assert percentile_box(grid.flip(0, 1), (224, 224)) == (224 - right, 224 - bottom, 224 - left, 224 - top)
+
+
 @pytest.mark.parametrize("value", [0.7, 4.18, 9.2103])
 def test_the_box_of_a_constant_map_is_the_whole_image(value):
     assert percentile_box(torch.full((4, 4), value), (64, 96)) == (0, 0, 96, 64)

@@ -7,7 +7,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.files.store import load_model
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.card import Card, RefitFacts
-from protonmf_cli.models.class_names import find_class
+from protonmf_cli.models.class_names import find_class, nearest_names
 from protonmf_cli.models.response import logit_parts, parts_of_class, parts_of_rows, pooled_rows
 
 CLASSES = (
@@ -54,6 +54,32 @@ def test_a_class_has_many_names(words, index):
 def test_what_is_not_a_class(words, sentence):
     with pytest.raises(InputError, match=sentence):
         find_class(CLASSES, words)
+
+
+ANIMALS = tuple(
+    ClassName(label=label, description=description)
+    for label, description in (
+        ("n02123045", "tabby, tabby cat"), ("n02123159", "tiger cat"), ("n03125729", "cradle"), ("n03127925", "crate"),
+        ("n09428293", "seashore, coast, seacoast"), ("n04517823", "vacuum"), ("n04493381", "tub, vat"),
+        ("n02099601", "golden retriever"),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("cat", " Did you mean tabby cat or tiger cat?"),
+        ("Cats", " Did you mean tabby cat or tiger cat?"),
+        ("golden", " Did you mean golden retriever?"),
+        ("retriver", " Did you mean golden retriever?"),
+        ("cradel", " Did you mean cradle or crate?"),
+        ("dog", ""),
+        ("", ""),
+    ],
+)
+def test_names_that_hold_the_words_come_before_names_that_are_spelt_alike(words, sentence):
+    assert nearest_names(ANIMALS, words) == sentence
 
 
 def amounts_by_least_squares(prototypes, row, ridge):

@@ -11,7 +11,7 @@ from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.files.images.reader import encode_jpeg
 from protonmf_cli.files.networks.backbones import load_backbone
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.work.cached_features import CachedFeatures
 from protonmf_cli.files.work.finished_classes import PartFiles
 from protonmf_cli.files.work.spool import Spool

@@ -10,7 +10,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.datasets import ClassMapping, class_folders, find_images
 from protonmf_cli.files.images.training_images import TrainingImages
 from protonmf_cli.files.networks.backbones import features_backbone, load_features
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.losses import label_attraction
 from protonmf_cli.models.card import DataFacts

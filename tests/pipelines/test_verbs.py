@@ -10,7 +10,7 @@ from protonmf_cli.maths.scoring import peak_box
 from protonmf_cli.models.response import logit_parts, parts_of_rows, pooled_rows
 from protonmf_cli.models.results import Edit
 from protonmf_cli.pipelines.explaining.explanation import answers_of
-from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, intervene_on_data, outcome
+from protonmf_cli.pipelines.explaining.intervention import apply_edits, find_edit, intervene_on_data, outcomes
 from protonmf_cli.pipelines.measuring.evaluation import evaluate_model
 from toys import convert
 
@@ -231,7 +231,9 @@ def test_intervention_on_data_counts_by_hand(loaded, images):
     right, flips = [0, 0], []
     for batch in loaded.reader.batches(images.of(images.files)):
         for crop, source in zip(batch.crops, batch.sources, strict=True):
-            tops = [outcome(loaded.backbone, m, crop, 0).predictions[0].class_index for m in (loaded.model, edited)]
+            tops = [
+                outcomes(loaded.backbone, m, crop, [0])[0].predictions[0].class_index for m in (loaded.model, edited)
+            ]
             right = [n + (top == batch.class_index) for n, top in zip(right, tops, strict=True)]
             if tops[0] != tops[1]:
                 flips.append((source.path, tops[0], tops[1]))

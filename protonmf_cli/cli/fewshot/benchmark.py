@@ -37,9 +37,13 @@ def benchmark(
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Compare the few-shot model with class means, a linear softmax and nearest neighbours on random sets of classes."""
+    """Compare the few-shot model with class means, a linear softmax and nearest neighbours on random sets of classes.
+
+    Example: protonmf fewshot benchmark resnet18.a1_in1k --data birds --ways 2,5
+    """
     options = replace(DEFAULTS, normalisation=normalisation, folds=folds, seed=seed)
     target = None if output is None else Output(path=output, force=force)
+    jobs.early.check(data=[images], outputs=[target])
     with shown.progress() as bars:
         found = jobs.fewshot.benchmark.benchmark_fewshot(
             network, images, options, ways=_ways(ways), shots=shots, subsets=subsets, images=most,

@@ -51,21 +51,26 @@ def fit(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the images while fine-tuning.")] = TUNING.epochs,
     rate: Annotated[float, typer.Option("--rate", min=0, help="Learning rate of the network while fine-tuning.")] = TUNING.rate,
     pull: Annotated[float, typer.Option("--pull", min=0, help="Weight of the term that draws prototypes of one class together and others apart.")] = TUNING.pull,
-    png: Annotated[Path | None, typer.Option("--png", help="Picture of samples and prototypes on their two principal axes.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", "--png", help="Figure (.png, .svg or .pdf) of samples and prototypes on their two principal axes.")] = None,
     embed: Annotated[bool, typer.Option("--embed-backbone/--no-embed-backbone", help="Keep the network's weights inside the file.")] = True,
     machine: Annotated[Machine, MACHINE] = Machine(),
     seed: arguments.Seed = DEFAULTS.seed,
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Fit soft prototypes and class weights; scale, weights and number of prototypes are chosen inside the images."""
+    """Fit soft prototypes and class weights; scale, weights and number of prototypes are chosen inside the images.
+
+    Example: protonmf fewshot fit resnet18.a1_in1k --data birds --shots 5
+    """
     options = replace(DEFAULTS, norm=norm, prototypes=prototypes, normalisation=normalisation, seed=seed)
     if anchor is not None:
         options = replace(options, anchors=(anchor,), dense_anchors=(anchor,))
     tuning = FineTuneOptions(stages=finetune, mode=mode, epochs=epochs, rate=rate, pull=pull, seed=seed)
+    drawn = None if figure is None else Output(path=figure, force=output.force, option="--figure")
+    jobs.early.check(data=[images], outputs=[output], figures=[drawn])
     with shown.progress() as bars:
         found = jobs.fewshot.fitting.fit_fewshot(
-            network, images, options, tuning, layers=layers_of(layers), shots=shots, output=output, png=png,
+            network, images, options, tuning, layers=layers_of(layers), shots=shots, output=output, figure=figure,
             embed=embed, machine=machine, progress=bars,
         )  # fmt: skip
     record = fit_json(found)

@@ -33,8 +33,12 @@ def interpret(
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Pure, ambiguous and unused prototypes, scattered classes, singletons, and the images where classes meet."""
+    """Pure, ambiguous and unused prototypes, scattered classes, singletons, and the images where classes meet.
+
+    Example: protonmf fewshot interpret fewshot.safetensors --figures cards
+    """
     folder = None if figures is None else Output(path=figures, force=force)
+    jobs.early.check(model=file or model)
     with shown.progress() as bars:
         result = jobs.fewshot.interpretation.interpret_fewshot(
             file or model, figures=folder, virtual=virtual, steps=steps, fgsm=fgsm, seed=seed, machine=machine,

@@ -1,5 +1,6 @@
 """protonmf fewshot predict: the class of images, how sure it is, and what is near."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -24,24 +25,35 @@ def predict(
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:
-    """Say what images are: classes, matching prototypes, ambiguity, nearest training images."""
+    """Say what images are: classes, matching prototypes, ambiguity, nearest training images.
+
+    Example: protonmf fewshot predict img.jpg
+    """
     paths = arguments.paths_of(images)
+    jobs.early.check(model=model, images=() if isinstance(paths, Iterator) else paths)
     records: list[dict[str, Any]] = []
+    done = failed = 0
     with shown.progress() as bars:
         every = jobs.fewshot.prediction.predict(model, paths, neighbours=max(top, 5), machine=machine, progress=bars)
         for found in every:
             if not isinstance(found, jobs.fewshot.prediction.FewShotPrediction):
+                failed += 1
                 shown.error(f"{found.path} {found.reason}")
                 continue
-            records.append(fewshot_prediction_json(found))
+            done += 1
+            record = fewshot_prediction_json(found)
             if json_lines:
-                shown.json(records[-1], indent=None)
-            elif not shown.as_json:
-                show_blocks(prediction_lines(records[-1], top), shown)
-    if shown.as_json and not json_lines and records:
+                shown.json(record, indent=None)
+            elif shown.as_json:
+                records.append(record)
+            else:
+                show_blocks(prediction_lines(record, top), shown)
+            if shown.out.gone:
+                return
+    if records:
         several = {"schema": "protonmf.fewshot_predictions/1", "predictions": records}
-        shown.json(records[0] if len(paths) == 1 else several)
-    if not records:
-        raise InputError(f"none of the {len(paths)} images could be read.")
-    if len(records) < len(paths):
-        raise PartialError(f"{len(paths) - len(records)} of {len(paths)} images could not be read; the others were.")
+        shown.json(records[0] if done + failed == 1 else several)
+    if not done:
+        raise InputError(f"none of the {failed} images could be read.")
+    if failed:
+        raise PartialError(f"{failed} of {done + failed} images could not be read; the others were.")

@@ -14,7 +14,9 @@ from protonmf_cli.options import ImageWords, Machine, Output
 from protonmf_cli.output.records.protopnet import combination_json, pruning_json, push_json
 from protonmf_cli.output.text.protopnet import combination_facts, pruning_facts, push_facts
 
-File = Annotated[Path, typer.Argument(help="ProtoPNet file.")]
+DEFAULT_MODEL = Path("protopnet.safetensors")
+"""What `train` writes and the other commands read, unless they are told otherwise."""
+File = Annotated[Path | None, typer.Argument(help="ProtoPNet file. Default: as --model.")]
 L1 = Annotated[float | None, typer.Option("--l1", min=0, show_default="as trained", help="Weight of the L1 term.")]
 OUTPUT = arguments.output("Model to write.")
 MACHINE = Group(
@@ -38,19 +40,24 @@ def images_of_file(split: str) -> Group:
 
 
 def push(
-    file: File,
     images: Annotated[ImageWords, images_of_file(split="train")],
     output: Annotated[Output, OUTPUT],
+    file: File = None,
+    model: arguments.Model = DEFAULT_MODEL,
     distinct: Annotated[bool | None, typer.Option("--distinct/--nearest", show_default="as trained", help="Different patches for the prototypes of a class, or each the nearest one.")] = None,
     l1: L1 = None,
     machine: Annotated[Machine, MACHINE] = Machine(),
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Project every prototype onto its nearest training patch and fit the last layer."""
+    """Project every prototype onto its nearest training patch and fit the last layer.
+
+    Example: protonmf protopnet push net.safetensors --data birds -o new.safetensors
+    """
+    jobs.early.check(model=file or model, data=[images], outputs=[output])
     with shown.progress() as bars:
         found = jobs.protopnet.edits.push_protopnet(
-            file, images, output=output, distinct=distinct, l1=l1, machine=machine, progress=bars
+            file or model, images, output=output, distinct=distinct, l1=l1, machine=machine, progress=bars
         )
     if shown.as_json:
         shown.json(push_json(found))
@@ -59,9 +66,10 @@ def push(
 
 
 def prune(
-    file: File,
     images: Annotated[ImageWords, images_of_file(split="train")],
     output: Annotated[Output, OUTPUT],
+    file: File = None,
+    model: arguments.Model = DEFAULT_MODEL,
     nearest: Annotated[int, typer.Option("--nearest", min=1, help="Nearest training images that are looked at.")] = 6,
     least: Annotated[int, typer.Option("--least", min=1, help="How many of them must be of the prototype's class.")] = 3,
     l1: L1 = None,
@@ -69,10 +77,14 @@ def prune(
     *,
     shown: Annotated[Shown, arguments.SHOWN],
 ) -> None:  # fmt: skip
-    """Remove prototypes whose nearest training images are of other classes, then fit the last layer."""
+    """Remove prototypes whose nearest training images are of other classes, then fit the last layer.
+
+    Example: protonmf protopnet prune net.safetensors --data birds -o new.safetensors
+    """
+    jobs.early.check(model=file or model, data=[images], outputs=[output])
     with shown.progress() as bars:
         found = jobs.protopnet.edits.prune_protopnet(
-            file, images, output=output, nearest=nearest, least=least, l1=l1, machine=machine, progress=bars
+            file or model, images, output=output, nearest=nearest, least=least, l1=l1, machine=machine, progress=bars
         )
     if shown.as_json:
         shown.json(pruning_json(found))
@@ -81,13 +93,21 @@ def prune(
 
 
 def combine(
-    files: Annotated[list[Path], typer.Argument(help="Two or more ProtoPNet files with the same classes.")],
     output: Annotated[Output, OUTPUT],
+    files: Annotated[list[Path] | None, typer.Argument(help="Two or more ProtoPNet files with the same classes.")] = None,
+    models: Annotated[list[Path] | None, typer.Option("--model", "-m", help="The same, one each. Repeatable.")] = None,
     *,
     shown: Annotated[Shown, arguments.SHOWN],
-) -> None:
-    """Add the logits of several networks in one file, which explains itself."""
-    found = jobs.protopnet.edits.combine_protopnets(files, output=output)
+) -> None:  # fmt: skip
+    """Add the logits of several networks in one file, which explains itself.
+
+    Example: protonmf protopnet combine a.safetensors b.safetensors -o c.safetensors
+    """
+    named = [*(files or ()), *(models or ())]
+    for each in named:
+        jobs.early.check(model=each)
+    jobs.early.check(outputs=[output])
+    found = jobs.protopnet.edits.combine_protopnets(named, output=output)
     if shown.as_json:
         shown.json(combination_json(found))
     else:

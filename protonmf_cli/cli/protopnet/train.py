@@ -11,6 +11,7 @@ from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group, given
+from protonmf_cli.cli.protopnet.edit import DEFAULT_MODEL
 from protonmf_cli.errors import UsageError
 from protonmf_cli.options import (
     AddOn,
@@ -52,7 +53,7 @@ MACHINE = Group(
 def train(
     network: Annotated[NetworkWords, NETWORK],
     images: Annotated[ImageWords, IMAGES],
-    output: Annotated[Output, arguments.output("Prototype model to write.")] = Output(path=Path("protopnet.safetensors")),
+    output: Annotated[Output, arguments.output("Prototype model to write.")] = Output(path=DEFAULT_MODEL),
     recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: start, schedule and batch statistics of the original code.")] = "default",
     prototypes: Annotated[int | None, typer.Option("--prototypes", "-p", min=1, show_default=str(DEFAULTS.prototypes), help="Per class.")] = None,
     per_class: Annotated[Path | None, typer.Option("--per-class", help="Lines `class,number` (or a JSON object) for classes with another number of prototypes.")] = None,
@@ -72,14 +73,17 @@ def train(
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default=str(DEFAULTS.batch_size), help="Images per step.")] = None,
     precision: Annotated[Precision | None, typer.Option("--precision", show_default=DEFAULTS.precision, help="Of the network while training; distances stay float32.")] = None,
     log: Annotated[Path | None, typer.Option("--log", help="Write every epoch's figures as JSON.")] = None,
-    figure: Annotated[Path | None, typer.Option("--figure", help="Picture of the curves over the epochs.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Figure (.png, .svg or .pdf) of the curves over the epochs.")] = None,
     keep_cycles: Annotated[Path | None, typer.Option("--keep-cycles", help="Folder for the model after each push.")] = None,
     machine: Annotated[Machine, MACHINE] = Machine(),
     seed: arguments.Seed = DEFAULTS.seed,
     *,
     shown: Annotated[Shown, arguments.SHOWN_MORE],
 ) -> None:  # fmt: skip
-    """Train a ProtoPNet: warm epochs, joint epochs, push and last layer. Interrupted, the same command goes on."""
+    """Train a ProtoPNet: warm epochs, joint epochs, push and last layer. Interrupted, the same command goes on.
+
+    Example: protonmf protopnet train resnet34.a1_in1k --data birds
+    """
     changes = given({
         "prototypes": prototypes, "similarity": similarity, "addon": addon, "epochs": epochs,
         "warm_epochs": warm_epochs, "cycles": cycles, "backbone_rate": backbone_rate, "addon_rate": rate,
@@ -89,6 +93,11 @@ def train(
     if width is not None:
         changes["width"] = _width(width)
     changes |= {"patch": _patch(patch), "seed": seed}
+    written, drawn = (
+        None if path is None else Output(path=path, force=output.force, option=option)
+        for option, path in (("--log", log), ("--figure", figure))
+    )
+    jobs.early.check(data=[images], outputs=[output, written], figures=[drawn])
     options = replace(jobs.protopnet.training.usual_options(recipe, pretrained=network.pretrained), **changes)
     if not jobs.machine.leads():
         shown = Shown(quiet=True)

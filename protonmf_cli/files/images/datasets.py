@@ -16,7 +16,7 @@ from protonmf_cli.files.images.sources.lists import numbered_pairs
 from protonmf_cli.files.images.sources.opening import Data, list_images
 from protonmf_cli.files.images.sources.source import LISTED, Listing, listed
 from protonmf_cli.models.backbone import ClassName
-from protonmf_cli.models.class_names import find_class, nearest_names
+from protonmf_cli.models.class_names import find_class, is_number, nearest_names
 
 SAMPLED = 64
 """Images whose content counts in a fingerprint."""
@@ -128,8 +128,21 @@ def find_images(data: Data, split: str, classes: tuple[ClassName, ...], mapping:
         found += [ImageFile(path=each, name=shown, class_index=index[name]) for shown, each in listing.groups[name]]
     return LabelledImages(
         where=listing.where, split=listing.split, files={c: tuple(files[c]) for c in sorted(files)},
-        notes=listing.notes, left_out={},
+        notes=(*listing.notes, *_note_of_numbers(index, classes, mapping)), left_out={},
     )  # fmt: skip
+
+
+def _note_of_numbers(index: Mapping[str, int], classes: tuple[ClassName, ...], mapping: ClassMapping) -> list[str]:
+    """Say which classes names that are numbers mean, unless somebody said so: they may be numbers of other classes."""
+    if mapping.by_order or mapping.file is not None or len(index) == len(classes):
+        return []
+    numbers = [name for name in index if is_number(classes, name)]
+    if not numbers:
+        return []
+    means = listed(f"{name} is {classes[index[name]].shown}" for name in numbers)
+    return [
+        f"classes named by numbers are the model's classes of these numbers: {means}. If not, give --class-map FILE."
+    ]
 
 
 def class_folders(data: Data, split: str) -> tuple[ClassName, ...]:

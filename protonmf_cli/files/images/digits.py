@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from protonmf_cli.files.networks.checkpoints import save_checkpoint
-from protonmf_cli.files.networks.loading import import_timm
+from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.models.backbone import ClassName, Preprocessing
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

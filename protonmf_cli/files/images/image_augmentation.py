@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from protonmf_cli.files.networks.loading import import_timm
+from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.options import AugmentationOptions
 
 MARGIN = 0.25

@@ -121,30 +121,38 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
     Raises:
         InputError: not an image, damaged, or too large or too narrow; the sentence begins with a verb.
     """
-    mode = "RGB" if channels == 3 else "L"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > MOST_PIXELS:
-                raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
-            if max(picture.size) > MOST_TIMES_AS_LONG * min(picture.size):
-                raise InputError(
-                    f"is {picture.width} x {picture.height} pixels, "
-                    f"at most {MOST_TIMES_AS_LONG} times as long as wide is read"
-                )
-            picture.load()
-            if exif_transpose:
-                picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith(("I", "F")):
-                picture = _to_8_bit(picture)
-            return picture.convert(mode)
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            return as_read(picture, channels=channels, exif_transpose=exif_transpose)
     except Image.DecompressionBombError as failure:
         raise InputError(f"has too many pixels, at most {MOST_PIXELS:,} are read") from failure
     except UnidentifiedImageError as failure:
         raise InputError(f"is not an image in one of the formats {', '.join(FORMATS)}") from failure
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as failure:
         raise InputError(f"is damaged: {failure}") from failure
+
+
+def as_read(picture: Image.Image, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
+    """A picture as `decode` gives it.
+
+    Raises:
+        InputError: it is too large or too narrow; the sentence begins with a verb.
+        OSError, ValueError: it cannot be decoded.
+    """
+    if picture.width * picture.height > MOST_PIXELS:
+        raise InputError(f"has {picture.width} x {picture.height} pixels, at most {MOST_PIXELS:,} are read")
+    if max(picture.size) > MOST_TIMES_AS_LONG * min(picture.size):
+        raise InputError(
+            f"is {picture.width} x {picture.height} pixels, at most {MOST_TIMES_AS_LONG} times as long as wide is read"
+        )
+    picture.load()
+    if exif_transpose:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        picture = _to_8_bit(picture)
+    return picture.convert("RGB" if channels == 3 else "L")
 
 
 def _to_8_bit(picture: Image.Image) -> Image.Image:
@@ -242,7 +250,12 @@ def encode_jpeg(crop: Tensor) -> bytes:
 
 def crop_of_jpeg(content: bytes, channels: int) -> Tensor:
     """The uint8 crop (channels, height, width) of a JPEG file of `encode_jpeg`, up to the loss of compression."""
-    pixels = np.asarray(decode(content, channels=channels))
+    return pixels_of(decode(content, channels=channels))
+
+
+def pixels_of(picture: Image.Image) -> Tensor:
+    """uint8 (channels, height, width) of a picture, as it is."""
+    pixels = np.asarray(picture)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).copy()).permute(2, 0, 1)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from protonmf_cli.errors import UsageError
-from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.work.cached_features import CachedSamples, default_folder
 from protonmf_cli.files.work.folder import digest_of_facts

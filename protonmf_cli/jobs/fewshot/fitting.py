@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError
-from protonmf_cli.files.atomic import check_writable, digest_of_tensors
+from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.images.reader import ImageFile, ImageReader, encode_jpeg
 from protonmf_cli.files.images.sources.source import listed
@@ -17,6 +17,7 @@ from protonmf_cli.files.images.training_images import TrainingImages
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.folder import digest_of_facts
 from protonmf_cli.files.work.training_folder import TrainingFolder
+from protonmf_cli.jobs.early import check
 from protonmf_cli.jobs.fewshot.data import LAST_LAYER, drawn, find_test, images_by_folder, open_features
 from protonmf_cli.jobs.fewshot.interpretation import draw_plane
 from protonmf_cli.jobs.images import SkipWatch, check_overlap
@@ -114,7 +115,7 @@ def fit_fewshot(
     shots: int | None = None,
     val: str | PathLike[str] | ImageWords | None = None,
     output: str | PathLike[str] | Output = "fewshot.safetensors",
-    png: str | PathLike[str] | None = None,
+    figure: str | PathLike[str] | None = None,
     embed: bool = True,
     machine: Machine | None = None,
     progress: Progress = LOGGED,
@@ -132,7 +133,7 @@ def fit_fewshot(
         shots: images per class, drawn with the seed of the options; all if None.
         val: test images; those beside train, where the data has both, if None.
         output: file to write.
-        png: picture of samples and prototypes to draw, replaced where the output may be.
+        figure: of samples and prototypes, a file .png, .svg or .pdf, replaced where the output may be.
         embed: keep the network's weights in the file.
         machine: where and how to compute.
         progress: is told stages and notes.
@@ -147,9 +148,8 @@ def fit_fewshot(
     network, words, target = NetworkWords.of(model), ImageWords.of(data, split="train"), Output.of(output)
     _check_options(options, tuning, embed)
     check_kept(network, embed)
-    for path in (target.path, png):
-        if path is not None:
-            check_writable(Path(path), target.force)
+    drawn_to = None if figure is None else Output(path=Path(figure), force=target.force, option="--figure")
+    check(outputs=[target], figures=[drawn_to])
     with threads_of(machine):
         progress.stage("loading the network")
         classes, images = images_by_folder(words, progress)
@@ -172,8 +172,8 @@ def fit_fewshot(
         if tuned is not None:
             tuned.folder.discard()
         interpretation = interpret(found)
-        if png is not None:
-            draw_plane(interpretation, Path(png), progress)
+        if drawn_to is not None:
+            draw_plane(interpretation, drawn_to.path, progress)
     loaded = Loaded(path=target.path, model=found, backbone=given.backbone, reader=given.reader, embedded=embed)
     return FewShotFit(
         loaded=loaded, network=network.name, interpretation=interpretation, bytes=size,

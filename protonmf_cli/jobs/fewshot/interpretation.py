@@ -8,14 +8,16 @@ from pathlib import Path
 from torch import Tensor
 
 from protonmf_cli.errors import UsageError
-from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_model_there, check_writable
 from protonmf_cli.files.images.reader import crop_of_jpeg
-from protonmf_cli.jobs.folders import make_folder
-from protonmf_cli.jobs.loaded import Loaded, check_there, loaded_from
+from protonmf_cli.jobs.early import make_folder
+from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.options import Machine, Output
-from protonmf_cli.output.figures.plane import plane_png
-from protonmf_cli.output.figures.strips import gallery_png
+from protonmf_cli.output.figures.plane import plane_figure
+from protonmf_cli.output.figures.rendering import rendered
+from protonmf_cli.output.figures.strips import gallery_figure
 from protonmf_cli.pipelines.fewshot.adversarial import CHANGES, AdversarialCheck, adversarial_check
 from protonmf_cli.pipelines.fewshot.interpretation import Interpretation, interpret
 from protonmf_cli.pipelines.fewshot.plane import plane_of
@@ -80,7 +82,7 @@ def interpret_fewshot(
         raise UsageError("--virtual makes pictures: give a folder with --figures.")
     if folder is not None:
         if not isinstance(model, Loaded):
-            check_there(Path(model))
+            check_model_there(Path(model))
         _check_folder(folder, ("cards.png", "plane.png", *(["virtual.png"] if virtual else [])))
     with threads_of(machine or Machine()):
         loaded = loaded_from(model, machine, progress)
@@ -98,7 +100,7 @@ def interpret_fewshot(
 
 def draw_plane(found: Interpretation, target: Path, progress: Progress) -> None:
     """Samples and prototypes on the two principal axes."""
-    write_atomically(target, plane_png(plane_of(found.model, found)))
+    write_atomically(target, rendered(plane_figure(plane_of(found.model, found)), target.name))
     progress.note(f"wrote {target}")
 
 
@@ -106,11 +108,12 @@ def _check_folder(folder: Output, names: Sequence[str]) -> None:
     """Make the folder, and refuse pictures in it that exist, before any work."""
     make_folder(folder.path)
     for name in names:
-        check_writable(folder.path / name, folder.force)
+        check_writable(folder.path / name, folder.force, "--figures")
 
 
 def _draw_cards(found: Interpretation, target: Path, progress: Progress) -> None:
-    write_atomically(target, gallery_png("prototypes", card_strips(found), CARD_HEADINGS))
+    figure = gallery_figure("prototypes", card_strips(found), CARD_HEADINGS)
+    write_atomically(target, rendered(figure, target.name))
     progress.note(f"wrote {target}")
 
 
@@ -124,7 +127,8 @@ def _liked(loaded: Loaded, steps: int, seed: int, progress: Progress) -> tuple[V
 
 
 def _draw_liked(found: Interpretation, liked: Sequence[VirtualExample], target: Path, progress: Progress) -> None:
-    write_atomically(target, gallery_png("virtual examples", virtual_strips(found, liked), VIRTUAL_HEADINGS))
+    figure = gallery_figure("virtual examples", virtual_strips(found, liked), VIRTUAL_HEADINGS)
+    write_atomically(target, rendered(figure, target.name))
     progress.note(f"wrote {target}")
 
 

@@ -1,8 +1,9 @@
 """The class of images, how sure it is, and what is near."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class FewShotPrediction:
 
 def predict(
     model: Loaded | str | PathLike[str],
-    images: str | PathLike[str] | Sequence[str | PathLike[str]],
+    images: str | PathLike[str] | Iterable[str | PathLike[str]],
     *,
     neighbours: int = 5,
     machine: Machine | None = None,
@@ -40,7 +41,7 @@ def predict(
 
     Args:
         model: a few-shot model's file, or one that is loaded.
-        images: files; they are read one after the other, as the results are taken.
+        images: files; they are asked for and read one after the other, as the results are taken.
         neighbours: training images that are named for each image.
         machine: where and how to compute.
         progress: is told notes on the file.
@@ -52,7 +53,7 @@ def predict(
         ModelFileError: the file is missing, damaged or foreign.
         InputError: it is a model of another method, or the only image cannot be read.
     """
-    paths = [str(images)] if isinstance(images, str | PathLike) else [str(image) for image in images]
+    paths = [images] if isinstance(images, str | PathLike) else images
     machine = machine or Machine()
     with threads_of(machine):
         loaded = loaded_from(model, machine, progress)
@@ -61,11 +62,12 @@ def predict(
 
 
 def _predictions(
-    loaded: Loaded, paths: Sequence[str], neighbours: int, machine: Machine
+    loaded: Loaded, paths: Iterable[str | PathLike[str]], neighbours: int, machine: Machine
 ) -> Iterator[FewShotPrediction | Skipped]:
-    for path in paths:
+    alone = isinstance(paths, Sequence) and len(paths) == 1
+    for path in map(str, paths):
         with threads_of(machine):
-            crop = loaded.crop_or_why(path, alone=len(paths) == 1)
+            crop = loaded.crop_or_why((path, Path(path)), alone=alone)
             found = crop if isinstance(crop, Skipped) else _predicted(loaded, path, crop, neighbours)
         yield found
 

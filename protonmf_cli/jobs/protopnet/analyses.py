@@ -11,7 +11,7 @@ import numpy as np
 
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.images.reader import encode_jpeg
-from protonmf_cli.jobs.folders import make_folder
+from protonmf_cli.jobs.early import make_folder
 from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.machine import threads_of
@@ -20,7 +20,8 @@ from protonmf_cli.jobs.tables import part_quality_of
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import ExampleView
 from protonmf_cli.options import ImageWords, Machine
-from protonmf_cli.output.figures.strips import gallery_png
+from protonmf_cli.output.figures.rendering import rendered
+from protonmf_cli.output.figures.strips import gallery_figure
 from protonmf_cli.pipelines.explaining.explanation import example_views
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 from protonmf_cli.pipelines.protopnet.activations import Activations, read_activations
@@ -194,7 +195,8 @@ def _draw_global(model: PrototypeModel, nearest: Sequence[NearestPatches], folde
         strips, headings = global_strips(model, c, views)
         name = model.card.classes[c]
         path = folder / f"prototypes-{file_name(name.label)}.png"
-        write_atomically(path, gallery_png(f"the prototypes of {name.shown}", strips, headings))
+        figure = gallery_figure(f"the prototypes of {name.shown}", strips, headings)
+        write_atomically(path, rendered(figure, path.name))
     progress.note(f"wrote {len(model.active_classes)} pictures to {folder}")
 
 
@@ -202,14 +204,15 @@ def _draw_local(found: LocalAnalysis, crop: np.ndarray, folder: Path, progress: 
     best = found.predictions[0]
     title = f"{best.name} {best.probability:.1%}: the most similar prototypes"
     strips = local_strips(found.similar, crop, -1)
-    write_atomically(folder / "most-similar.png", gallery_png(title, strips, LOCAL_HEADINGS))
+    path = folder / "most-similar.png"
+    write_atomically(path, rendered(gallery_figure(title, strips, LOCAL_HEADINGS), path.name))
     for rank, (prediction, contributions) in enumerate(zip(found.predictions, found.by_class, strict=True), start=1):
         if not contributions:
             continue
         strips = local_strips(contributions, crop, prediction.class_index)
         title = f"{rank}. {prediction.name}: logit {prediction.logit:.2f}, {prediction.probability:.1%}"
         path = folder / f"class-{rank}-{file_name(prediction.label)}.png"
-        write_atomically(path, gallery_png(title, strips, LOCAL_HEADINGS))
+        write_atomically(path, rendered(gallery_figure(title, strips, LOCAL_HEADINGS), path.name))
     progress.note(f"wrote {1 + len(found.by_class)} pictures to {folder}")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from protonmf_cli.errors import ModelFileError, UsageError
-from protonmf_cli.files.atomic import check_writable
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.images import check_skipped, images_of_model
-from protonmf_cli.jobs.loaded import Loaded, loaded_from
+from protonmf_cli.jobs.loaded import Loaded, loaded_from, local_file
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.jobs.protopnet.finished import Trained, figures_of, finished_model, save_finished
 from protonmf_cli.jobs.stored_options import note_unknown
@@ -213,7 +213,7 @@ def combine_protopnets(
     paths, target = tuple(Path(file) for file in files), Output.of(output)
     check_writable(target.path, target.force)
     members = []
-    for path in paths:
+    for path in map(local_file, paths):
         model, weights = load_model(path)
         check_protopnet(model, path)
         if weights is None:

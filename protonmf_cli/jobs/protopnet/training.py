@@ -13,15 +13,16 @@ from typing import Any
 import torch
 
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError
-from protonmf_cli.files.atomic import check_writable, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.reader import ImageFile
 from protonmf_cli.files.images.training_images import TrainingData, TrainingImages, folds
 from protonmf_cli.files.networks.backbones import load_features
-from protonmf_cli.files.networks.loading import BackboneRequest
+from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.folder import digest_of_facts
 from protonmf_cli.files.work.training_folder import TrainingFolder
-from protonmf_cli.jobs.folders import make_folder
+from protonmf_cli.jobs.early import make_folder
 from protonmf_cli.jobs.images import check_data
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.machine import processes_of, threads_of, workers_of
@@ -48,7 +49,9 @@ from protonmf_cli.options import (
     ProtoPNetOptions,
     Recipe,
 )
-from protonmf_cli.output.figures.training import training_png
+from protonmf_cli.output.figures.formats import format_of
+from protonmf_cli.output.figures.rendering import rendered
+from protonmf_cli.output.figures.training import training_figure
 from protonmf_cli.output.records.protopnet import training_json
 from protonmf_cli.output.text.protopnet import epoch_line
 from protonmf_cli.pipelines.progress import LOGGED, SILENT, Progress
@@ -160,7 +163,7 @@ def train_protopnet(
         per_class: file of lines `class,number` for classes with another number of prototypes.
         output: file to write.
         log: file for every epoch's figures as JSON.
-        figure: file for the curves over the epochs, a PNG.
+        figure: file for the curves over the epochs, .png, .svg or .pdf.
         keep_cycles: folder for the model after each push.
         machine: where to compute.
         progress: is told stages, epochs, notes and warnings.
@@ -182,9 +185,11 @@ def train_protopnet(
     chosen = replace(chosen, warm_epochs=min(chosen.warm_epochs, max(0, chosen.epochs - 1)))
     check_data(words.data)
     log, figure = (None if path is None else Path(path) for path in (log, figure))
-    for path in (target.path, log, figure):
+    if figure is not None:
+        format_of(str(figure))
+    for option, path in (("-o", target.path), ("--log", log), ("--figure", figure)):
         if path is not None:
-            check_writable(path, target.force)
+            check_writable(path, target.force, option)
     cycles = None if keep_cycles is None else Path(keep_cycles)
     if cycles is not None:
         make_folder(cycles, "--keep-cycles")
@@ -400,5 +405,5 @@ def _write_extras(training: ProtoPNetTraining, log: Path | None, figure: Path | 
         write_atomically(log, json.dumps(record, indent=1).encode())
         progress.note(f"wrote {log}")
     if figure is not None:
-        write_atomically(figure, training_png(record))
+        write_atomically(figure, rendered(training_figure(record), figure.name))
         progress.note(f"wrote {figure}")

@@ -20,6 +20,8 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         "class_index": explanation.class_index,
         "label": explanation.label,
         "logit": explanation.logit,
+        "probability": explanation.probability,
+        "among": explanation.among,
         "bias": explanation.bias,
         "map_kind": explanation.map_kind,
         "form": explanation.form,
@@ -34,6 +36,7 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         "no_place": explanation.unplaced,
         "residual_share": explanation.residual_share,
         "ledger_error": explanation.ledger_error,
+        "own_against": list(explanation.own_against),
         "without_prototypes": explanation.without_prototypes,
         "best_with_prototypes": None
         if explanation.best_with_prototypes is None

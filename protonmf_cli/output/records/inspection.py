@@ -25,7 +25,8 @@ def inspection_json(inspection: "Inspection") -> dict[str, Any]:
 
 def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> dict[str, Any]:
     """`protonmf.inspection/1` without the card and the list of classes."""
-    card = model.card
+    card, weights = model.card, model.weights
+    against = (model.owner[weights.prototype] == weights.class_index) & (weights.value < 0)
     return {
         "schema": "protonmf.inspection/1",
         "file": str(path),
@@ -39,6 +40,7 @@ def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> 
         "examples": len(model.examples.prototype),
         "augmented": model.is_augmented,
         "unstable": sum(is_unstable(model.stability(j)) for j in range(len(model.prototypes))),
+        "classes_with_own_against": len(weights.class_index[against].unique()),
     }
 
 
@@ -50,6 +52,7 @@ def class_json(model: "PrototypeModel", class_index: int) -> dict[str, Any]:
         "label": name.label,
         "description": name.description,
         "residual_norm": float(model.residual[class_index].norm()),
+        "own_against": list(model.own_against(class_index)),
         "prototypes": [_entry_json(model, entry) for entry in model.entries(class_index)],
     }
 

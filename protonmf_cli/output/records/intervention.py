@@ -22,6 +22,11 @@ def intervention_json(found: "Intervention") -> dict[str, Any]:
     if found.outcomes is not None:
         before, after = map(outcome_json, found.outcomes)
         record |= {"image": found.image, "before": before, "after": after}
+    if found.also:
+        record["also"] = [
+            {"class_index": one.class_index, "label": one.label, "before": one.logit, "after": two.logit}
+            for one, two in found.also
+        ]
     if found.on_data is not None:
         record |= _data_json(model, found.on_data)
     return record | {"output": None if found.path is None else str(found.path)}

@@ -31,9 +31,12 @@ def explanation_blocks(
     others = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.predictions[1:3])
     yield (best.name, "bold"), f" {best.probability:.1%}", (f"   then {others}", "dim"), f"   {explanation.image}"
     if explanation.class_index != best.class_index:
-        yield "why ", (explanation.name, "bold"), "?"
+        why = "? the best of the classes with prototypes" if explanation.among == "prototypes" else "?"
+        yield "why ", (explanation.name, "bold"), f" {explanation.probability:.1%}{why}"
     if explanation.without_prototypes:
         yield (without_prototypes_words(explanation),)
+    if explanation.own_against:
+        yield (own_against_words(explanation.name, explanation.own_against, explanation.own),)
     yield ledger_table(explanation, top, wide=wide)
     if explanation.form == "augmented" and not explanation.residual:
         yield (("augmented prototypes: each carries its share of the residual", "dim"),)
@@ -67,6 +70,25 @@ def without_prototypes_words(explanation: "Explanation") -> str:
     else:
         left = "its logit is all residual"
     return f"{explanation.name} has no prototypes of its own in this model: {left}.{hint}"
+
+
+def own_against_words(name: str, against: "Sequence[int]", own: int) -> str:
+    """What it means that some of a class's own prototypes have a negative weight for it.
+
+    Args:
+        name: of the class.
+        against: numbers of these prototypes, from 1.
+        own: prototypes of the class.
+
+    >>> own_against_words("tench", (2,), 3)
+    'own prototype 2 of tench has a negative weight for it: its images hold that part, and it speaks against tench.'
+    """
+    numbers = ", ".join(map(str, against))
+    if len(against) == own:
+        return f"none of {name}'s own prototypes ({numbers}) speaks for it: all have negative weights."
+    if len(against) == 1:
+        return f"own prototype {numbers} of {name} has a negative weight for it: its images hold that part, and it speaks against {name}."
+    return f"own prototypes {numbers} of {name} have negative weights for it: its images hold those parts, and they speak against {name}."
 
 
 def ledger_table(explanation: "Explanation", top: int, *, wide: bool) -> TextTable:
@@ -156,16 +178,18 @@ def _contrast_blocks(contrast: "Contrast", top: int) -> Iterator[Block]:
     )
 
 
-def outcome_blocks(before: "Outcome", after: "Outcome", edits: Sequence[str]) -> Iterator[Block]:
-    """What was edited, then before and after side by side."""
+def outcome_blocks(outcomes: "Sequence[tuple[Outcome, Outcome]]", edits: Sequence[str]) -> Iterator[Block]:
+    """What was edited, then before and after side by side, of one or more classes."""
     yield (("; ".join(edits), "bold"),)
+    before, after = outcomes[0]
     first, second = before.predictions[0], after.predictions[0]
     flipped = "" if first.class_index == second.class_index else ("flipped", "bold red")
-    change = f"{after.logit - before.logit:+.2f}"
     rows = [
-        Row(cells=(f"logit of {before.name}", f"{before.logit:.2f}", f"{after.logit:.2f}", change)),
-        Row(cells=("prediction", f"{first.name} {first.probability:.1%}", f"{second.name} {second.probability:.1%}", flipped)),
-    ]  # fmt: skip
+        Row(cells=(f"logit of {one.name}", f"{one.logit:.2f}", f"{two.logit:.2f}", f"{two.logit - one.logit:+.2f}"))
+        for one, two in outcomes
+    ]
+    names = [f"{best.name} {best.probability:.1%}" for best in (first, second)]
+    rows.append(Row(cells=("prediction", *names, flipped)))
     for rank in range(1, min(3, len(before.predictions))):
         p, q = before.predictions[rank], after.predictions[rank]
         cells = ("then" if rank == 1 else "", f"{p.name} {p.probability:.1%}", f"{q.name} {q.probability:.1%}", "")

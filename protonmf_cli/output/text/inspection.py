@@ -41,6 +41,11 @@ def inspection_lines(
         **_lines_of_method(facts, card, interpretation),
         "made with": ", ".join(f"{k} {v}" for k, v in card.versions.items() if k in {"protonmf", "torch", "timm"}),
     }
+    if count := facts["classes_with_own_against"]:
+        lines["against"] = (
+            f"{count} class{'es have own prototypes' if count > 1 else ' has own prototypes'} with a negative weight "
+            "for it (inspect --class NAME)"
+        )
     if card.edits:
         lines["edits"] = f"{len(card.edits)}"
     if card.refits:
@@ -61,6 +66,7 @@ def prototype_lines(listed: Mapping[str, Any]) -> list[str]:
         sources = ", ".join(example["source"] for example in row["examples"][:3])
         owner = "" if row["owner_label"] == listed["label"] else f" of {row['owner_label']}"
         flag = " (unstable)" if row["unstable"] else ""
+        flag += " (against its own class)" if not owner and row["weight"] < 0 else ""
         lines.append(
             f"  prototype {row['prototype']}{owner}{flag}: weight {row['weight']:+.3f}, seen most in {sources}"
         )

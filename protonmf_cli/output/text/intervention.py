@@ -17,7 +17,7 @@ def intervention_blocks(found: "Intervention") -> Iterator[Block]:
     """The edits, the refit of the last layer, and what they change: on an image, or over labelled images."""
     said = edits_in_words(found)
     if found.outcomes is not None:
-        yield from outcome_blocks(*found.outcomes, said)
+        yield from outcome_blocks([found.outcomes, *found.also], said)
     elif found.on_data is not None or found.refit is not None:
         yield (("; ".join(said), "bold"),)
     if found.refit is not None:

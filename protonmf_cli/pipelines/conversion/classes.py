@@ -21,6 +21,7 @@ from protonmf_cli.options import ConversionOptions, Share
 from protonmf_cli.pipelines.conversion.factorisation import ClassFactors, choose_number, factorise_readings
 from protonmf_cli.pipelines.conversion.rows import Store, factorised_rows, images_that_fit, read_class
 from protonmf_cli.pipelines.progress import SILENT, Progress
+from protonmf_cli.pipelines.training_examples import centred_rows, first_different
 
 SAMPLED_IMAGES = 8
 """Images of each class whose rows are kept until the assembly, to compare maps on."""
@@ -352,7 +353,7 @@ def _examples(
     count: int,
     encode: Callable[[Tensor], bytes],
 ) -> PartExamples:
-    """The strongest patch of each prototype in each of its `count` strongest images."""
+    """The strongest patch of each prototype in each of its `count` strongest images, the same picture counted once."""
     height, width = backbone.preprocessing.input_size[1:]
     grid = backbone.readout.grid or (0, 0)
     codes = (
@@ -360,7 +361,7 @@ def _examples(
         if factors is None
         else factors.codes.reshape(len(reading.images), -1, len(factors.basis)).cpu()
     )
-    chosen = strongest_images(codes, count) if codes.numel() else torch.empty(0, 0, dtype=torch.int64)
+    chosen = _different(strongest_images(codes, len(codes)), reading, count)
     score = (
         torch.stack([codes[row].amax(dim=1)[:, k] for k, row in enumerate(chosen)])
         if len(chosen)
@@ -382,6 +383,14 @@ def _examples(
         crops=tuple(encode(crop) for crop in reading.crops[used]),
         sources=tuple(reading.images[image] for image in used.tolist()),
     )
+
+
+def _different(order: Tensor, reading: ClassReading, count: int) -> Tensor:
+    """(p, K) the first different images of each order (p, n), as many for each prototype."""
+    rows = centred_rows(reading.pooled)
+    found = [first_different(each, reading.images, count, rows) for each in order]
+    most = min(map(len, found), default=0)
+    return torch.tensor([each[:most] for each in found], dtype=torch.int64).reshape(len(order), most)
 
 
 def _drawn(count: int, wanted: int, seed: int) -> Tensor:

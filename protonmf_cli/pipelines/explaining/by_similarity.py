@@ -4,6 +4,7 @@ ProtoPNet and combinations of them: the most similar patch. Few-shot models: the
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -29,8 +30,8 @@ def similarity_contributions(
     """One contribution per prototype.
 
     ProtoPNet: the "presence" map is the activation map, the similarity of every patch; the "contribution" map holds
-    weight x similarity at the most similar patch, which alone counts. The box is ProtoPNet's: 95th percentile of the
-    up-sampled activation map.
+    weight x similarity at the most similar patch, which alone counts. The box is around that patch: what
+    is at or above the 95th percentile of the up-sampled activation map, as in ProtoPNet, and connected with it.
     Few-shot: the "presence" map is what each place adds to the logarithm of the match, where it adds anything; the
     "contribution" map shares weight x match out in proportion.
 
@@ -59,18 +60,18 @@ def _contribution(
     owner = int(model.owner[prototype])
     number = model.network_of(prototype)
     space, picture = model.spaces[number], pictures[number]
-    activation = response.maps[0, space.start : space.stop, prototype]
+    activation = response.maps[0, space.start : space.stop, prototype].clone()
     evidence = float(response.evidence[0, prototype])
     size = (picture.shape[1], picture.shape[2])
     match compared(model):
         case NearestPatch():
             grid = activation.reshape(space.grid or (1, -1))
-            box = percentile_box(grid, size)
+            box = partial(percentile_box, grid, size)
             counted = torch.zeros_like(grid)
             counted.view(-1)[int(activation.argmax())] = weight * evidence
         case SoftMatch():
             grid = presence(activation, space.grid)
-            box = peak_box(grid, size)
+            box = partial(peak_box, grid, size)
             counted = weight * evidence * _shares(grid)
         case other:
             assert_never(other)
@@ -88,7 +89,7 @@ def _contribution(
         localised=weight * evidence,
         unlocalised=0.0,
         maps={"contribution": _array(counted), "presence": _array(grid)},
-        box=box,
+        peak_box=box,
         examples=examples,
         network=model.card.members[number].source.name if model.card.members else "",
         crop=_array(picture.permute(1, 2, 0)) if model.card.members else None,

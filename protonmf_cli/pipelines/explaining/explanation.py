@@ -1,6 +1,9 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +27,9 @@ from protonmf_cli.models.response import (
     summed,
 )
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation, Prediction, Unlike
-from protonmf_cli.options import Form, MapKind
+from protonmf_cli.options import Among, Form, MapKind
 from protonmf_cli.pipelines.explaining.by_similarity import similarity_contributions
+from protonmf_cli.pipelines.explaining.choice import best_class, chosen_among
 from protonmf_cli.pipelines.explaining.unlikeness import Unlikeness
 
 BEST = 5
@@ -50,6 +54,39 @@ class Answer:
     def parts(self, model: PrototypeModel, head: ClassHead) -> LogitParts:
         """The logit of one class in parts, see `parts_of_class`; of models whose evidence adds up."""
         return parts_of_class(model, head, self.read)
+
+
+MOST_KEPT = 256
+"""Classes, and prototypes, of which `Kept` holds what it made."""
+
+
+class Kept:
+    """What explanations of several images by one model share, kept once it was made."""
+
+    def __init__(self, model: PrototypeModel) -> None:
+        self.head = lru_cache(MOST_KEPT)(model.class_head)
+        self.views = lru_cache(MOST_KEPT)(partial(_views, model))
+        self.said = lru_cache(MOST_KEPT)(partial(_said, model))
+        self.unlikeness = Unlikeness.of(model)
+
+
+def _views(model: PrototypeModel, prototype: int) -> tuple[ExampleView, ...]:
+    return tuple(example_views(model, prototype))
+
+
+def _said(model: PrototypeModel, prototype: int) -> dict[str, Any]:
+    """What a contribution says of its prototype, whichever image it is of."""
+    owner = int(model.owner[prototype])
+    return {
+        "prototype": model.number(prototype),
+        "prototype_id": prototype,
+        "owner_index": owner,
+        "owner_label": model.card.classes[owner].label,
+        "owner_name": model.card.classes[owner].shown,
+        "stability": model.stability(prototype),
+        "usual": model.usual_of(prototype),
+        "peak": model.peak_of(prototype),
+    }
 
 
 def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list[Answer]:
@@ -84,7 +121,7 @@ def logits_of(backbone: Backbone, model: PrototypeModel, read: Tensor, answered:
     edited = model.edited_classes
     if edited is None or not backbone.readout.has_head:
         return read.sum(dim=1) @ model.head_vectors().mT + model.bias.cpu().double()
-    logits = answered.cpu().double()
+    logits = answered.to("cpu", torch.float64, copy=True)  # of an inference tensor, which is not written to
     for c in edited:
         logits[:, c] = parts_of_class(model, model.class_head(c), read).logits[:, 0]
     return logits
@@ -98,6 +135,7 @@ def explain_image(
     image: str,
     model_name: str,
     class_index: int | None = None,
+    among: Among | None = None,
     map_kind: MapKind = "presence",
     form: Form | None = None,
 ) -> Explanation:
@@ -108,7 +146,8 @@ def explain_image(
         model: prototypes and head.
         crop: uint8 (channels, height, width), what the network sees.
         image, model_name: names for the result.
-        class_index: class to explain; the predicted one if None.
+        class_index: class to explain; the best one if None.
+        among: of which classes it is the best, see `chosen_among`.
         map_kind: which map the boxes are drawn around; both maps are in the result.
         form: whether the prototypes carry the residual; as the model is stored if None.
 
@@ -121,7 +160,7 @@ def explain_image(
     (answer,) = answers_of(backbone, model, crop[None])
     return explain_answer(
         backbone, model, answer, image=image, model_name=model_name,
-        class_index=class_index, map_kind=map_kind, form=form,
+        class_index=class_index, among=among, map_kind=map_kind, form=form,
     )  # fmt: skip
 
 
@@ -133,25 +172,32 @@ def explain_answer(
     image: str,
     model_name: str,
     class_index: int | None = None,
+    among: Among | None = None,
     map_kind: MapKind = "presence",
     form: Form | None = None,
     most: int | None = None,
+    kept: Kept | None = None,
 ) -> Explanation:
     """As `explain_image`, for an image that was read before.
 
     Args:
         answer: of this model.
-        backbone, model, image, model_name, class_index, map_kind, form: as in `explain_image`.
+        backbone, model, image, model_name, class_index, among, map_kind, form: as in `explain_image`.
         most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
+        kept: of this model, where several images are explained.
     """
+    kept = kept or Kept(model)
     form = chosen_form(model, form)
     best = predictions(model, answer.logits, BEST)
-    chosen = best[0].class_index if class_index is None else class_index
+    chosen, asked = class_index, None
+    if chosen is None:
+        asked = chosen_among(model, among)
+        chosen = best_class(model, answer.logits, asked)
     logit, own = float(answer.logits[chosen]), model.own(chosen)
     if answer.response is None:
-        found = _ledger(backbone, model, answer, chosen, map_kind, augmented=form == "augmented")
+        found = _ledger(backbone, model, answer, chosen, map_kind, kept, augmented=form == "augmented")
     else:
-        found = _by_similarity(backbone, model.exact, answer, answer.response, chosen, most)
+        found = _by_similarity(backbone, model.exact, answer, answer.response, chosen, most, kept)
     error = abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit)
     _check_exact(backbone, model, answer, error)
     return Explanation(
@@ -163,6 +209,8 @@ def explain_answer(
         label=model.card.classes[chosen].label,
         name=model.card.classes[chosen].shown,
         logit=logit,
+        probability=float(answer.logits.softmax(dim=0)[chosen]),
+        among=asked,
         bias=found.bias,
         contributions=tuple(sorted(found.contributions, key=lambda c: -abs(c.contribution))[:most]),
         residual=found.residual,
@@ -177,7 +225,9 @@ def explain_answer(
         kind=model.evidence.kind,
         without_prototypes=not own,
         best_with_prototypes=None if own else _best_with_prototypes(model, answer.logits),
-        unlike=_unlike(model, answer),
+        own_against=model.own_against(chosen),
+        own=len(own),
+        unlike=_unlike(model, answer, kept),
     )
 
 
@@ -198,12 +248,11 @@ def _check_exact(backbone: Backbone, model: PrototypeModel, answer: Answer, erro
         )
 
 
-def _unlike(model: PrototypeModel, answer: Answer) -> Unlike | None:
+def _unlike(model: PrototypeModel, answer: Answer, kept: Kept) -> Unlike | None:
     """How unlike the training images of the predicted class an image is; None where the model does not say."""
-    measure = Unlikeness.of(model)
-    if measure is None:
+    if kept.unlikeness is None:
         return None
-    return measure.of_image(pooled_rows(answer.rows[None], model.placed)[0, 0], answer.logits)
+    return kept.unlikeness.of_image(pooled_rows(answer.rows[None], model.placed)[0, 0], answer.logits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,17 +278,18 @@ def _ledger(
     answer: Answer,
     class_index: int,
     map_kind: MapKind,
+    kept: Kept,
     *,
     augmented: bool,
 ) -> _Ledger:
-    head = model.class_head(class_index)
+    head = kept.head(class_index)
     augmented = augmented and bool(head.entries)
     parts, intercept = answer.parts(model, head), head.intercept
     bias, residual = float(parts.bias), float(parts.residual)
     left = head.uncarried if augmented else 1.0
     readers = head.augmented if augmented else head.readers
     maps = _Maps(backbone, model, answer.rows, readers, left * head.residual if left else None)
-    contributions = maps.contributions(head, map_kind)
+    contributions = maps.contributions(head, map_kind, kept)
     if augmented:  # the usual amounts are of prototypes alone; the intercept goes with the residual
         contributions = [replace(c, usual=None) for c in contributions]
         residual, bias, intercept = left * (residual + intercept), bias - intercept, 0.0
@@ -262,13 +312,19 @@ def has_rest(model: PrototypeModel, answer: Answer) -> bool:
 
 
 def _by_similarity(
-    backbone: Backbone, model: PrototypeModel, answer: Answer, response: Response, class_index: int, most: int | None
+    backbone: Backbone,
+    model: PrototypeModel,
+    answer: Answer,
+    response: Response,
+    class_index: int,
+    most: int | None,
+    kept: Kept,
 ) -> _Ledger:
     """Contributions of the largest `most` prototypes by similarity."""
     weights, evidence = connections(model, class_index), response.evidence[0]
     sizes = {j: weight * float(evidence[j]) for j, weight in weights.items()}
     ranked = {j: weights[j] for j in sorted(sizes, key=lambda j: -abs(sizes[j]))[:most]}
-    views = {j: tuple(example_views(model, j)) for j in ranked}
+    views = {j: kept.views(j) for j in ranked}
     intercept = float(model.intercept[class_index])
     return _Ledger(
         contributions=tuple(similarity_contributions(backbone, model, response, answer.crop, ranked, views)),
@@ -375,11 +431,9 @@ def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, clas
 
 
 def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction | None:
-    classes = model.active_classes
-    if not len(classes):
+    if not len(model.active_classes):
         return None
-    best = int(classes[logits[classes].argmax()])
-    return _prediction(model, logits, logits.softmax(dim=0), best)
+    return _prediction(model, logits, logits.softmax(dim=0), best_class(model, logits, "prototypes"))
 
 
 class _Maps:
@@ -404,58 +458,34 @@ class _Maps:
             self.residual_codes = residual_codes(leftover, residual).reshape(self.grid).numpy()
         self.presence = [column.reshape(self.grid).numpy() for column in codes.T]
 
-    def contributions(self, head: ClassHead, map_kind: MapKind) -> list[Contribution]:
+    def contributions(self, head: ClassHead, map_kind: MapKind, kept: Kept) -> list[Contribution]:
         """One contribution per connection of the class, in the order of the readers."""
-        presence = self.presence if self.grid else [None] * len(head.entries)
+        evidence = self.readers @ self.rows.T
+        placed = evidence[:, : self.backbone.readout.places]
+        wholes, places, weights = evidence.sum(dim=1).tolist(), placed.sum(dim=1).tolist(), head.weights.tolist()
+        maps = self._maps(placed, head.weights, map_kind)
         return [
-            _contribution(self.backbone, self.model, self.rows, prototype, weight, reader, grid, map_kind)
-            for prototype, weight, reader, grid in zip(
-                head.prototypes, head.weights.tolist(), self.readers, presence, strict=True
+            Contribution(
+                weight=weight, evidence=whole, contribution=weight * whole, localised=weight * at_places,
+                unlocalised=weight * whole - weight * at_places, maps=both, peak_box=box,
+                examples=kept.views(prototype), **kept.said(prototype),
             )
-        ]
+            for prototype, weight, whole, at_places, (both, box) in zip(
+                head.prototypes, weights, wholes, places, maps, strict=True
+            )
+        ]  # fmt: skip
 
-
-def _contribution(
-    backbone: Backbone,
-    model: PrototypeModel,
-    rows: Tensor,
-    prototype: int,
-    weight: float,
-    reader: Tensor,
-    presence: np.ndarray | None,
-    map_kind: MapKind,
-) -> Contribution:
-    owner = int(model.owner[prototype])
-    evidence = rows @ reader
-    placed = evidence[: backbone.readout.places]
-    both, box = {}, None
-    if presence is not None:
-        grid = presence.shape
-        both = {"contribution": (weight * placed).reshape(grid).numpy(), "presence": presence}
+    def _maps(self, placed: Tensor, weights: Tensor, map_kind: MapKind) -> Iterator[tuple[dict[str, np.ndarray], Any]]:
+        """Maps of each connection and what finds its box, from evidence by place (s, places)."""
+        if self.grid is None:
+            yield from (({}, None) for _ in placed)
+            return
+        size = self.backbone.preprocessing.input_size[1:]
+        added = (weights[:, None] * placed).reshape(-1, *self.grid).numpy()
         # a negative weight turns strong evidence into a deep valley: the box is around the evidence
-        peak = placed.reshape(grid) if map_kind == "contribution" else torch.from_numpy(presence)
-        height, width = backbone.preprocessing.input_size[1:]
-        box = peak_box(peak, (height, width))
-    localised = weight * float(placed.sum())
-    whole = weight * float(evidence.sum())
-    return Contribution(
-        prototype=model.number(prototype),
-        prototype_id=prototype,
-        owner_index=owner,
-        owner_label=model.card.classes[owner].label,
-        owner_name=model.card.classes[owner].shown,
-        stability=model.stability(prototype),
-        weight=weight,
-        evidence=float(evidence.sum()),
-        contribution=whole,
-        localised=localised,
-        unlocalised=whole - localised,
-        maps=both,
-        box=box,
-        examples=tuple(example_views(model, prototype)),
-        usual=model.usual_of(prototype),
-        peak=model.peak_of(prototype),
-    )
+        peaks = placed.reshape(-1, *self.grid) if map_kind == "contribution" else map(torch.from_numpy, self.presence)
+        for contribution, presence, peak in zip(added, self.presence, peaks, strict=True):
+            yield {"contribution": contribution, "presence": presence}, partial(peak_box, peak, size)
 
 
 def example_maps(model: PrototypeModel, prototype: int) -> list[tuple[np.ndarray | None, str]]:

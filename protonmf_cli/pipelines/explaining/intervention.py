@@ -15,6 +15,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
 from protonmf_cli.options import Form
+from protonmf_cli.pipelines.explaining.choice import best_class, chosen_among
 from protonmf_cli.pipelines.explaining.explanation import BEST, answers_of, predictions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
@@ -232,9 +233,14 @@ def _scale_shares(model: PrototypeModel, factor: Tensor, classes: Iterable[int])
     return replace(model, weights=weights, residual=residual, intercept=intercept)
 
 
-def outcome(backbone: Backbone, model: PrototypeModel, crop: Tensor, class_index: int) -> Outcome:
-    """Logit of one class and the best classes of one image under a model."""
+def outcomes(backbone: Backbone, model: PrototypeModel, crop: Tensor, classes: Sequence[int]) -> list[Outcome]:
+    """Logits of some classes and the best classes of one image under a model, in one pass of the network."""
     logits = _logits(backbone, model, crop[None])[0]
+    return [outcome_of(model, logits, c) for c in classes]
+
+
+def outcome_of(model: PrototypeModel, logits: Tensor, class_index: int) -> Outcome:
+    """The same of one class, from the logits (C,) of an image that was read before."""
     name = model.card.classes[class_index]
     return Outcome(
         class_index=class_index,
@@ -245,9 +251,9 @@ def outcome(backbone: Backbone, model: PrototypeModel, crop: Tensor, class_index
     )
 
 
-def predicted_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> int:
-    """The model's top class for one crop."""
-    return int(_logits(backbone, model, crop[None])[0].argmax())
+def explained_class(backbone: Backbone, model: PrototypeModel, crop: Tensor) -> int:
+    """The class that an explanation of one crop is about where none is named."""
+    return best_class(model, _logits(backbone, model, crop[None])[0], chosen_among(model, None))
 
 
 def _logits(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from protonmf_cli.pipelines.fewshot.features import readout_of
 from protonmf_cli.pipelines.fewshot.fitting import PrototypeFit
 from protonmf_cli.pipelines.model_cards import bare_card, data_facts, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
-from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_examples, wanted_of
+from protonmf_cli.pipelines.training_examples import FoundExamples, first_different, gathered_examples, wanted_of
 
 METHOD = "fewshot"
 
@@ -104,9 +104,9 @@ def matching_examples(
     matching = model.evidence
     assert isinstance(matching, SoftMatch)
     matched = matches(matching.known, model.prototypes.double(), matching.scale)
-    ranked = matched.argsort(dim=0, descending=True, stable=True)[:count]
-    sources = matching.samples.sources
-    wanted = wanted_of([[sources[n] for n in column] for column in ranked.T.tolist()])
+    ranked, sources = matched.argsort(dim=0, descending=True, stable=True), matching.samples.sources
+    chosen = [first_different(column, sources, count) for column in ranked.T]
+    wanted = wanted_of([[sources[n] for n in each] for each in chosen])
     order = [image for image in dict.fromkeys(sources) if image in wanted]
     size = (backbone.preprocessing.input_size[1], backbone.preprocessing.input_size[2])
     found: FoundExamples = {}

@@ -16,6 +16,7 @@ from protonmf_cli.models.wording import shortened
 from protonmf_cli.pipelines.conversion.residual_shares import FALLBACK, class_shares
 from protonmf_cli.pipelines.explaining.explanation import explain_image
 
+LOGIT = "logit per place"
 SHOWN = 3
 """Prototypes drawn one by one."""
 SHEETS = {
@@ -118,10 +119,11 @@ def _augmented_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     basis = model.readers(c)
     augmented = augmented_basis(basis, model.weights.value[model.entries(c)], shares, model.residual[c])
     panels = [Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26))]
+    unit = "amount per place" if model.amounts else "code per place"
     pairs = zip(_maps(backbone, model, rows, basis), _maps(backbone, model, rows, augmented), strict=True)
     for number, (before, after) in enumerate(list(pairs)[:SHOWN], start=1):
-        panels.append(Panel(crop=pixels, maps=(before,), style="heat", caption=f"prototype {number}"))
-        panels.append(Panel(crop=pixels, maps=(after,), style="heat", caption="augmented"))
+        panels.append(Panel(crop=pixels, maps=(before,), style="heat", unit=unit, caption=f"prototype {number}"))
+        panels.append(Panel(crop=pixels, maps=(after,), style="heat", unit=unit, caption="augmented"))
     return panels
 
 
@@ -131,7 +133,7 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     evidence = (rows @ model.head_vector(c).double()).reshape(backbone.readout.grid or (1, 1)).numpy()
     panels = [
         Panel(crop=pixels, caption=shortened(backbone.classes[c].shown, 26)),
-        Panel(crop=pixels, maps=(evidence,), style="signed", caption=f"black box {found.logit:+.1f}"),
+        Panel(crop=pixels, maps=(evidence,), style="signed", unit=LOGIT, caption=f"black box {found.logit:+.1f}"),
     ]
     strongest = sorted(found.contributions, key=lambda part: -abs(part.contribution))[:SHOWN]
     for part in strongest:
@@ -141,11 +143,13 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
             else f"prototype {part.prototype}"
         )
         caption = f"{name} {part.contribution:+.1f}"
-        panels.append(Panel(crop=pixels, maps=(part.maps["contribution"],), style="signed", caption=caption))
+        panels.append(
+            Panel(crop=pixels, maps=(part.maps["contribution"],), style="signed", unit=LOGIT, caption=caption)
+        )
     rest = found.logit - found.bias - found.residual - sum(part.contribution for part in strongest)
     caption = f"residual {found.residual:+.1f}, rest {rest + found.bias:+.1f}"
     maps = () if found.residual_map is None else (found.residual_map,)
-    panels.append(Panel(crop=pixels, maps=maps, style="signed", caption=caption))
+    panels.append(Panel(crop=pixels, maps=maps, style="signed", unit=LOGIT, caption=caption))
     return panels
 
 
@@ -159,6 +163,7 @@ def _rival_panels(rival: RivalCrops, crop: Tensor, model: PrototypeModel, c: int
             crop=_pixels(crop),
             maps=(EvidenceKind.SIMILARITIES.drawn(part.maps["presence"]),),
             style="heat",
+            unit="similarity above the least",
             caption=f"ProtoPNet {part.prototype} {part.contribution:+.1f} of {found.logit:.1f}",
         )
         for part in strongest

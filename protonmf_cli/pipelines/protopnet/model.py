@@ -20,7 +20,7 @@ from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.model_cards import bare_card, readout_facts
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.protopnet.activations import Activations
-from protonmf_cli.pipelines.training_examples import FoundExamples, gathered_examples, wanted_of
+from protonmf_cli.pipelines.training_examples import FoundExamples, first_different, gathered_examples, wanted_of
 
 METHOD = "protopnet"
 
@@ -126,13 +126,11 @@ def _apart(
 def _ranking(
     activations: Activations, prototype: int, source: Mapping[str, Any] | None, count: int
 ) -> list[ImageSource]:
-    """The prototype's own image, then the images nearest to it."""
-    nearest = activations.distance[:, prototype].argsort(stable=True).tolist()[: count + 1]
-    images = [activations.images[n] for n in nearest]
+    """The prototype's own image, then the images nearest to it, the same picture counted once."""
+    nearest, images = activations.distance[:, prototype].argsort(stable=True), activations.images
     if source is not None:
-        own = ImageSource(**source["image"])
-        images = [own, *(image for image in images if image != own)]
-    return list(dict.fromkeys(images))[:count]
+        nearest, images = torch.cat([nearest.new_zeros(1), nearest + 1]), (ImageSource(**source["image"]), *images)
+    return [images[n] for n in first_different(nearest, images, count)]
 
 
 def _add_examples(

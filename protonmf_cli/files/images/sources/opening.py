@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.checks import check_data_there
 from protonmf_cli.files.images.sources.lists import list_listing
 from protonmf_cli.files.images.sources.local import LocalFile, LocalFolder
 from protonmf_cli.files.images.sources.parquet import parquet_listing
@@ -57,18 +58,29 @@ def list_images(data: Data, split: str) -> Listing:
         split: which of `train` and `val` to take where they exist.
 
     Raises:
-        InputError: nothing is there, it cannot be read, or has no such split.
+        InputError: nothing is there, it cannot be read, or has no such split; of train and val where there are no
+            splits, all is taken.
     """
     with _in_words(data):
-        found = place_of(data)
-        if isinstance(found, Folder):
-            return _as_text(_of_folder(found, split))
-        where, name, kind = without_secrets(str(data)), stem(_path_of(data)), suffix(_path_of(data))
-        if kind in HOLDERS:
-            return _as_text(_of_holders(kind, where, name, found, split))
-        if len(found) > 1:
-            raise InputError(f"{data} names {len(found)} files: ranges are of {', '.join(HOLDERS)} files.")
-        return _as_text(list_listing(found[0], name, _text(found[0]), _beside(found[0])))
+        listing = _listing(data, split)
+    if split not in SPLITS and listing.split != split:
+        raise InputError(
+            f"{listing.where} has no split {split!r}: it holds the classes {listed(listing.names)}, in no split. "
+            "Leave out --split."
+        )
+    return _as_text(listing)
+
+
+def _listing(data: Data, split: str) -> Listing:
+    found = place_of(data)
+    if isinstance(found, Folder):
+        return _of_folder(found, split)
+    where, name, kind = without_secrets(str(data)), stem(_path_of(data)), suffix(_path_of(data))
+    if kind in HOLDERS:
+        return _of_holders(kind, where, name, found, split)
+    if len(found) > 1:
+        raise InputError(f"{data} names {len(found)} files: ranges are of {', '.join(HOLDERS)} files.")
+    return list_listing(found[0], name, _text(found[0]), _beside(found[0]))
 
 
 def _of_holders(kind: str, where: str, name: str, files: Sequence[File], split: str) -> Listing:
@@ -141,13 +153,14 @@ def place_of(data: Data) -> Folder | list[File]:
     words = str(data)
     if isinstance(data, str) and is_url(data):
         return _remote(words)
+    check_data_there(data)
     path = Path(data)
     if path.is_dir():
         return LocalFolder(path)
     paths = [path] if path.is_file() else [Path(each) for each in expanded(words)] if RANGE.search(words) else []
     missing = [str(each) for each in paths if not each.is_file()]
     if not paths:
-        raise InputError(f"the data {data} does not exist. Give a folder of class folders with --data.")
+        raise InputError(f"the data {data} is neither a folder nor a file.")
     if missing:
         raise InputError(f"{len(missing)} of the {len(paths)} files {data} do not exist: {listed(missing)}.")
     _refuse_compressed(data)

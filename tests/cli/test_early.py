@@ -1,0 +1,94 @@
+"""What is wrong at first sight is said before torch, a network or a model is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from toys import run
+
+PROGRAM = """
+import json, sys
+from protonmf_cli.cli.app import main
+print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
+heavy = {"torch", "timm", "matplotlib"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_nothing_heavy_is_imported_for_a_refusal(tmp_path):
+    image, model, there, data = (tmp_path / name for name in ("i.png", "m.safetensors", "there", "data"))
+    for path in (image, model, there):
+        path.write_bytes(b"")
+    data.mkdir()
+    named = ["--model", model]
+    commands = [
+        ["explain", tmp_path / "no.png", *named],
+        ["explain", tmp_path / "no.png", tmp_path / "neither.png", *named],
+        ["explain", image],  # without the usual model
+        ["explain", model, *named],
+        ["explain", image, *named, "--png", there],
+        ["explain", image, *named, "--html", tmp_path / "no folder" / "p.html"],
+        ["intervene", image, *named, "--zero", 1, "-o", there],
+        ["intervene", image, *named, "--zero", 1, "-o", model],
+        ["intervene", tmp_path / "no.png", *named, "--zero", 1],
+        ["intervene", *named, "--zero", 1, "--class", 0, "--data", tmp_path / "no"],
+        ["evaluate", "--data", tmp_path / "no", *named],
+        ["evaluate", "--data", data, *named, "--junit-xml", there],
+        ["audit", "--data", data, "--model", tmp_path / "none"],
+        ["report", *named, "-o", there],
+        ["report", *named, "--images", tmp_path / "no.png", "-o", tmp_path / "r.html"],
+        ["inspect", tmp_path / "none.safetensors"],
+        ["export", tmp_path / "none.safetensors", "-o", tmp_path / "n"],
+        ["push", tmp_path / "none.safetensors", "org/name"],
+        ["convert", "resnet18", "--data", tmp_path / "no"],
+        ["convert", "resnet18", "--data", data, "-o", there],
+        ["protopnet", "train", "resnet18", "--data", tmp_path / "no"],
+        ["protopnet", "push", tmp_path / "none", "--data", data, "-o", tmp_path / "p"],
+        ["protopnet", "prune", "--model", tmp_path / "none", "--data", data, "-o", tmp_path / "p"],
+        ["protopnet", "combine", tmp_path / "none", "--model", model, "-o", tmp_path / "p"],
+        ["protopnet", "evaluate", *named, "--data", tmp_path / "no"],
+        ["protopnet", "local", tmp_path / "no.png", *named],
+        ["fewshot", "fit", "resnet18", "--data", tmp_path / "no"],
+        ["fewshot", "predict", tmp_path / "no.png", *named],
+        ["fewshot", "interpret", tmp_path / "none"],
+        ["fewshot", "benchmark", "resnet18", "--data", tmp_path / "no"],
+    ]
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout)
+    assert {
+        " ".join(map(str, command)): code for command, code in zip(commands, codes, strict=True) if code not in (2, 3)
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("explain", "IMAGE", "--png", "THERE"), "exists already. Give another name with --figure, or --force"),
+        (("explain", "IMAGE", "--html", "THERE"), "exists already. Give another name with --html, or --force"),
+        (("explain", "MODEL"), "is a model file, not an image: give it with --model"),
+        (("explain", "IMAGE", "MODEL"), "is a model file, not an image: give it with --model"),
+        (("intervene", "IMAGE", "--zero", 1, "-o", "THERE"), "exists already. Give another name with -o, or --force"),
+        (("inspect", "--class", 0, "--png", "THERE"), "exists already. Give another name with --figure, or --force"),
+        (("evaluate", "--data", "DATA", "--junit-xml", "THERE"), "Give another name with --junit-xml, or --force"),
+        (("report", "-o", "THERE"), "exists already. Give another name with -o, or --force"),
+    ],
+)
+def test_a_refusal_names_the_option_that_there_is(toy, converted, tmp_path, monkeypatch, words, sentence):
+    there = tmp_path / "there.png"
+    there.write_bytes(b"mine")
+    monkeypatch.setenv("PROTONMF_MODEL", str(converted))
+    named = {"IMAGE": toy.image(0), "MODEL": converted, "THERE": there, "DATA": toy.data}
+    code, out, err = run(*(named.get(word, word) for word in words))
+    assert (code, out) == (3, "") and sentence in err
+    assert there.read_bytes() == b"mine"
+
+
+def test_several_images_of_which_some_exist_are_explained_as_far_as_they_do(toy, converted):
+    code, out, err = run("explain", "no.png", toy.image(0), "--model", converted, "--jsonl")
+    assert (code, len(out.splitlines())) == (6, 1) and "no.png cannot be read" in err
