@@ -14,7 +14,7 @@ from protonmf_cli.output.figures.figure import explanation_figure
 from protonmf_cli.output.figures.formats import format_of
 from protonmf_cli.output.figures.rendering import rendered
 from protonmf_cli.output.figures.sheets import panels_figure
-from toys import run
+from toys import run, slow
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF-"}
 
@@ -23,7 +23,7 @@ def texts_of(figure):
     return [text.get_text() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
 
 
-@pytest.mark.parametrize(("option", "suffix"), [("--figure", "png"), ("--png", "SVG"), ("--figure", "pdf")])
+@pytest.mark.parametrize(("option", "suffix"), [("--figure", "png"), slow("--png", "SVG"), slow("--figure", "pdf")])
 def test_the_name_says_which_file(toy, converted, tmp_path, option, suffix):
     target = tmp_path / f"why.{suffix}"
     code, _, err = run("explain", toy.image(0), "--model", converted, option, target)

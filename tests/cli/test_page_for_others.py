@@ -252,7 +252,7 @@ def sent(html: Path) -> str:
     return re.sub(r"[A-Za-z0-9+/=]{200,}", "", html.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", ["converted", "fewshot", slow("vit")])
+@pytest.mark.parametrize("kind", ["converted", slow("fewshot"), slow("vit")])
 def test_no_folder_of_its_author_is_in_the_page(request, toy, tmp_path, kind):
     model = request.getfixturevalue(kind)
     code, out, err = run("evaluate", "--data", toy.data, "--model", model, "--json", "--device", "cpu")
@@ -471,7 +471,7 @@ def test_an_explanation_is_three_screens_of_a_phone(browser, page_file, width, h
 @pytest.mark.parametrize(
     ("kind", "width", "scheme"),
     [
-        ("page_file", 390, "dark"),
+        slow("page_file", 390, "dark"),
         slow("page_file", 390, "light"),
         *(slow("page_file", 1280, scheme) for scheme in ("light", "dark")),
         *(slow("few", width, scheme) for width in (390, 1280) for scheme in ("light", "dark")),

@@ -194,8 +194,15 @@ def test_the_head_alone_runs_again(own):
     ("name", "kind"),
     [
         ("mobilenet_v3_small", "gated"),
-        ("resnet18", "average"),
-        *(toys.slow(*each) for each in (("vit_b_32", "token-writes"), ("swin_t", "average"), ("densenet121", "gated"))),
+        *(
+            toys.slow(*each)
+            for each in (
+                ("resnet18", "average"),
+                ("vit_b_32", "token-writes"),
+                ("swin_t", "average"),
+                ("densenet121", "gated"),
+            )
+        ),
     ],
 )
 def test_torchvision_is_read_exactly_by_places(name, kind):
