@@ -58,13 +58,13 @@ def kept_of(library: str) -> list[dict]:
     return [seen for line in RESULTS.read_text(encoding="utf-8").splitlines() if library in (seen := json.loads(line))]
 
 
-@pytest.mark.parametrize(("library", "most"), [("transformers", 20), ("torchvision", 60)])
-def test_the_documents_tell_the_results_of_other_libraries(library, most):
+@pytest.mark.parametrize(("library", "least"), [("transformers", 20)])
+def test_the_documents_tell_the_results_of_other_libraries(library, least):
     kept = kept_of(library)
     assert "\n".join(line for line in table(kept, library, missing=0).splitlines() if line.startswith("|")) in DOCUMENT
     exact = [seen for seen in kept if seen["outcome"] == "exact"]
     maps = [seen for seen in exact if seen["grid"]]
-    assert len(exact) >= most
+    assert len(exact) >= least
     assert len(maps) >= 0.8 * len(exact)
     assert max(seen["difference"] for seen in exact) <= 1e-12
     sentence = (
