@@ -172,6 +172,7 @@ def test_the_interpretation_is_shown_and_drawn(few, tmp_path):
     assert run("fewshot", "interpret", few, "--virtual")[0] == 2
 
 
+@pytest.mark.slow
 def test_layers_are_joined_and_recorded(toy, tmp_path):
     output = tmp_path / "joined.safetensors"
     code, _, err = fit(toy, output, "--layers", "-1,-2", "--norm", "l1", "--normalisation", "centred", "-p", 2, "-q")
@@ -259,6 +260,7 @@ def test_the_benchmark_says_why_a_test_is_left_out(capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_sparse_fit_says_that_its_weights_were_fitted_again(toy, tmp_path):
     from protonmf_cli.output.text.fewshot import chosen_words
 
@@ -379,6 +381,7 @@ def test_classes_and_prototypes_without_weights(toy, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_validation_images_are_checked_before_the_fit(toy, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(toy.data, data)

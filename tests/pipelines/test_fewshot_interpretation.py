@@ -129,6 +129,7 @@ def test_other_models_are_refused(converted):
         interpret(model)
 
 
+@pytest.mark.slow
 def test_nothing_keeps_a_model_that_was_interpreted():
     import gc
     import weakref
