@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.checks import HUB, check_model_there
-from protonmf_cli.files.hub import fetch_model
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.in_memory import Named, crop_of_picture, is_one, named_pictures
 from protonmf_cli.files.images.reader import ImageReader, pixels_of
@@ -331,7 +330,11 @@ def local_file(path: Path, *, offline: bool = False) -> Path:
         UsageError, InputError: it is not to be had from the hub.
     """
     name = path.as_posix()
-    return fetch_model(name, offline=offline) if name.startswith(HUB) else path
+    if not name.startswith(HUB):
+        return path
+    from protonmf_cli.files.hub import fetch_model  # a tenth of a second, which few names need
+
+    return fetch_model(name, offline=offline)
 
 
 def image_reader(preprocessing: Preprocessing, *, batch_size: int, workers: int, cropped: bool = False) -> ImageReader:
