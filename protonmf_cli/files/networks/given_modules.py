@@ -1,7 +1,7 @@
 """A network that Python holds, as a module."""
 
 import copy
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
@@ -30,7 +30,7 @@ def load(request: BackboneRequest, given: GivenModule) -> tuple[LoadedNetwork, b
     found = _of_timm(network, request, given)
     if found is not None:
         return _with_classes(found, given), True
-    config = _config_of(network) | dict(given.preprocessing)
+    config = own_networks.config_of(network) | dict(given.preprocessing)
     if config:
         network.pretrained_cfg = config
     words = name_of(given.module).removeprefix(own_networks.PREFIX)
@@ -52,19 +52,19 @@ def rebuilt(source: Source, classes: int, module: nn.Module) -> Network:
             f"the network of the model file is read at its module {source.features!r}, which {type(module).__name__} "
             "does not have."
         )
+    return in_halves(network, source, classes)
+
+
+def in_halves(network: nn.Module, source: Source, classes: int) -> SplitNetwork:
+    """A network that is not timm's, split where the one of a model file was."""
     return SplitNetwork(
         network, source.features, {"num_classes": classes}, library=source.library, prefix=source.prefix
     ).eval()
 
 
-def _config_of(network: nn.Module) -> dict[str, Any]:
-    found = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
-    return {key: value for key, value in dict(found).items() if value is not None}
-
-
 def _of_timm(network: Network, request: BackboneRequest, given: GivenModule) -> LoadedNetwork | None:
     """A network of timm as such; None of others, and of those that were rebuilt beyond what timm makes."""
-    config = _config_of(network)
+    config = own_networks.config_of(network)
     architecture, halves = config.get("architecture"), ("forward_features", "forward_head", "num_classes")
     if request.features or not architecture or not all(hasattr(network, name) for name in halves):
         return None
@@ -91,10 +91,7 @@ def _with_classes(found: LoadedNetwork, given: GivenModule) -> LoadedNetwork:
     if names is None:
         return found
     config = {**found.config, "label_names": list(names), "label_descriptions": None}
-    return LoadedNetwork(
-        network=found.network, name=found.name, architecture=found.architecture, arguments=found.arguments,
-        config=config, notes=found.notes,
-    )  # fmt: skip
+    return replace(found, config=config)
 
 
 def _is_of_imagenet(found: LoadedNetwork) -> bool:

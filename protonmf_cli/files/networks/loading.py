@@ -144,7 +144,4 @@ def rebuilt_network(source: Source, classes: int, *, trusted: str | None = None)
             "of that kind, `load(path, network=module)`."
         )
     build: Callable[[str, Mapping[str, Any]], Network] = LIBRARIES[source.library].rebuild
-    network = build(source.architecture, source.model_args)
-    return SplitNetwork(
-        network, source.features, {"num_classes": classes}, library=source.library, prefix=source.prefix
-    ).eval()
+    return given_modules.in_halves(build(source.architecture, source.model_args), source, classes)

@@ -57,8 +57,8 @@ def described(
     Raises:
         InputError: it takes no images of its size, or gives no logits.
     """
-    said = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
-    config = USUAL | {key: value for key, value in dict(said).items() if value is not None}
+    said = config_of(network)
+    config: dict[str, Any] = {**USUAL, **said}
     if request.side is not None:
         side = request.side
         size = (side, side) if isinstance(side, int) else tuple(side)
@@ -87,6 +87,12 @@ def described(
         config=config | {"num_classes": logits.shape[1]},
         notes=tuple(notes),
     )
+
+
+def config_of(network: nn.Module) -> dict[str, Any]:
+    """What a network says of its images and classes, as timm's networks do."""
+    found = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None) or {}
+    return {key: value for key, value in dict(found).items() if value is not None}
 
 
 def rebuild(words: str, arguments: Mapping[str, Any]) -> Network:
