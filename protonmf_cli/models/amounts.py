@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.amounts import LEAST_RIDGE
+from protonmf_cli.models.aligned import aligned
 from protonmf_cli.models.evidence_kind import EvidenceKind
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -93,5 +94,6 @@ class Amounts:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors moved."""
-        moved = {name: getattr(self, name).to(device, dtype) for name in ("usual", "unplaced_mean", "edit_readers")}
+        names = ("usual", "unplaced_mean", "edit_readers")
+        moved = {name: aligned(getattr(self, name).to(device, dtype)) for name in names}
         return replace(self, images=self.images and self.images.to(device, dtype), **moved)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.maths.amounts import dual, in_batches, mixing_of
+from protonmf_cli.models.aligned import aligned
 from protonmf_cli.models.card import Card
 from protonmf_cli.models.card.stored import Facts
 from protonmf_cli.models.class_names import find_class
@@ -399,20 +400,24 @@ class PrototypeModel:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PrototypeModel":
         """The same model with the tensors of its decision moved; examples stay where they are."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return aligned(tensor.to(device, dtype))
+
         weights = replace(
             self.weights,
             class_index=self.weights.class_index.to(device),
             prototype=self.weights.prototype.to(device),
-            value=self.weights.value.to(device, dtype),
-            residual_share=self.weights.residual_share.to(device, dtype),
+            value=moved(self.weights.value),
+            residual_share=moved(self.weights.residual_share),
         )
         return replace(
             self,
-            prototypes=self.prototypes.to(device, dtype),
+            prototypes=moved(self.prototypes),
             weights=weights,
-            residual=self.residual.to(device, dtype),
-            bias=self.bias.to(device, dtype),
-            intercept=self.intercept.to(device, dtype),
+            residual=moved(self.residual),
+            bias=moved(self.bias),
+            intercept=moved(self.intercept),
             evidence=self.evidence.to(device, dtype) if isinstance(self.evidence, Amounts) else self.evidence,
         )
 

@@ -13,6 +13,7 @@ from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.store import KEY, LAYOUT, OF_AMOUNTS, OF_IMAGES, OPTIONAL, load_model, save_model
 from protonmf_cli.jobs.loaded import load
+from protonmf_cli.models.card import Card
 from protonmf_cli.models.evidence import Projections
 from toys import run
 
@@ -40,6 +41,20 @@ def test_round_trip(request, tmp_path, kind):
     assert model.file_format == other.file_format == 3
     assert network is not None
     assert set(weights) == set(network)
+
+
+@pytest.mark.parametrize("shift", range(0, 64, 8))
+def test_results_do_not_depend_on_where_tensors_lie_in_the_file(converted, tmp_path, shift):
+    loaded = load(converted)
+    stored = loaded.model.card.as_json()
+    file = tmp_path / "shifted.safetensors"
+    card = Card.from_json(stored | {"mood": "x" * shift})
+    replace(loaded, model=replace(loaded.model, card=card)).save(file)
+    again = load(file)
+    moved = again.model.to(torch.device("cpu"), torch.float32)
+    computed = [*again.backbone.network.parameters(), again.backbone.readout.vectors, again.backbone.readout.bias]
+    computed += [moved.prototypes, moved.residual, moved.bias, moved.weights.value, moved.amounts.edit_readers]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in computed if tensor.numel())
 
 
 @pytest.mark.parametrize(("kind", "more"), [("converted", OF_AMOUNTS | OF_IMAGES), ("paper", frozenset())])

@@ -11,6 +11,7 @@ from protonmf_cli.files.networks.given_modules import rebuilt
 from protonmf_cli.files.networks.loading import OWN, TIMM, library_of, load_network, rebuilt_network
 from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.networks.timm_networks import encoder
+from protonmf_cli.models.aligned import aligned
 from protonmf_cli.models.backbone import (
     ADDON,
     BACKBONE,
@@ -29,7 +30,6 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled_features
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.models.readouts.stored import restored_readout
-
 
 def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     """Load a classifier on the CPU in float32 and find how its head is read.
@@ -237,7 +237,9 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> None:
     try:
         own = module.state_dict()
-        cast = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in weights.items()}
+        cast = {
+            name: aligned(tensor.to(own[name].dtype) if name in own else tensor) for name, tensor in weights.items()
+        }
         # what was built without memory is replaced, other weights are written over
         module.load_state_dict(cast, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
     except RuntimeError as failure:

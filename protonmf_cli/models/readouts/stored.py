@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from protonmf_cli.models.aligned import aligned
 from protonmf_cli.models.readouts.attention_pool import LatentPoolReadout, MeanQueryReadout
 from protonmf_cli.models.readouts.branches import BranchesReadout
 from protonmf_cli.models.readouts.class_token import MeanBesideReadout, TokenWritesReadout, VotedReadout
@@ -126,7 +127,7 @@ def _made(value: Any, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor])
     if "weight" in value:
         return weights[value["weight"]].detach().reshape(value["shape"])
     if "tensor" in value:
-        return kept[value["tensor"]]
+        return aligned(kept[value["tensor"]])
     if "named" in value:
         return {key: _made(each, weights, kept) for key, each in value["named"].items()}
     return PARTS[value["part"]](**{key: _made(each, weights, kept) for key, each in value["with"].items()})
