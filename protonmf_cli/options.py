@@ -227,6 +227,8 @@ class NetworkWords(Checked):
     """File with the name of one class on each line, instead of the checkpoint's."""
     features: str | None = None
     """Module that the features come out of, in a network that is not timm's; found if None."""
+    multi_label: bool | None = None
+    """Whether an image may be of several classes, each with a probability of its own; None: as the network says."""
     exif_transpose: bool = False
     """Turn images as their camera says."""
     pretrained: bool = True

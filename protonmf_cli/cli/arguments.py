@@ -83,6 +83,10 @@ Labels = Annotated[
     Path | None,
     typer.Option("--labels", help="File with the name of one class on each line, instead of the checkpoint's."),
 ]
+MultiLabel = Annotated[
+    bool | None,
+    typer.Option("--multi-label/--one-label", show_default="as the network says", help="An image may be of several classes, each with a probability of its own (sigmoid)."),
+]  # fmt: skip
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32 or float64: how the network computes.")]
 DtypeOfRows = Annotated[
@@ -205,7 +209,7 @@ def any_network(**more: Any) -> Group:
     """
     return Group(
         any_network_words, model=AnyNetwork, network=NetworkFunction, features=Features, labels=Labels,
-        weights=Weights, num_classes=NumClasses, model_arg=ModelArg, img_size=ImgSize, **more,
+        multi_label=MultiLabel, weights=Weights, num_classes=NumClasses, model_arg=ModelArg, img_size=ImgSize, **more,
     )  # fmt: skip
 
 
@@ -214,6 +218,7 @@ def any_network_words(
     network: str | None = None,
     features: str | None = None,
     labels: Path | None = None,
+    multi_label: bool | None = None,
     weights: Path | None = None,
     num_classes: int | None = None,
     model_arg: list[str] | None = None,
@@ -230,7 +235,7 @@ def any_network_words(
         raise UsageError("name one network: MODEL, or --network package.module:function for one of your own code.")
     return network_words(
         model or f"python:{network}", weights, num_classes, model_arg, img_size, exif_transpose, pretrained,
-        labels=labels, features=features,
+        labels=labels, features=features, multi_label=multi_label,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ TOPICS = {
     "Model": ("model", "models", "form"),
     "Network": (
         "weights", "num_classes", "model_arg", "img_size", "exif_transpose", "pretrained", "network", "function",
-        "features", "labels", "rows", "layers", "embed_backbone", "embed",
+        "features", "labels", "multi_label", "rows", "layers", "embed_backbone", "embed",
     ),
     "Images": (
         "data", "images", "per_class", "refit", "split", "class_map", "class_order", "boxes", "parts", "masks",

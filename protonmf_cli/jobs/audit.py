@@ -137,6 +137,10 @@ def _check_outputs(options: AuditOptions, page: Output | None, report: Output | 
 def _check_model(model: PrototypeModel) -> None:
     if model.card.members:
         raise InputError("this model is combined of several networks, and an audit reads one. Audit them one by one.")
+    if model.multi_label:
+        raise InputError(
+            "an audit pastes parts of a class into images of others, and images of this model have several labels."
+        )
 
 
 def _found(

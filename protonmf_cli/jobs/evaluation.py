@@ -127,8 +127,9 @@ def evaluate(
 def _scores(
     loaded: Loaded, images: LabelledImages, watch: SkipWatch, keep: KeptImages | None, progress: Progress
 ) -> Scores:
-    progress.stage("evaluating", sum(images.counts.values()))
-    batches = watch.over(loaded.reader.batches(images.of(images.files)))
+    once = images.once()
+    progress.stage("evaluating", sum(once.counts.values()))
+    batches = watch.over(loaded.reader.batches(once.of(once.files)))
     return evaluate_model(loaded.backbone, loaded.model, batches, images.files, progress, keep=keep)
 
 

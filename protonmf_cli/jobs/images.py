@@ -1,7 +1,7 @@
 """Labelled images of a job: which, which of them could not be read, and whether two splits share some."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protonmf_cli.errors import GateError, InputError
@@ -15,17 +15,19 @@ from protonmf_cli.options import ImageWords
 from protonmf_cli.pipelines.progress import Progress
 
 
-def labelled_images(words: ImageWords, classes: tuple[ClassName, ...]) -> LabelledImages:
+def labelled_images(words: ImageWords, classes: tuple[ClassName, ...], *, multi_label: bool = False) -> LabelledImages:
     """The images that words name, by class.
 
     Args:
         words: with a split, see `ImageWords.of`.
         classes: of the model.
+        multi_label: whether an image may be of several of them.
 
     Raises:
         InputError: nothing is there, a folder matches no class, or an image has no box.
     """
-    return find_boxed_images(words.data, words.split or "", classes, mapping_of(words), words.boxes)
+    mapping = replace(mapping_of(words), multi_label=multi_label)
+    return find_boxed_images(words.data, words.split or "", classes, mapping, words.boxes)
 
 
 def images_of_model(words: ImageWords, card: Card) -> LabelledImages:

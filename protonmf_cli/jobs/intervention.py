@@ -14,7 +14,7 @@ from protonmf_cli.files.last_explanation import recall
 from protonmf_cli.files.store import decision_digest, save_model
 from protonmf_cli.jobs.audit import Audited
 from protonmf_cli.jobs.early import check_edited
-from protonmf_cli.jobs.images import SkipWatch, labelled_images
+from protonmf_cli.jobs.images import SkipWatch, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.class_names import words_for
@@ -266,7 +266,9 @@ def _refitted(
     loaded: Loaded, edited: PrototypeModel, words: ImageWords, progress: Progress
 ) -> tuple[PrototypeModel, Refit, frozenset[str]]:
     """The edited model with its last layer refitted, what was tried, and the digests of the images."""
-    found = labelled_images(words, edited.card.classes)
+    if edited.multi_label:
+        raise InputError("--refit takes a step of a softmax, and the labels of this model do not exclude each other.")
+    found = images_of_model(words, edited.card)
     for note in found.notes:
         progress.note(note)
     found = found.limited(max(2, MOST_REFIT_IMAGES // len(found.files)), seed=0)
@@ -298,7 +300,7 @@ def _over_data(
 ) -> InterventionOnData:
     """The model before, the edited one and, where they differ, that of the edit alone, on labelled images."""
     before, after, *alone = models
-    images = labelled_images(data, before.card.classes)
+    images = images_of_model(data, before.card)
     for note in images.notes:
         progress.note(note)
     watch, shared = SkipWatch(), list[str]()

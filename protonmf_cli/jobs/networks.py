@@ -22,7 +22,8 @@ def request_of(
     extra = {"num_classes": words.num_classes} if words.num_classes else {}
     return BackboneRequest(
         name=words.name, weights=words.weights, model_args={**words.model_args, **extra}, rows=rows,
-        img_size=words.img_size, labels=words.labels, features=words.features, exif_transpose=words.exif_transpose, offline=offline, pretrained=words.pretrained,
+        img_size=words.img_size, labels=words.labels, features=words.features,
+        multi_label=words.multi_label, exif_transpose=words.exif_transpose, offline=offline, pretrained=words.pretrained,
         seed=seed, given=words.given if isinstance(words, ModuleWords) else None,
     )  # fmt: skip
 

@@ -269,6 +269,9 @@ TABLES: dict[str, Callable[[TableJob], TableResult]] = {
 OF_CONVERSIONS = ("parts", "stability", "cancellation", "augmentation", "faithfulness", "pictures")
 """Tables about what a conversion does to a black box: other models have no black box."""
 
+OF_LABELS = ("stability", "cancellation", "faithfulness", "pictures")
+"""Tables that do not ask for the one class of an image."""
+
 
 def check_names(names: Sequence[str], *, draws: bool) -> None:
     """Refuse tables that cannot be made of any model, before anything is loaded.
@@ -299,6 +302,12 @@ def check_fit(names: Sequence[str], model: PrototypeModel, options: TableOptions
         raise UsageError(
             f"--table {wrong[0]} compares a conversion with its black box, and this file holds a {model.card.method} "
             f"model. Tables for it: {fitting}."
+        )
+    several = [name for name in names if name not in OF_LABELS]
+    if several and model.multi_label:
+        raise UsageError(
+            f"--table {several[0]} counts images of one class each, and those of this model have several labels. "
+            f"Tables for it: {', '.join(OF_LABELS)}."
         )
     if model.card.members and "part-quality" in names:
         raise UsageError(

@@ -94,6 +94,10 @@ class Amounts:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """The same with its tensors moved."""
-        names = ("usual", "unplaced_mean", "edit_readers")
-        moved = {name: aligned(getattr(self, name).to(device, dtype)) for name in names}
-        return replace(self, images=self.images and self.images.to(device, dtype), **moved)
+        return replace(
+            self,
+            usual=aligned(self.usual.to(device, dtype)),
+            unplaced_mean=aligned(self.unplaced_mean.to(device, dtype)),
+            edit_readers=aligned(self.edit_readers.to(device, dtype)),
+            images=self.images and self.images.to(device, dtype),
+        )

@@ -104,6 +104,10 @@ class Source:
     """Module that the features come out of, in networks that are not timm's."""
     prefix: int = 0
     """Tokens before the patches, in such networks."""
+    left_out: str = ""
+    """Module at the end of such a network that makes probabilities of its logits, and is left out."""
+    multi_label: bool = False
+    """Whether an image may be of several classes: each has a probability of its own, by a sigmoid."""
 
     @property
     def short_name(self) -> str:

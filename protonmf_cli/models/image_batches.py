@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -46,6 +47,15 @@ class ImageBatch:
     sources: tuple[ImageSource, ...]
     skipped: tuple[Skipped, ...] = ()
     """Files that would have been in this batch."""
+    labels: tuple[tuple[int, ...], ...] = ()
+    """All classes of each image, where they are known."""
+
+    def targets(self, classes: int) -> Tensor:
+        """(B, classes) bool, which classes each image is of."""
+        found = torch.zeros(len(self.sources), classes, dtype=torch.bool)
+        for image, labels in zip(found, self.labels or [()] * len(found), strict=True):
+            image[list(labels or (self.class_index,))] = True
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

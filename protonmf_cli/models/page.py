@@ -108,8 +108,8 @@ class Case:
     """Class of the largest logit."""
     probability: float
     """Of this class."""
-    target: int | None
-    """The true class where it is known."""
+    targets: tuple[int, ...]
+    """The true classes where they are known."""
     contrasts: tuple[Contrast, ...]
     """Of the first explained class with every other one, where evidence is an amount."""
     similar: tuple[Contribution, ...]

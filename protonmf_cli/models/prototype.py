@@ -398,6 +398,11 @@ class PrototypeModel:
         """The same model as explanations and edits compute with it: in float64, on the CPU."""
         return self.to(torch.device("cpu"), torch.float64)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may be of several classes."""
+        return self.card.source.multi_label
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "PrototypeModel":
         """The same model with the tensors of its decision moved; examples stay where they are."""
 

@@ -60,6 +60,11 @@ class Prediction:
     probability: float
 
 
+def said_of(predictions: tuple[Prediction, ...], *, multi_label: bool) -> tuple[Prediction, ...]:
+    """The answer: of predictions, the best first, the first one, or all labels above 50 %."""
+    return tuple(p for p in predictions if p.logit > 0) if multi_label else predictions[:1]
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ExampleView(ShortRepr):
     """One training patch of a prototype, as stored in the model file."""
@@ -245,6 +250,9 @@ class Explanation(ShortRepr):
     """Prototypes of the class."""
     unlike: Unlike | None = None
     """How usual the image is for the predicted class; None where the model does not say."""
+    multi_label: bool = False
+    """Whether an image may be of several classes: probabilities are of each label by itself, and those above 50 % are
+    said."""
 
     def __repr__(self) -> str:
         """The image, its class and what the logit is made of, in two lines."""
@@ -258,11 +266,29 @@ class Explanation(ShortRepr):
         others += [("bias", self.bias)] if self.kind.adds_up else []
         parts = "  ".join([*largest, *(f"{_signed(value)} {name}" for name, value in others)])
         best = self.predictions[0]
-        instead = f", not {best.name}, {best.probability:.1%}" if best.class_index != self.class_index else ""
+        instead = "" if best.class_index == self.class_index else f", not {best.name}, {best.probability:.1%}"
+        if self.multi_label:
+            beside = ", ".join(f"{p.name}, {p.probability:.1%}" for p in self.beside)
+            instead = beside and f"; also {beside}"
         return (
             f"<{type(self).__name__} of {shortened_path(self.image, 60)}: {self.name}, {self.probability:.1%}"
             f"{instead}\n logit {self.logit:.2f} = {parts}>"
         )
+
+    @property
+    def said(self) -> tuple[Prediction, ...]:
+        """The answer: the best class, or all labels above 50 %."""
+        return said_of(self.predictions, multi_label=self.multi_label)
+
+    @property
+    def is_said(self) -> bool:
+        """Whether the class that is explained is one of them."""
+        return any(p.class_index == self.class_index for p in self.said)
+
+    @property
+    def beside(self) -> tuple[Prediction, ...]:
+        """The other labels that are said."""
+        return tuple(p for p in self.said if p.class_index != self.class_index) if self.multi_label else ()
 
     @property
     def reads_amounts(self) -> bool:
@@ -338,15 +364,22 @@ class Outcome:
     name: str
     logit: float
     predictions: tuple[Prediction, ...]
+    multi_label: bool = False
+
+    @property
+    def said(self) -> tuple[Prediction, ...]:
+        """See `Explanation.said`."""
+        return said_of(self.predictions, multi_label=self.multi_label)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flip:
-    """An image whose top class changed under an intervention."""
+    """An image whose top class changed under an intervention, or one of whose labels is said or not any more."""
 
     path: str
     target: int
     before: int
+    """Class; -1: not its label."""
     after: int
 
 
@@ -427,11 +460,14 @@ class Scores:
     """From the black box; None where there is none."""
     relative_difference: float | None
     per_class: dict[int, dict[str, float]]
-    """class -> images, black_box, prototype_model, prototypes_only"""
+    """class -> images, and for which share of them it is said: black_box, prototype_model, prototypes_only; of labels
+    also agreement: for which share of all images the model and the black box say the same about it"""
     intervals: dict[str, Any] = field(default_factory=dict)
     """The keys of the means over images, with [low, high]"""
     unlike: "UnlikeFigures | None" = None
     """How usual the images are; None where the model does not say."""
+    multi_label: bool = False
+    """Whether accuracy and agreement are of sets of labels, see `models.answers.jaccard`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -175,7 +175,7 @@ def test_the_headline_says_when_an_answer_is_wrong_and_follows_the_edits(browser
     data = pages.data_of(page_file)
     one = data["cases"][0]
     other = next(c for c in range(4) if c != one["top"])
-    one["target"] = other
+    one["targets"] = [other]
     pages.altered(page_file, tmp_path / "wrong.html", data)
     with pages.opened(browser, tmp_path / "wrong.html", "#explain?image=0") as page:
         words = text(page, "#headline")
@@ -291,7 +291,7 @@ def test_no_folder_of_its_author_is_in_the_page_of_an_audit(converted, toy, tmp_
 def test_it_opens_on_a_right_and_confident_answer(browser, page_file, tmp_path):
     data = pages.data_of(page_file)
     for k, (case, probability) in enumerate(zip(data["cases"], (1, 0.6, 0.99, 0.99, 0.7, 0.2, 0.9, 0.98), strict=True)):
-        case["probability"], case["target"] = probability, case["top"] if k else (case["top"] + 1) % 4
+        case["probability"], case["targets"] = probability, [case["top"] if k else (case["top"] + 1) % 4]
         case["drawn"][str(case["top"])]["share"] = 0.1 if k == 3 else 0.3
     pages.altered(page_file, tmp_path / "page.html", data)
     with pages.opened(browser, tmp_path / "page.html") as page:
@@ -302,7 +302,7 @@ def test_it_opens_on_a_right_and_confident_answer(browser, page_file, tmp_path):
             page.select_option("#listed-only", name)
             assert page.eval_on_selector_all("#images button", "all => all.map((each) => each.dataset.image)") == wanted
     for case in data["cases"]:
-        case["target"] = None
+        case["targets"] = []
     pages.altered(page_file, tmp_path / "page.html", data)
     with pages.opened(browser, tmp_path / "page.html") as page:
         assert page.get_attribute("#images button[aria-current=true]", "data-image") == "0"

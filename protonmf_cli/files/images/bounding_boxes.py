@@ -26,6 +26,7 @@ def find_boxed_images(
 
 def images_for(card: Card, data: Data, split: str, mapping: ClassMapping, boxes: Path | None) -> LabelledImages:
     """Labelled images of a model's classes, with a note where it was trained on cut images and these are not."""
+    mapping = replace(mapping, multi_label=card.source.multi_label)
     found = find_boxed_images(data, split, card.classes, mapping, boxes)
     if boxes is not None or not card.data.boxes:
         return found

@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from protonmf_cli.files.images.ahead import ahead_if_slow
 from protonmf_cli.files.images.reader import ImageFile
 from protonmf_cli.files.images.sources.lists import numbered_pairs
 from protonmf_cli.files.images.sources.opening import Data, list_images
-from protonmf_cli.files.images.sources.source import LISTED, Listing, listed
+from protonmf_cli.files.images.sources.source import LISTED, Listing, Member, listed
 from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.class_names import find_class, is_number, nearest_names
 
@@ -22,6 +22,9 @@ SAMPLED = 64
 """Images whose content counts in a fingerprint."""
 AT_ONCE, EACH, SLOW = 16, 256, 0.02
 """Threads that ask for sizes, where so many together take longer than so many seconds: a network's disk lets wait."""
+
+SEPARATORS = re.compile(r"\s*[;|]\s*")
+"""Between the classes that one label names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,8 @@ class ClassMapping:
     """folder -> class, as JSON object or lines `folder class` / `folder,class`."""
     by_order: bool = False
     """Sorted folders are the classes in order; their number must match."""
+    multi_label: bool = False
+    """A label may name several classes, see `SEPARATORS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,12 @@ class LabelledImages:
     def of(self, classes: Iterable[int]) -> list[ImageFile]:
         """Files of the given classes, class after class."""
         return [file for c in classes for file in self.files[c]]
+
+    def once(self) -> "LabelledImages":
+        """Each image under the first of its classes alone; classes whose images are all under another one stay."""
+        return replace(
+            self, files={c: tuple(f for f in found if f.labels[:1] == (c,)) for c, found in self.files.items()}
+        )
 
     def limited(self, most: int, seed: int) -> "LabelledImages":
         """At most so many files per class, drawn with a recorded seed, in their old order."""
@@ -118,28 +129,43 @@ def find_images(data: Data, split: str, classes: tuple[ClassName, ...], mapping:
         mapping: how folders or labels are matched.
 
     Raises:
-        InputError: nothing is there, or a folder matches no class.
+        InputError: nothing is there, or a folder or label matches no class.
     """
     listing = list_images(data, split)
     index = _match(listing, classes, mapping)
     files: dict[int, list[ImageFile]] = {}
+    several = _several(listing, index) if mapping.multi_label else {}
     for name in listing.names:
-        found = files.setdefault(index[name], [])
-        found += [ImageFile(path=each, name=shown, class_index=index[name]) for shown, each in listing.groups[name]]
+        for c in index[name]:
+            files.setdefault(c, []).extend(
+                ImageFile(path=each, name=shown, class_index=c, labels=several.get(each, (c,)))
+                for shown, each in listing.groups[name]
+            )
     return LabelledImages(
         where=listing.where, split=listing.split, files={c: tuple(files[c]) for c in sorted(files)},
         notes=(*listing.notes, *_note_of_numbers(index, classes, mapping)), left_out={},
     )  # fmt: skip
 
 
-def _note_of_numbers(index: Mapping[str, int], classes: tuple[ClassName, ...], mapping: ClassMapping) -> list[str]:
+def _several(listing: Listing, index: Mapping[str, tuple[int, ...]]) -> dict[Member, tuple[int, ...]]:
+    """The classes of each image, of which it may be listed under several."""
+    found: dict[Member, tuple[int, ...]] = {}
+    for name in listing.names:
+        for _, each in listing.groups[name]:
+            found[each] = tuple(dict.fromkeys((*found.get(each, ()), *index[name])))
+    return found
+
+
+def _note_of_numbers(
+    index: Mapping[str, tuple[int, ...]], classes: tuple[ClassName, ...], mapping: ClassMapping
+) -> list[str]:
     """Say which classes names that are numbers mean, unless somebody said so: they may be numbers of other classes."""
     if mapping.by_order or mapping.file is not None or len(index) == len(classes):
         return []
     numbers = [name for name in index if is_number(classes, name)]
     if not numbers:
         return []
-    means = listed(f"{name} is {classes[index[name]].shown}" for name in numbers)
+    means = listed(f"{name} is {classes[index[name][0]].shown}" for name in numbers)
     return [
         f"classes named by numbers are the model's classes of these numbers: {means}. If not, give --class-map FILE."
     ]
@@ -167,8 +193,8 @@ def _in_words(name: str) -> str:
     return "" if words == name else words
 
 
-def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMapping) -> dict[str, int]:
-    """Folder name or label -> class index."""
+def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMapping) -> dict[str, tuple[int, ...]]:
+    """Folder name or label -> class indices, of which there are several only where labels may name several."""
     names, where = listing.names, listing.where
     if mapping.by_order:
         names = list(listing.order) or names
@@ -177,12 +203,12 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
                 f"--class-order needs as many folders as classes: {where} has {len(names)}, "
                 f"the model has {len(classes)}."
             )
-        return {name: n for n, name in enumerate(names)}
+        return {name: (n,) for n, name in enumerate(names)}
     words = dict(read_pairs(mapping.file)) if mapping.file else {}
     found, unmatched = {}, []
     for name in names:
         try:
-            found[name] = find_class(classes, words.get(name, name))
+            found[name] = _meant(name, words, classes, mapping)
         except InputError as failure:
             unmatched.append((name, words.get(name, name), failure))
     if unmatched:
@@ -190,11 +216,37 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
         more = f"; and {len(unmatched) - LISTED} more" if len(unmatched) > LISTED else ""
         raise InputError(
             f"{len(unmatched)} of {len(names)} class folders in {where} match no class of the model "
-            f"({len(classes)} classes, e.g. {classes[0].label}): {'; '.join(lines)}{more}. Rename them, or give "
-            "--class-map FILE with lines `folder,class`"
-            + (", or --class-order." if len(names) == len(classes) else ".")
+            f"({len(classes)} classes, e.g. {classes[0].label}): {'; '.join(lines)}{more}. "
+            + _advice([name for name, _, _ in unmatched], mapping, by_order=len(names) == len(classes))
         )
     return found
+
+
+def _meant(
+    name: str, words: Mapping[str, str], classes: tuple[ClassName, ...], mapping: ClassMapping
+) -> tuple[int, ...]:
+    """The classes that a folder or label means.
+
+    Raises:
+        InputError: it means none.
+    """
+    try:
+        return (find_class(classes, words.get(name, name)),)
+    except InputError:
+        parts = [part for part in SEPARATORS.split(words.get(name, name)) if part]
+        if not mapping.multi_label or len(parts) < 2:
+            raise
+    return tuple(dict.fromkeys(find_class(classes, words.get(part, part)) for part in parts))
+
+
+def _advice(names: Sequence[str], mapping: ClassMapping, *, by_order: bool) -> str:
+    if not mapping.multi_label and all(SEPARATORS.search(name) for name in names):
+        return (
+            "If these are several labels of one image, the network must have been trained for that: convert it with "
+            "--multi-label."
+        )
+    order = ", or --class-order" if by_order else ""
+    return f"Rename them, or give --class-map FILE with lines `folder,class`{order}."
 
 
 def read_pairs(file: Path) -> list[tuple[str, str]]:

@@ -74,7 +74,8 @@ def write_images(
     cropped = False
     if files is not None:
         for path, label, inside in files:
-            _link(path, target.file(label, inside))
+            for each in target.files(label, inside):
+                _link(path, each)
     else:
         cropped = _write_pictures(dataset, target, preprocessing)
     if not target.used:
@@ -103,6 +104,15 @@ class _Folders:
         self.used: dict[str, str] = {}
         """Folder -> class."""
 
+    def files(self, label: object, inside: str) -> list[Path]:
+        """Where an image goes: into its class, or into each that a vector of zeros and ones says.
+
+        Raises:
+            InputError: the label is no class.
+        """
+        numbers = _as_numbers(label, len(self._names))
+        return [self.file(each, inside) for each in ([label] if numbers is None else numbers)]
+
     def file(self, label: object, inside: str) -> Path:
         """Where an image of a class goes.
 
@@ -122,6 +132,14 @@ class _Folders:
         found = self._folders[number] / inside
         found.parent.mkdir(parents=True, exist_ok=True)
         return found
+
+
+def _as_numbers(label: object, classes: int) -> list[int] | None:
+    """The places of the ones in a vector of zeros and ones, one for each class; None of anything else."""
+    if not isinstance(label, Tensor | np.ndarray) or label.shape != (classes,) or classes < 2:
+        return None
+    found = np.asarray(label)
+    return found.nonzero()[0].tolist() if bool(np.isin(found, (0, 1)).all()) else None
 
 
 def _as_number(label: object) -> int | None:
@@ -164,7 +182,8 @@ def _write_pictures(dataset: Any, target: _Folders, preprocessing: Preprocessing
                 f"image {number + 1} of the data is {picture.width} x {picture.height}, and others are tensors of the "
                 f"network's own {size[0]} x {size[1]}, which are not resized again: either all are, or none."
             )
-        picture.save(target.file(label, f"{number:06d}.png"), compress_level=1)
+        for each in target.files(label, f"{number:06d}.png"):
+            picture.save(each, compress_level=1)
     return seen == {True}
 
 

@@ -46,6 +46,9 @@ class ImageFile:
     name: str
     """Relative to the data folder, with forward slashes."""
     class_index: int
+    """-1 where it is unknown."""
+    labels: tuple[int, ...] = ()
+    """All its classes, where they are known."""
     box: Box | None = None
     """The picture is cut to this rectangle first."""
 
@@ -326,16 +329,18 @@ def _sizes(count: int, most: int) -> list[int]:
 
 
 def _batch(ready: Sequence[tuple[ImageFile, tuple[Tensor, str] | Skipped]]) -> ImageBatch:
-    crops, sources, skipped = [], [], []
+    crops, sources, labels, skipped = [], [], [], []
     for file, result in ready:
         if isinstance(result, Skipped):
             skipped.append(result)
         else:
             crops.append(result[0])
             sources.append(ImageSource(path=file.name, sha256=result[1]))
+            labels.append(file.labels)
     return ImageBatch(
         class_index=ready[0][0].class_index,
         crops=torch.stack(crops) if crops else torch.empty(0, 0, 0, 0, dtype=torch.uint8),
         sources=tuple(sources),
+        labels=tuple(labels),
         skipped=tuple(skipped),
     )

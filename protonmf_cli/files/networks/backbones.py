@@ -31,6 +31,7 @@ from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.models.readouts.stored import restored_readout
 
+
 def load_backbone(request: BackboneRequest) -> tuple[Backbone, list[str]]:
     """Load a classifier on the CPU in float32 and find how its head is read.
 

@@ -10,6 +10,7 @@ from protonmf_cli.files.networks import own_networks, timm_networks
 from protonmf_cli.files.networks.request import BackboneRequest, GivenModule, LoadedNetwork
 from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.models.backbone import Source
+from protonmf_cli.models.networks.last_squash import leave_out
 from protonmf_cli.models.networks.split_network import SplitNetwork
 from protonmf_cli.models.readouts.readout import Network
 
@@ -57,6 +58,8 @@ def rebuilt(source: Source, classes: int, module: nn.Module) -> Network:
 
 def in_halves(network: nn.Module, source: Source, classes: int) -> SplitNetwork:
     """A network that is not timm's, split where the one of a model file was."""
+    if source.left_out:
+        leave_out(network, source.left_out)
     return SplitNetwork(
         network, source.features, {"num_classes": classes}, library=source.library, prefix=source.prefix
     ).eval()

@@ -86,6 +86,8 @@ def load_network(
         library=library,
         features=network.at if isinstance(network, SplitNetwork) else "",
         prefix=network.num_prefix_tokens if isinstance(network, SplitNetwork) else 0,
+        left_out=found.left_out,
+        multi_label=bool(found.config.get("multi_label")) if request.multi_label is None else request.multi_label,
     )
     return network, preprocessing, names, source, list(found.notes)
 

@@ -14,6 +14,7 @@ from protonmf_cli.errors import InputError, ProtonmfError, UsageError
 from protonmf_cli.files.networks.failures import first_line, loading_error
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.weights import check_checkpoint, load_weights
+from protonmf_cli.models.networks.last_squash import last_squash, leave_out
 from protonmf_cli.models.networks.split_network import logits_of
 from protonmf_cli.models.readouts.readout import Network
 
@@ -72,8 +73,18 @@ def described(
             "to say otherwise",
         ]
     try:
+        pixels = torch.zeros(1, *config["input_size"])
+        left_out = last_squash(network, pixels)
+        if left_out:
+            kind = type(network.get_submodule(left_out))
+            leave_out(network, left_out)
+            notes = [
+                *notes,
+                f"{words} ends with {left_out} ({kind.__name__}), which is left out: a logit is what goes into it",
+            ]
+            config["multi_label"] = kind is nn.Sigmoid
         with torch.no_grad():
-            logits = logits_of(network(torch.zeros(1, *config["input_size"])))
+            logits = logits_of(network(pixels))
     except Exception as failure:  # whatever code of the user's raises
         raise InputError(
             f"{words} cannot read images of {tuple(config['input_size'])} (channels, height, width): "
@@ -86,6 +97,7 @@ def described(
         arguments=dict(arguments),
         config=config | {"num_classes": logits.shape[1]},
         notes=tuple(notes),
+        left_out=left_out,
     )
 
 

@@ -38,6 +38,8 @@ class BackboneRequest:
     """File with the name of one class on each line."""
     features: str | None = None
     """Module that the features come out of, for networks that are not timm's."""
+    multi_label: bool | None = None
+    """Whether an image may be of several classes; as the network says if None."""
     exif_transpose: bool = False
     offline: bool = False
     pretrained: bool = True
@@ -65,5 +67,7 @@ class LoadedNetwork:
     arguments: Mapping[str, Any]
     """Values that JSON can hold."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """As timm's `pretrained_cfg`: input_size, mean, std, label_names, ..."""
+    """As timm's `pretrained_cfg`: input_size, mean, std, label_names, ...; and multi_label, see `Source`."""
+    left_out: str = ""
+    """See `Source`."""
     notes: tuple[str, ...] = ()

@@ -51,7 +51,9 @@ def load(request: BackboneRequest) -> LoadedNetwork:
         network, notes = _network(transformers, path, config, where, request)
         seen, more = _seen(transformers, path, config, where, request)
     labels = [str(config.id2label[n]) for n in range(config.num_labels)]
-    told = {"label_names": labels} if labels != [f"LABEL_{n}" for n in range(len(labels))] else {}
+    told: dict[str, Any] = {"multi_label": config.problem_type == "multi_label_classification"}
+    if labels != [f"LABEL_{n}" for n in range(len(labels))]:
+        told["label_names"] = labels
     kept = json.loads(config.to_json_string(use_diff=True))
     reverse = bool(seen.pop("reversed_channels"))
     return LoadedNetwork(

@@ -29,6 +29,7 @@ def network_words(
     features: str | None,
     preprocessing: Mapping[str, Any] | None,
     classes: Sequence[str] | None,
+    multi_label: bool | None,
 ) -> NetworkWords:
     """A network by its name, or a module with what is said of it.
 
@@ -39,11 +40,15 @@ def network_words(
         given = GivenModule(
             module=model, preprocessing=preprocessing or {}, classes=classes, classes_of_data=classes_of(data)
         )
-        return ModuleWords(name=name_of(model), features=features, given=given)
+        return ModuleWords(name=name_of(model), features=features, multi_label=multi_label, given=given)
     if preprocessing is not None or classes is not None:
         raise UsageError("preprocessing and classes are of a module; what has a name says them itself.")
     words = NetworkWords.of(model)
-    return words if features is None else replace(words, features=features)
+    return replace(
+        words,
+        features=words.features if features is None else features,
+        multi_label=words.multi_label if multi_label is None else multi_label,
+    )
 
 
 @contextmanager

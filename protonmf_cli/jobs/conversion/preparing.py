@@ -124,7 +124,7 @@ def prepare_conversion(words: ConversionWords, progress: Progress, *, writes: bo
     half = dtype == torch.bfloat16
     backbone = backbone.to(device, torch.float32 if half else dtype)
     images, cropped = _written(words, backbone)
-    found = labelled_images(images, backbone.classes)
+    found = labelled_images(images, backbone.classes, multi_label=backbone.source.multi_label)
     found = found if chosen.sample is None else found.limited(chosen.sample, chosen.seed)
     fitting, largest = images_that_fit(backbone, chosen.memory), max(found.counts.values())
     at_once = max(1, min(MOST_CLASSES_AT_ONCE, fitting // largest)) if device.type == "cuda" else 1
@@ -197,6 +197,7 @@ def facts_of(prepared: PreparedConversion) -> dict[str, Any]:
 def _facts(backbone: Backbone, images: LabelledImages, *, cropped: bool) -> dict[str, Any]:
     return {
         **({"cropped": True} if cropped else {}),
+        **({"multi_label": True} if backbone.source.multi_label else {}),
         "weights": backbone.source.digest,
         "rows": [backbone.readout.kind, backbone.rows_option],
         "preprocessing": asdict(backbone.preprocessing),

@@ -68,6 +68,7 @@ def convert(
     features: str | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    multi_label: bool | None = None,
     output: str | PathLike[str] | Output = "prototypes.safetensors",
     embed: bool = True,
     cache: Path | None = None,
@@ -89,6 +90,7 @@ def convert(
         preprocessing: how a module's images are read, as timm's `pretrained_cfg`: input_size, mean, std, crop_pct,
             interpolation; beyond or instead of the module's own.
         classes: names of a module's classes; those that the module or the data set has if None.
+        multi_label: whether an image may be of several classes, each with a sigmoid; as the network says if None.
         output: file to write.
         embed: keep the network's weights in the file.
         cache: folder for what the network gave; the next conversion of the same images does not run it.
@@ -102,7 +104,9 @@ def convert(
         NotExactError: the classifier cannot be written as a sum over rows.
         GateError: too many images could not be read.
     """
-    network = network_words(model, data, features=features, preprocessing=preprocessing, classes=classes)
+    network = network_words(
+        model, data, features=features, preprocessing=preprocessing, classes=classes, multi_label=multi_label
+    )
     with images_in_hand(data) as (images, dataset):
         words = words_of(network, images, options, output=output, embed=embed, cache=cache, machine=machine)
         alone = check_alone(network, dataset, distribution or Distribution())

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.models.backbone import MISFITS, probe_readout, unreadable
+from protonmf_cli.models.networks.last_squash import gives_probabilities
 from protonmf_cli.models.networks.split_network import (
     Call,
     SplitNetwork,
@@ -75,6 +76,11 @@ def split_network(
         exact = exact or found
     if exact is not None:
         return exact
+    if gives_probabilities(network, pixels):
+        raise NotExactError(
+            f"{name} gives numbers between 0 and 1, as after a sigmoid or softmax that is no module of it, and cannot "
+            "be read through them: give a network that returns what goes into that."
+        )
     if tried:
         raise NotExactError(f"the head of {name} could not be read. From its last features, {tried[0]}")
     raise NotExactError(

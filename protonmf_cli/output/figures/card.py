@@ -45,11 +45,11 @@ def explanation_card(explanation: Explanation) -> str:
 
 
 def _verdict(explanation: Explanation) -> Markup:
-    best = explanation.predictions[0]
-    if best.class_index == explanation.class_index:
-        others = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.predictions[1:3])
-        said = Markup("<b>{}</b> {:.1%}").format(best.name, best.probability)
-        return said + Markup(" <small>then {}</small>").format(others) if others else said
+    best, beside = explanation.predictions[0], explanation.beside
+    if explanation.is_said:
+        others = ", ".join(f"{p.name} {p.probability:.1%}" for p in beside or explanation.predictions[1:3])
+        said = Markup("<b>{}</b> {:.1%}").format(explanation.name, explanation.probability)
+        return said + Markup(" <small>{} {}</small>").format("also" if beside else "then", others) if others else said
     return Markup("why <b>{}</b>? {:.1%} <small>predicted: {} {:.1%}</small>").format(
         explanation.name, explanation.probability, best.name, best.probability
     )

@@ -52,9 +52,10 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
         left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), wspace=0.06, hspace=0.2,
         bottom=0.4 / figure.get_figheight(),
     )  # fmt: skip
-    best = explanation.predictions[0]
-    if best.class_index == explanation.class_index:
-        verdict = f"{explanation.name}   {best.probability:.1%}"
+    best, beside = explanation.predictions[0], explanation.beside
+    if explanation.is_said:
+        also = f"   (also: {', '.join(p.name for p in beside)})" if beside else ""
+        verdict = f"{explanation.name}   {explanation.probability:.1%}{also}"
     else:
         verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
     figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")

@@ -22,8 +22,8 @@ NUMBER = 16 / 3
 SAMPLED = 48
 """Pictures encoded to guess the size of all."""
 SCRIPT = (
-    "data", "numbers", "evidence", "elements", "help", "pictures", "state", "images", "headline", "explain", "cards",
-    "contrast", "beside", "intervene", "plane", "audit", "overview", "gallery", "main",
+    "data", "numbers", "answers", "evidence", "elements", "help", "pictures", "state", "images", "headline", "explain",
+    "cards", "contrast", "beside", "intervene", "plane", "audit", "overview", "gallery", "main",
 )  # fmt: skip
 """Parts of the page's script, in js, in their order: values are made of those before them, functions use any."""
 

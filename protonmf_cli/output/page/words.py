@@ -25,6 +25,13 @@ GLOSSARY = {
     "agreement": "The share of images for which the prototypes and the classifier they were made of answer the same.",
     "95 %": "Where the true value lies with a probability of 95 %: the fewer the images, the wider.",
 }
+LABELS = {
+    "logit": "The score of a label: the sum of all rows. Above 0 the label is said.",
+    "probability": "How sure the classifier is that the image has this label, each label by itself (sigmoid): above 50 % it is said. Labels do not exclude each other.",
+    "accuracy": "Labels that are both said and true, of those that are either, as a mean over the images (Jaccard).",
+    "agreement": "Labels that both the prototypes and the classifier they were made of say, of those that either says, as a mean over the images.",
+}
+"""What is said otherwise where an image may have several labels."""
 SUMS = {
     "bias": "What a class gets whatever the image shows.",
     "ledger error": "What the rows and the network's own logit differ by: rounding, when all is well.",
@@ -95,6 +102,7 @@ def page_words(report: Report, lines: dict[str, str], *, nameless: bool) -> Page
         glossary={
             **GLOSSARY,
             **_glossary_of(model.evidence.kind),
+            **(LABELS if model.multi_label else {}),
             **(AUGMENTED if report.form == "augmented" else {}),
             **({} if report.audit is None else AUDIT),
         },

@@ -25,6 +25,7 @@ def conversion_json(conversion: "Conversion") -> dict[str, Any]:
         "classes_with_images": len(model.active_classes),
         "prototypes": len(model.prototypes),
         "images": card.data.images,
+        "counted": "labelled images" if model.multi_label else "images",
         "skipped": [asdict(skip) for skip in card.data.skipped or ()],
         "left_out": card.data.left_out,
         "readout": card.readout.as_json(),

@@ -27,6 +27,7 @@ def evaluation_json(evaluation: "Evaluation") -> dict[str, Any]:
     return {
         "schema": "protonmf.evaluation/1",
         "model_digest": evaluation.model_digest,
+        "multi_label": scores.multi_label,
         "images": scores.images,
         "classes": scores.classes,
         "accuracy": scores.accuracy | unknown,

@@ -21,6 +21,7 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         "label": explanation.label,
         "logit": explanation.logit,
         "probability": explanation.probability,
+        "multi_label": explanation.multi_label,
         "among": explanation.among,
         "bias": explanation.bias,
         "map_kind": explanation.map_kind,

@@ -47,6 +47,7 @@ def graph_metadata(model: "PrototypeModel", outputs: Sequence[str]) -> dict[str,
         "classes": [asdict(name) for name in card.classes],
         "prototypes": _prototypes(model),
         "source": {"name": source.short_name, "architecture": source.architecture, "digest": source.digest},
+        "multi_label": model.multi_label,
         "edits": len(card.edits),
         "exactness": {
             "max_abs_logit_difference": _known(readout.max_abs_logit_difference),

@@ -98,8 +98,10 @@ def _data_json(model: "PrototypeModel", result: "InterventionOnData") -> dict[st
             {
                 "image": flip.path,
                 "label": classes[flip.target].label,
-                "before": classes[flip.before].label,
-                "after": classes[flip.after].label,
+                **{
+                    side: None if c < 0 else classes[c].label
+                    for side, c in (("before", flip.before), ("after", flip.after))
+                },
             }
             for flip in result.flips
         ],

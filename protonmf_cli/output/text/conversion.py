@@ -54,7 +54,7 @@ def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
     kept = "their rows are parts of other classes" if "ridge" in summary else "kept whole, all residual"
     lines = {
         "classes": f"{summary['classes_with_images']} with images" + (f", {whole} without ({kept})" if whole else ""),
-        "prototypes": f"{summary['prototypes']} from {summary['images']} images"
+        "prototypes": f"{summary['prototypes']} from {summary['images']} {summary['counted']}"
         + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
         "readout": f"{readout['kind']}, {grid}, width {readout['width']}",
         "exactness": f"logits differ by at most {summary['max_abs_logit_difference']:.1e}, agreement {summary['agreement']:.2%}",

@@ -46,6 +46,10 @@ def _scores_lines(evaluation: "Evaluation") -> Iterator[str]:
         yield f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
     if scores.max_abs_logit_difference is not None:
         yield f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}"
+    if scores.multi_label:
+        least = min(row["agreement"] for row in scores.per_class.values())
+        yield f"agreement per label: the same answer for {least:.2%} of the images at least, for each of {scores.classes} labels"
+        yield "accuracy and agreement are of sets of labels: those in both of those in either (Jaccard), per image"
     if scores.unlike is not None:
         yield from _unlike_lines(scores.unlike)
     if evaluation.is_partial:

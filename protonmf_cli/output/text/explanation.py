@@ -27,10 +27,8 @@ def explanation_blocks(
         contrast: the same class against another.
         wide: whether there is room for where each prototype comes from.
     """
-    best = explanation.predictions[0]
-    others = ", ".join(f"{p.name} {p.probability:.1%}" for p in explanation.predictions[1:3])
-    yield (best.name, "bold"), f" {best.probability:.1%}", (f"   then {others}", "dim"), f"   {explanation.image}"
-    if explanation.class_index != best.class_index:
+    yield _answer_block(explanation)
+    if explanation.class_index != explanation.predictions[0].class_index:
         why = "? the best of the classes with prototypes" if explanation.among == "prototypes" else "?"
         yield "why ", (explanation.name, "bold"), f" {explanation.probability:.1%}{why}"
     if explanation.without_prototypes:
@@ -45,6 +43,17 @@ def explanation_blocks(
         yield (f"unlike: {explanation.unlike.said}",)
     if contrast is not None:
         yield from _contrast_blocks(contrast, top)
+
+
+def _answer_block(explanation: "Explanation") -> Block:
+    """The class, or the labels, that the model says, and the best two others."""
+    told, every = explanation.said, explanation.predictions
+    others = ", ".join(f"{p.name} {p.probability:.1%}" for p in every[len(told) : len(told) + 2])
+    words: list[str | tuple[str, str]] = []
+    for n, p in enumerate(told):
+        words += [", " if n else "", (p.name, "bold"), f" {p.probability:.1%}"]
+    then = "   then" if told else "no label above 50 %; best"
+    return (*words, (f"{then} {others}" if others else "", "dim"), f"   {explanation.image}")
 
 
 def _unit_words(explanation: "Explanation") -> str:
@@ -183,7 +192,8 @@ def outcome_blocks(outcomes: "Sequence[tuple[Outcome, Outcome]]", edits: Sequenc
     yield (("; ".join(edits), "bold"),)
     before, after = outcomes[0]
     first, second = before.predictions[0], after.predictions[0]
-    flipped = "" if first.class_index == second.class_index else ("flipped", "bold red")
+    changed = {p.class_index for p in before.said} ^ {p.class_index for p in after.said}
+    flipped = ("flipped", "bold red") if changed else ""
     rows = [
         Row(cells=(f"logit of {one.name}", f"{one.logit:.2f}", f"{two.logit:.2f}", f"{two.logit - one.logit:+.2f}"))
         for one, two in outcomes

@@ -36,7 +36,8 @@ def inspection_lines(
         + ("inside the file" if facts["backbone_embedded"] else "not in the file"),
         "readout": f"{readout.kind}, {grid}, {readout.rows_per_image} row{'s' * (readout.rows_per_image > 1)} "
         f"of width {readout.width}",
-        "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without",
+        "classes": f"{facts['classes_with_prototypes']} with prototypes, {without} without"
+        + (", of which an image may have several" if model.multi_label else ""),
         "prototypes": f"{facts['prototypes']} with {facts['examples']} training patches from {data.images} images",
         **_lines_of_method(facts, card, interpretation),
         "made with": ", ".join(f"{k} {v}" for k, v in card.versions.items() if k in {"protonmf", "torch", "timm"}),

@@ -60,13 +60,14 @@ def _data_blocks(found: "Intervention", result: "InterventionOnData") -> Iterato
     names = [c.shown for c in found.loaded.model.card.classes]
     alone = "" if result.accuracy_unrefitted is None else f" ({result.accuracy_unrefitted:.1%} with the edit alone)"
     yield (
-        f"all classes: {result.accuracy_before:.1%} -> {result.accuracy_after:.1%}{alone} of {result.images} images "
-        f"right, {len(result.flips)} flipped",
+        f"all classes: {result.accuracy_before:.1%} -> {result.accuracy_after:.1%}{alone} of {result.images} "
+        f"{'labels found' if found.loaded.model.multi_label else 'images right'}, {len(result.flips)} flipped",
     )
     for c, (count, before, after) in result.per_class.items():
         yield (f"  {names[c]}: {before / count:.1%} -> {after / count:.1%} of {count}",)
     for flip in result.flips[:SHOWN_FLIPS]:
-        yield (f"  {flip.path}: {names[flip.before]} -> {names[flip.after]}",)
+        first, second = (f"not {names[flip.target]}" if c < 0 else names[c] for c in (flip.before, flip.after))
+        yield (f"  {flip.path}: {first} -> {second}",)
     if len(result.flips) > SHOWN_FLIPS:
         yield (f"  and {len(result.flips) - SHOWN_FLIPS} more (--json lists all)",)
 

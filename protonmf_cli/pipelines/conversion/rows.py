@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from protonmf_cli.models.answers import answers
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassReading, Pieces
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
@@ -119,7 +120,7 @@ class _Gathered:
         self.rows.append(rows)
         self.crops.append(batch.crops)
         self.pooled.append(pooled)
-        self.predicted.append(reading.logits.argmax(dim=1))
+        self.predicted.append(answers(reading.logits, batch.class_index, multi_label=self.backbone.source.multi_label))
         self.sources += batch.sources
 
     def reading(self) -> ClassReading:

@@ -10,6 +10,7 @@ from torch import Tensor
 from protonmf_cli.maths.amounts import cancellation
 from protonmf_cli.maths.metrics import median_share
 from protonmf_cli.models.amounts import LEVELS, UsualImages
+from protonmf_cli.models.answers import answers
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.class_part import ClassPart
 from protonmf_cli.models.prototype import ClassHead, PrototypeModel
@@ -26,9 +27,9 @@ class Measured:
     """One class's n images."""
 
     agree: int
-    """Images whose top class is the network's."""
+    """Images whose top class is the network's; with several labels, of which both say this one or neither does."""
     right: int
-    """Images whose top class is this one."""
+    """Images whose top class is this one, or of which it is said."""
     spread: float
     """Of the logits, see `models.readouts.readout.spread`."""
     difference: float
@@ -81,23 +82,25 @@ class TrainingFigures:
         yield from self._together(waiting)
 
     def _together(self, parts: Sequence[tuple[int, ClassPart]]) -> Iterator[tuple[int, ClassPart, Measured]]:
-        answers = self._answers([part.pooled for _, part in parts]) if parts else None
+        told = self._answers(parts) if parts else None
         for c, part in parts:
-            assert answers is not None
+            assert told is not None
             count = len(part.images)
-            own, answers = answers.split(count)
+            own, told = told.split(count)
             yield c, part, self._measured(c, part, own)
 
-    def _answers(self, pooled: Sequence[Tensor]) -> "_Answers":
-        """What the model answers to images (n, S, D) of some classes, with all its classes in float32."""
+    def _answers(self, parts: Sequence[tuple[int, ClassPart]]) -> "_Answers":
+        """What the model answers to the images of some classes, with all its classes in float32."""
         found = []
         step = max(1, LOGITS // len(self.bias))
-        for rows in torch.cat([each.sum(dim=1) for each in pooled]).split(step):
+        images = torch.cat([part.pooled.sum(dim=1) for _, part in parts])
+        asked = torch.cat([torch.full((len(part.images),), c) for c, part in parts]).to(self.vectors.device)
+        for rows, own in zip(images.split(step), asked.split(step), strict=True):
             logits = torch.addmm(self.bias, rows.to(self.vectors), self.vectors.mT)
             best, probability = (torch.empty(len(rows), 0),) * 2 if self.measure is None else self.measure.best(logits)
             found.append(
                 _Answers(
-                    top=logits.argmax(dim=1).cpu(),
+                    top=answers(logits, own, multi_label=self.model.multi_label).cpu(),
                     sums=logits.sum(dim=1, dtype=torch.float64).cpu(),
                     squares=torch.linalg.vector_norm(logits, dim=1, dtype=torch.float64).square().cpu(),
                     lengths=torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu(),
@@ -149,7 +152,7 @@ class _Answers:
     """Of n images, all on the CPU."""
 
     top: Tensor
-    """(n,) int64 class"""
+    """(n,) int64 class; -1: not the image's own label."""
     sums: Tensor
     """(n,) of the logits."""
     squares: Tensor

@@ -13,6 +13,7 @@ from protonmf_cli.errors import InputError, NotExactError
 from protonmf_cli.maths.metrics import logit_share
 from protonmf_cli.maths.residual_codes import residual_codes
 from protonmf_cli.maths.scoring import peak_box
+from protonmf_cli.models.answers import probabilities, said
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import Projections
 from protonmf_cli.models.prototype import ClassHead, PrototypeModel
@@ -33,7 +34,9 @@ from protonmf_cli.pipelines.explaining.choice import best_class, chosen_among
 from protonmf_cli.pipelines.explaining.unlikeness import Unlikeness
 
 BEST = 5
-"""Predictions listed."""
+"""Predictions listed; more where more labels are said."""
+MOST_LABELS = 20
+"""Labels that are listed because they are said."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -209,7 +212,8 @@ def explain_answer(
         label=model.card.classes[chosen].label,
         name=model.card.classes[chosen].shown,
         logit=logit,
-        probability=float(answer.logits.softmax(dim=0)[chosen]),
+        probability=float(probabilities(answer.logits, multi_label=model.multi_label)[chosen]),
+        multi_label=model.multi_label,
         among=asked,
         bias=found.bias,
         contributions=tuple(sorted(found.contributions, key=lambda c: -abs(c.contribution))[:most]),
@@ -412,8 +416,10 @@ def connections(model: PrototypeModel, class_index: int) -> dict[int, float]:
 
 
 def predictions(model: PrototypeModel, logits: Tensor, count: int) -> tuple[Prediction, ...]:
-    """The best classes of logits (C,), strongest first."""
-    probability = logits.softmax(dim=0)
+    """The best classes of logits (C,), strongest first; all labels that are said, where an image may have several."""
+    probability = probabilities(logits, multi_label=model.multi_label)
+    if model.multi_label:
+        count = max(count, min(MOST_LABELS, int(said(logits, multi_label=True).sum())))
     return tuple(
         _prediction(model, logits, probability, c) for c in logits.topk(min(count, len(logits))).indices.tolist()
     )
@@ -433,7 +439,8 @@ def _prediction(model: PrototypeModel, logits: Tensor, probability: Tensor, clas
 def _best_with_prototypes(model: PrototypeModel, logits: Tensor) -> Prediction | None:
     if not len(model.active_classes):
         return None
-    return _prediction(model, logits, logits.softmax(dim=0), best_class(model, logits, "prototypes"))
+    probability = probabilities(logits, multi_label=model.multi_label)
+    return _prediction(model, logits, probability, best_class(model, logits, "prototypes"))
 
 
 class _Maps:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.models.answers import answers
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch
@@ -248,6 +249,7 @@ def outcome_of(model: PrototypeModel, logits: Tensor, class_index: int) -> Outco
         name=name.shown,
         logit=float(logits[class_index]),
         predictions=predictions(model, logits, BEST),
+        multi_label=model.multi_label,
     )
 
 
@@ -271,7 +273,7 @@ def intervene_on_data(
     edited: Collection[int] = (),
     unrefitted: PrototypeModel | None = None,
 ) -> InterventionOnData:
-    """Accuracy before and after an edit, and every image whose top class changed.
+    """Accuracy before and after an edit, and every image whose top class changed, or what is said of one of its labels.
 
     Args:
         backbone, before, after: the network and both models.
@@ -292,9 +294,9 @@ def intervene_on_data(
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
             continue
-        rows = backbone.read(batch.crops).rows
-        tops = [parts_of_rows(model, rows).logits.argmax(dim=1).cpu() for model in moved]
-        target = batch.class_index
+        rows, target = backbone.read(batch.crops).rows, batch.class_index
+        logits = [parts_of_rows(model, rows).logits for model in moved]
+        tops = [answers(each, target, multi_label=before.multi_label).cpu() for each in logits]
         right = [int((top == target).sum()) for top in tops]
         count, first, second = counts.get(target, (0, 0, 0))
         counts[target] = (count + len(batch.sources), first + right[0], second + right[1])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.metrics import bootstrap_interval, logit_share, median_share
+from protonmf_cli.models.answers import jaccard, said
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -21,16 +22,50 @@ BLACK_BOX = "black_box"
 
 
 @dataclass
-class _Tops:
-    """Top classes of every image, for each way to answer; all classes and only those present."""
+class _Hits:
+    """How each way to answer does on every image, among some classes."""
 
-    everywhere: dict[str, list[Tensor]] = field(default_factory=dict)
-    restricted: dict[str, list[Tensor]] = field(default_factory=dict)
+    multi_label: bool
+    right: dict[str, list[Tensor]] = field(default_factory=dict)
+    """(B,) what is said against the image's own classes, see `jaccard`."""
+    agree: dict[str, list[Tensor]] = field(default_factory=dict)
+    """(B,) the same against what the black box says; nothing where there is none."""
+    images: Tensor | int = 0
+    """(C,) that are of each class."""
+    found: dict[str, Tensor] = field(default_factory=dict)
+    """(C,) of those, for which the class is said."""
+    same: Tensor | int = 0
+    """(C,) images of which the model and the black box say the same about each class."""
 
-    def add(self, answers: dict[str, Tensor], present: Tensor) -> None:
-        for name, logits in answers.items():
-            self.everywhere.setdefault(name, []).append(logits.argmax(dim=1).cpu())
-            self.restricted.setdefault(name, []).append(present[logits[:, present].argmax(dim=1)].cpu())
+    def add(self, answers: dict[str, Tensor], targets: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            answers: (B, C) logits of each way to answer.
+            targets: (B, C) bool, the classes of each image.
+        """
+        told = {name: said(logits, multi_label=self.multi_label).cpu() for name, logits in answers.items()}
+        self.images = self.images + targets.sum(dim=0)
+        for name, classes in told.items():
+            self.right.setdefault(name, []).append(jaccard(classes, targets))
+            self.found[name] = self.found.get(name, 0) + (classes & targets).sum(dim=0)
+            if BLACK_BOX in told and name != BLACK_BOX:
+                self.agree.setdefault(name, []).append(jaccard(classes, told[BLACK_BOX]))
+        if BLACK_BOX in told:
+            self.same = self.same + (told["prototype_model"] == told[BLACK_BOX]).sum(dim=0)
+
+    def per_class(self) -> dict[int, dict[str, float]]:
+        """Images of each class that has some, and the share of them for which it is said."""
+        assert isinstance(self.images, Tensor)
+        table: dict[int, dict[str, float]] = {}
+        for c in self.images.nonzero()[:, 0].tolist():
+            count = int(self.images[c])
+            table[c] = {"images": count} | {
+                n: float(v[c]) / count for n, v in self.found.items() if n != "residual_only"
+            }
+            if self.multi_label and isinstance(self.same, Tensor):
+                table[c]["agreement"] = float(self.same[c]) / len(torch.cat(self.right[BLACK_BOX]))
+        return table
 
 
 def evaluate_model(
@@ -55,37 +90,39 @@ def evaluate_model(
         InputError: no image could be read.
     """
     moved = model.to(backbone.device, backbone.dtype)
-    among = torch.tensor(sorted(present), device=backbone.device)
+    among, multi_label = torch.tensor(sorted(present)), model.card.source.multi_label
     augmented = moved.augmented_vectors() if model.is_augmented else None
-    tops, targets, shares, exactness = _Tops(), [], [], _Exactness()
+    everywhere, restricted = _Hits(multi_label), _Hits(multi_label)
+    shares, exactness = list[Tensor](), _Exactness()
     measure, unlike = Unlikeness.of(model), list[Tensor]()
     for batch in batches:
         progress.advance(len(batch.sources) + len(batch.skipped))
         if not batch.sources:
             continue
         target = torch.full((len(batch.sources),), batch.class_index)
-        targets.append(target)
         reading = backbone.read(batch.crops)
         if not model.adds_up:
             kept = evidence_of(moved, reading.rows)
-            tops.add({"prototype_model": parts_of_evidence(moved, kept).logits}, among)
+            answers = {"prototype_model": parts_of_evidence(moved, kept).logits}
         else:
             kept = pooled_rows(reading.rows, model.placed)
             parts = logit_parts(moved, kept)
             answers = _answers(reading.logits, parts)
             if augmented is not None:
                 answers["augmented"] = kept.sum(dim=1) @ augmented.mT + moved.bias
-            tops.add(answers, among)
             exactness.add(parts.logits, reading.logits)
             if measure is not None:
                 unlike.append(measure.scores(kept[:, 0], parts.logits))
             shares.append(logit_share(parts.carried.cpu(), parts.logits.cpu(), target, model.active_classes))
+        answers, targets = {name: logits.cpu() for name, logits in answers.items()}, batch.targets(len(model.bias))
+        everywhere.add(answers, targets)
+        restricted.add({name: logits[:, among] for name, logits in answers.items()}, targets[:, among])
         if keep is not None:
             keep.read.append(kept.float().cpu())
             keep.target.append(target)
-    if not targets:
+    if not everywhere.right:
         raise InputError("no image of the data could be read")
-    found = _scores(model, tops, torch.cat(targets), torch.cat(shares) if shares else None, among, exactness)
+    found = _scores(model, everywhere, restricted, torch.cat(shares) if shares else None, exactness)
     return replace(found, unlike=_unlike_figures(torch.cat(unlike)) if unlike else None)
 
 
@@ -126,49 +163,34 @@ def _answers(black_box: Tensor, parts: LogitParts) -> dict[str, Tensor]:
 
 
 def _scores(
-    model: PrototypeModel, tops: _Tops, target: Tensor, shares: Tensor | None, among: Tensor, exactness: _Exactness
+    model: PrototypeModel, everywhere: _Hits, restricted: _Hits, shares: Tensor | None, exactness: _Exactness
 ) -> Scores:
-    everywhere = {name: torch.cat(found) for name, found in tops.everywhere.items()}
-    restricted = {name: torch.cat(found) for name, found in tops.restricted.items()}
-    right = {name: (top == target).double() for name, top in everywhere.items()}
-    agree = _agreement(everywhere)
+    right, agree = _joined(everywhere.right), _joined(everywhere.agree)
     seed = model.card.seed
     return Scores(
-        images=len(target),
-        classes=len(among),
+        images=len(right["prototype_model"]),
+        classes=len(restricted.found["prototype_model"]),
         accuracy=_means(right),
         agreement=_means(agree),
         logit_share=None if shares is None else median_share(shares),
         restricted={
-            "accuracy": _means({n: (top == target).double() for n, top in restricted.items()}),
-            "agreement": _means(_agreement(restricted)),
+            "accuracy": _means(_joined(restricted.right)),
+            "agreement": _means(_joined(restricted.agree)),
         },
         max_abs_logit_difference=exactness.absolute,
         relative_difference=exactness.relative,
-        per_class=_per_class(target, right),
+        per_class=everywhere.per_class(),
         intervals={
             "accuracy": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in right.items()},
             "agreement": {n: list(bootstrap_interval(v.numpy(), seed=seed)) for n, v in agree.items()},
         },
+        multi_label=everywhere.multi_label,
     )
 
 
-def _agreement(tops: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where each way to answer has the black box's top class; nothing where there is no black box."""
-    if BLACK_BOX not in tops:
-        return {}
-    return {n: (top == tops[BLACK_BOX]).double() for n, top in tops.items() if n != BLACK_BOX}
+def _joined(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def _means(values: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in values.items()}
-
-
-def _per_class(target: Tensor, right: dict[str, Tensor]) -> dict[int, dict[str, float]]:
-    table = {}
-    for c in target.unique().tolist():
-        hit = target == c
-        table[c] = {"images": int(hit.sum())} | {
-            n: float(v[hit].mean()) for n, v in right.items() if n != "residual_only"
-        }
-    return table

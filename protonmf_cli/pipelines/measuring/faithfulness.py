@@ -15,6 +15,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.curves import area_under, masks_by_rank
 from protonmf_cli.maths.metrics import mean_with_interval
 from protonmf_cli.maths.scoring import upsample
+from protonmf_cli.models.answers import probabilities
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -125,7 +126,8 @@ def _add_curves(curves: _Curves, backbone: Backbone, crop: Tensor, chosen: int, 
         for kept, (inside, outside) in (("deletion", (empty, sharp)), ("insertion", (sharp, blurred))):
             with torch.inference_mode():
                 logits = backbone.network(torch.where(masks, inside, outside))
-            probability = logits.double().softmax(dim=1)[:, chosen].cpu().numpy()
+            every = probabilities(logits.double(), multi_label=backbone.source.multi_label)
+            probability = every[:, chosen].cpu().numpy()
             getattr(curves, kept).setdefault(name, []).append(probability)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from protonmf_cli.models.answers import probabilities
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch
@@ -44,7 +45,7 @@ def cases_of(
 
     Args:
         backbone, model: the network and its prototypes.
-        batches: images; `class_index` is the true class, -1 where it is unknown.
+        batches: images; `class_index` is the true class, or one of several, -1 where it is unknown.
         model_name: for the explanations.
         form: plain or augmented, see `chosen_form`.
         class_index: a class that is explained first, instead of the best one.
@@ -54,13 +55,22 @@ def cases_of(
     among = chosen_among(model, among)
     for batch in batches:
         if len(batch.sources):
-            target = None if batch.class_index < 0 else batch.class_index
             answers = answers_of(backbone, model, batch.crops)
-            for source, answer in zip(batch.sources, answers, strict=True):
+            for source, answer, targets in zip(batch.sources, answers, _targets(batch), strict=True):
                 explained = best_class(model, answer.logits, among) if class_index is None else class_index
-                yield _case(backbone, model, answer, source.path, model_name, form, explained, target)
+                yield _case(backbone, model, answer, source.path, model_name, form, explained, targets)
                 progress.advance()
         progress.advance(len(batch.skipped))
+
+
+def _targets(batch: ImageBatch) -> list[tuple[int, ...]]:
+    """The true classes of each image, where they are known."""
+    own = () if batch.class_index < 0 else (batch.class_index,)
+    return [labels or own for labels in batch.labels or [()] * len(batch.sources)]
+
+
+MOST_LABELS = 5
+"""Labels of an image that are explained because they are said."""
 
 
 def _case(
@@ -71,11 +81,13 @@ def _case(
     model_name: str,
     form: Form,
     explained: int,
-    target: int | None,
+    targets: tuple[int, ...],
 ) -> Case:
-    best = answer.logits.topk(min(2, len(answer.logits))).indices.tolist()
+    count = MOST_LABELS if model.multi_label else 2
+    best = answer.logits.topk(min(count, len(answer.logits))).indices.tolist()
+    best = best[:2] + [c for c in best[2:] if answer.logits[c] > 0]
     nearest = next_class(model, answer.logits, explained)
-    wanted = list(dict.fromkeys(c for c in (explained, *best, target, nearest) if c is not None))
+    wanted = list(dict.fromkeys(c for c in (explained, *best, *targets, nearest) if c is not None))
     logits, top = answer.logits, int(answer.logits.argmax())
     contrasts, similar, neighbours = _beyond(backbone, model, answer, wanted, best[0])
     return Case(
@@ -96,8 +108,8 @@ def _case(
         beside_reach=None if form == "plain" else _beside(answer, model, model.residual),
         contrasts=contrasts,
         top=top,
-        probability=float(logits.softmax(dim=0)[top]),
-        target=target,
+        probability=float(probabilities(logits, multi_label=model.multi_label)[top]),
+        targets=targets,
         similar=similar,
         neighbours=neighbours,
     )

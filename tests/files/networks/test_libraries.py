@@ -55,6 +55,16 @@ def transformers_folder(folder, kind: str, seed: int = 0):
     return network
 
 
+@pytest.mark.parametrize("asked", [None, False])
+@pytest.mark.parametrize("task", ["multi_label_classification", "single_label_classification", None])
+def test_transformers_say_whether_labels_exclude_each_other(tmp_path, task, asked):
+    network = transformers_folder(tmp_path / "network", "resnet")
+    network.config.problem_type = task
+    network.config.save_pretrained(tmp_path / "network")
+    backbone, _ = load_backbone(BackboneRequest(name=str(tmp_path / "network"), multi_label=asked))
+    assert backbone.source.multi_label is (task == "multi_label_classification" and asked is None)
+
+
 @pytest.mark.parametrize("kind", [kind if kind in ("vit", "dinov2", "convnext") else toys.slow(kind) for kind in TYPES])
 def test_transformers_are_read_exactly_by_places(tmp_path, kind):
     network = transformers_folder(tmp_path / "network", kind)

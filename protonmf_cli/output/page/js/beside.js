@@ -14,7 +14,7 @@ function besideChoice() {
     document.getElementById("beside")?.scrollIntoView();
   };
   const others = [...cases.keys()].filter((k) => k !== state.image);
-  const named = (/** @type {number} */ k) => `${nameOf(cases[k].top)}: ${fileOf(cases[k].image)}`;
+  const named = (/** @type {number} */ k) => `${namesOf(cases[k].said) || "no label"}: ${fileOf(cases[k].image)}`;
   return el("label", {}, "compare with", el("select", { id: "choose-beside", onchange: change },
     el("option", { value: "" }, "no other image"),
     others.map((k) => el("option", { value: k, selected: k === besideShown() }, named(k)))));
@@ -50,7 +50,7 @@ function besideCard(one, c) {
 function twin(each, c, side) {
   const alt = `what the network saw of ${each.image}, ${side}`, caption = fileOf(each.image);
   return el("div", {}, lightable(each, c, { picture: each.pictures[0], alt, caption, big: true }),
-    el("p", {}, el("b", {}, nameOf(each.top)), ` ${percent(each.probability)} `, truthChip(each.target, each.top)),
+    el("p", {}, el("b", {}, nameOf(each.top)), ` ${percent(each.probability)} `, truthChip(each.targets, each.said)),
     el("p", { class: "soft" }, speaksFor(each, each.top)));
 }
 

@@ -85,7 +85,7 @@
  * @property {string | null} reach  float32, of each class
  * @property {string | null} besideReach  float32, of each class
  * @property {Contrast[]} contrasts
- * @property {number | null} target
+ * @property {number[]} targets  the true classes, where they are known
  * @property {number} top
  * @property {number} probability
  * @property {string | null} unlike  how usual the image is for the predicted class, in words
@@ -151,6 +151,7 @@
  * @property {string} file  of the model
  * @property {string} option  of the command
  * @property {boolean} nameless  no command can name the images
+ * @property {boolean} multiLabel  whether an image may be of several classes
  * @property {string} measured
  * @property {number} floor  of the picture of all prototypes
  * @property {"sum" | "max" | "soft"} pooling

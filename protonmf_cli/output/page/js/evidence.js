@@ -12,6 +12,7 @@
  * @property {Float32Array | null} reach
  * @property {Float32Array | null} besideReach
  * @property {Map<string, Float64Array>} amounts  of the classes that were looked at
+ * @property {number[]} said  classes
  *
  * @typedef {Map<string, number>} Edits  `class.prototype` -> factor
  * @typedef {{ e: number, j: number, value: number }} Row  connection, prototype and contribution
@@ -84,7 +85,7 @@ function opened(one) {
     const text = one[name];
     return [name, text ? kinds[name](text) : null];
   }));
-  const found = { ...one, amounts: new Map() };
+  const found = { ...one, amounts: new Map(), said: data.multiLabel ? saidBy(floats(one.logits)) : [one.top] };
   for (const name of names) Object.defineProperty(found, name, { get: () => (numbers ??= decoded())[name] });
   return /** @type {Case} */ (/** @type {unknown} */ (found));
 }

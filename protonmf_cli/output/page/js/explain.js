@@ -4,6 +4,8 @@
 const SHOWN = 5;
 /** Classes in the list of predictions. */
 const LISTED = 5;
+/** The same where more labels are said. */
+const MOST_LISTED = 10;
 
 /** @typedef {[name: string, value: number, shade: string, prototype?: number]} Step  of a waterfall */
 
@@ -21,7 +23,8 @@ const ranking = (one) => best(logitsOf(one), data.classes.length);
 function rivalOf(c) {
   if (state.against !== null && state.against !== c) return state.against;
   const one = caseShown(), order = ranking(one);
-  if (one.target !== null && one.target !== c) return one.target;
+  const truth = one.targets.find((each) => each !== c);
+  if (truth !== undefined) return truth;
   return order.find((each) => each !== c && ownsSome(each)) ?? order.find((each) => each !== c) ?? c;
 }
 /**
@@ -166,33 +169,37 @@ function update() {
 }
 
 /**
- * Whether an answer is right, where that is known.
- * @param {number | null} target
- * @param {number} top
- */
-const truthChip = (target, top) => (target === null ? null : target === top ? chip("right", "good")
-  : chip(`wrong: it is ${nameOf(target)}`, "warn"));
-
-/**
  * @param {Case} one
  * @param {Float64Array} before
  * @param {Float64Array} after
  */
-function drawPrediction({ target, unlike }, before, after) {
-  const old = softmax(before), now = softmax(after), top = bestOne(after), was = bestOne(before);
-  const rows = best(after, LISTED).flatMap((c) => [
-    el("span", { title: nameOf(c) }, c === top ? el("b", {}, nameOf(c)) : nameOf(c)),
+function drawPrediction({ targets, unlike }, before, after) {
+  const old = probabilities(before), now = probabilities(after), told = saidBy(after), earlier = saidBy(before);
+  const rows = best(after, Math.max(LISTED, Math.min(told.length, MOST_LISTED))).flatMap((c) => [
+    el("span", { title: nameOf(c) }, told.includes(c) ? el("b", {}, nameOf(c)) : nameOf(c)),
     bar(0, now[c], [0, 1], "var(--accent)", old[c]),
     el("span", { class: "number", "data-probability": c, "data-value": now[c] }, percent(now[c])),
     el("span", { class: "number soft", "data-logit": c, "data-value": after[c], title: "logit" }, plain(after[c])),
   ]);
   rows.unshift(el("span", {}), el("span", {}), ...["probability", "logit"].map((name) =>
-    el("small", { class: "number" }, word(name, name === "logit" ? name : "share"))));
-  const flipped = top === was ? null : el("span", { class: "flipped" }, `flipped from ${nameOf(was)}`);
-  const verdict = truthChip(target, top);
+    el("small", { class: "number" }, word(name, name === "logit" ? name : data.multiLabel ? "prob." : "share"))));
+  const flipped = differ(told, earlier) ? el("span", { class: "flipped" }, flippedWords(earlier, told)) : null;
+  const verdict = truthChip(targets, told);
   byId("live").replaceChildren(el("div", { class: "bars", id: "bars" }, rows),
     el("p", { class: "chips", style: "margin-top:.35rem", "aria-live": "polite" }, flipped, verdict),
-    unlike && top === was ? el("p", { class: "note", id: "unlike" }, word("unlike"), `: ${unlike}`) : "");
+    unlike && !flipped ? el("p", { class: "note", id: "unlike" }, word("unlike"), `: ${unlike}`) : "");
+}
+
+/**
+ * How an answer changed, in words.
+ * @param {number[]} before
+ * @param {number[]} after
+ */
+function flippedWords(before, after) {
+  if (!data.multiLabel) return `flipped from ${namesOf(before)}`;
+  const gone = beyond(before, after), come = beyond(after, before);
+  return [gone.length ? `no longer: ${namesOf(gone)}` : "", come.length ? `now also: ${namesOf(come)}` : ""]
+    .filter((words) => words).join("; ");
 }
 
 /**

@@ -126,7 +126,7 @@ function classCard(fact) {
 
 /** @param {Fact} fact */
 function chipsOf({ c, accuracy, residual, stability, images }) {
-  const predicted = [...cases.keys()].filter((k) => cases[k].top === c);
+  const predicted = [...cases.keys()].filter((k) => cases[k].said.includes(c));
   return el("span", { class: "chips" },
     accuracy === null ? null : chip(`accuracy ${percent(accuracy, 0)}`, "", `on ${data.measured}`),
     residual === null ? null

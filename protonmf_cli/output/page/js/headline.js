@@ -118,13 +118,13 @@ function speaksAgainst(one, c) {
  * @returns {Children}
  */
 function setsApart(one, a, b) {
-  if (a === b) return [];
+  if (a === b || data.multiLabel) return [];
   const logits = logitsOf(one, state.edits), gap = logits[a] - logits[b], [more, less] = gap < 0 ? [b, a] : [a, b];
   const lines = linesBetween(one, more, less), row = bestOne(lines.map(([, pair]) => differenceOf(pair)));
   const [title, pair, amount = "", j = null] = lines[row], lacking = amount.startsWith("−") ? "the lack of " : "";
   const name = j === null ? inSentence(title) : lacking + title, difference = signed(differenceOf(pair));
   const said = mention({ name, value: 0, j }, ` (${difference} for ${nameOf(more)} over ${nameOf(less)})`);
-  const first = bestOne(logits) === a, wrong = first && one.target === b, higher = `${plain(Math.abs(gap))} higher`;
+  const first = bestOne(logits) === a, wrong = first && one.targets.includes(b), higher = `${plain(Math.abs(gap))} higher`;
   if (gap < 0)
     return [`It is behind ${nameOf(b)}, whose `, word("logit"), ` is ${higher}, most of all for `, said, "."];
   return [
@@ -133,6 +133,20 @@ function setsApart(one, a, b) {
         ` would have to be ${higher}`],
     "; what holds it back most is ", said, ".",
   ];
+}
+
+/**
+ * Whether a label is said, where an image may have several, and by how much.
+ * @param {number} c
+ * @param {number} logit
+ * @returns {Children}
+ */
+function saysLabel(c, logit) {
+  if (!data.multiLabel) return [];
+  const far = plain(Math.abs(logit));
+  return [logit > 0 ? `${nameOf(c)} is said: its ` : `${nameOf(c)} is not said: its `, word("logit"),
+    logit > 0 ? ` is ${far} above 0, which is 50 %; it would have to fall below that.`
+      : ` is ${far} below 0, which is 50 %; it would have to rise above that.`];
 }
 
 /** @param {string} name  of a line that is no prototype */
@@ -144,9 +158,10 @@ const inSentence = (name) => (/^\d/.test(name) ? name : `the ${name.replace(/^th
  * @param {Float64Array} after  logits under the edits
  */
 function drawHeadline(one, c, after) {
-  const top = bestOne(after), edited = state.edits.size ? "With the edits: " : "";
-  byId("why").textContent = top === c ? `Why ${nameOf(c)}?` : `What speaks for ${nameOf(c)}?`;
-  const all = [instead(one, c), speaksFor(one, c), speaksAgainst(one, c), setsApart(one, c, rivalOf(c))];
+  const told = saidBy(after), edited = state.edits.size ? "With the edits: " : "";
+  byId("why").textContent = told.includes(c) ? `Why ${nameOf(c)}?` : `What speaks for ${nameOf(c)}?`;
+  const all = [instead(one, c), speaksFor(one, c), speaksAgainst(one, c), setsApart(one, c, rivalOf(c)),
+    saysLabel(c, after[c])];
   const sentences = all.filter((each) => each.length);
   byId("headline").replaceChildren(...sentences.map((words, n) => el("p", {}, n ? "" : edited, words)));
 }
@@ -173,7 +188,7 @@ function howToRead(one, c) {
         ? el("li", {}, "and ", el("b", {}, signed(shared)), ", its share of the ", word("residual")) : null),
     el("p", {}, `All rows together make the logit, ${plain(whole)}`, data.pooling === "sum"
       ? [", with the ", word("bias"), " and the ", word("residual"), " as they are"] : "",
-    ". The class with the largest logit wins."));
+    data.multiLabel ? ". A label is said where its logit is above 0." : ". The class with the largest logit wins."));
 }
 
 /**

@@ -5,15 +5,13 @@ let searched = "";
 /** Which images are listed, a name in `FILTERS`. */
 let listedOnly = "all";
 
-/** @param {Case} one */
-const isWrong = (one) => one.target !== null && one.target !== one.top;
 /** @type {Record<string, (one: Case) => boolean>} */
-const FILTERS = { all: () => true, right: (one) => one.target === one.top, wrong: isWrong };
+const FILTERS = { all: () => true, right: isRight, wrong: isWrong };
 
 /** The image that is seen first: right and confident, of a class with prototypes; or else the first of such a class. */
 function goodExample() {
   const own = [...cases.keys()].filter((k) => ownsSome(cases[k].first ?? cases[k].top));
-  const right = own.filter((k) => cases[k].target === cases[k].top && cases[k].first === null);
+  const right = own.filter((k) => isRight(cases[k]) && cases[k].first === null);
   const sure = (/** @type {number} */ k) => Math.round(1000 * cases[k].probability);
   const left = (/** @type {number} */ k) => cases[k].drawn[cases[k].top]?.share ?? 0; // of the logit, to the residual
   return right.sort((a, b) => sure(b) - sure(a) || left(a) - left(b) || a - b)[0] ?? own[0] ?? 0;
@@ -21,7 +19,7 @@ function goodExample() {
 
 function imageList() {
   const list = el("ul", { id: "images" });
-  const known = cases.some((one) => one.target !== null);
+  const known = cases.some((one) => one.targets.length);
   const search = el("input", {
     type: "search", placeholder: `Search ${cases.length} images`, "aria-label": "Search images by class or path",
     oninput: (event) => { searched = event.target.value; listImages(); },
@@ -56,10 +54,10 @@ function thumbnail(picture) {
 function listImages() {
   const words = searched.toLowerCase();
   byId("images").replaceChildren(...cases.map((one, k) => {
-    const name = nameOf(one.top), truth = one.target === null ? "" : nameOf(one.target);
+    const name = namesOf(one.said) || "no label", truth = namesOf(one.targets);
     if (!FILTERS[listedOnly](one)) return "";
     if (words && ![name, truth, one.image].some((text) => text.toLowerCase().includes(words))) return "";
-    const said = isWrong(one) ? el("small", { class: "wrong" }, `wrong: it is ${truth}`)
+    const said = isWrong(one) ? el("small", { class: "wrong" }, wrongWords(one.targets, one.said))
       : el("small", {}, `${percent(one.probability)} ${fileOf(one.image)}`);
     return el("li", {},
       el("button", { type: "button", "data-image": k, onclick: () => go({ ...FRESH, image: k }) },

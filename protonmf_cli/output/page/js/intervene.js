@@ -56,29 +56,43 @@ function fewest(rows, margin) {
 }
 
 /**
- * Which single prototype of the predicted class decides, or the fewest of its own evidence that do together.
+ * Which single prototype of the predicted class, or the label that is looked at, decides, or the fewest that do together.
  * @param {Case} one
  * @param {Float64Array} before
  */
 function drawHint(one, before) {
-  const [top, second] = best(before, 2);
-  if (second === undefined) return;
-  const margin = before[top] - before[second], helpful = helpfulRows(one, top);
-  const alone = helpful.filter((row) => row.value > margin), { found, enough } = fewest(helpful, margin);
-  /** @type {(rows: Row[], word: string) => string} */
-  const named = (rows, word) => rows.map((row) => titleOf(row.j, top)).join(word);
-  let words = `${nameOf(top)} stays first even without all the prototypes that speak for it.`;
-  if (!helpful.length) words = `No prototype speaks for ${nameOf(top)}, so none can be taken from it.`;
-  else if (alone.length)
-    words = `Switching off ${named(alone.slice(0, 4), " or ")} alone flips the decision from ${nameOf(top)} to `
-      + `${nameOf(second)}.`;
-  else if (enough)
-    words = `No single prototype flips the decision; switching off ${named(found, " and ")} together makes it `
-      + `${nameOf(second)}.`;
+  const several = data.multiLabel, [first, second] = best(before, 2), top = several ? chosenClass() : first;
+  if (!several && second === undefined) return;
+  const margin = several ? before[top] : before[top] - before[second], helpful = helpfulRows(one, top);
+  if (several && margin <= 0) {
+    byId("hint").replaceChildren(`${nameOf(top)} is not said, so there is nothing to take from it.`);
+    return;
+  }
+  const { found, enough } = fewest(helpful, margin), alone = helpful.filter((row) => row.value > margin);
+  let words = hintWords(top, several ? null : second, helpful.length > 0, alone, enough ? found : null);
   if (state.edits.size) words = `Without the edits: ${words}`;
-  const attempt = () => tryHint(top, found);
   byId("hint").replaceChildren(words, " ",
-    enough ? el("button", { type: "button", id: "try", onclick: attempt }, "try it") : "");
+    enough ? el("button", { type: "button", id: "try", onclick: () => tryHint(top, found) }, "try it") : "");
+}
+
+/**
+ * @param {number} c
+ * @param {number | null} other  the class that it would be instead; null: the label would not be said any more
+ * @param {boolean} some  whether any prototype speaks for it
+ * @param {Row[]} alone  those that decide by themselves
+ * @param {Row[] | null} together  the fewest that decide together
+ */
+function hintWords(c, other, some, alone, together) {
+  /** @type {(rows: Row[], word: string) => string} */
+  const named = (rows, word) => rows.map((row) => titleOf(row.j, c)).join(word);
+  if (!some) return `No prototype speaks for ${nameOf(c)}, so none can be taken from it.`;
+  if (alone.length) return `Switching off ${named(alone.slice(0, 4), " or ")} alone ${other === null
+    ? `takes ${nameOf(c)} away.` : `flips the decision from ${nameOf(c)} to ${nameOf(other)}.`}`;
+  if (together) return other === null
+    ? `No single prototype takes ${nameOf(c)} away; switching off ${named(together, " and ")} together does.`
+    : `No single prototype flips the decision; switching off ${named(together, " and ")} together makes it `
+      + `${nameOf(other)}.`;
+  return `${nameOf(c)} ${other === null ? "is said" : "stays first"} even without all the prototypes that speak for it.`;
 }
 
 /**
@@ -101,11 +115,11 @@ function drawEdits() {
     flips.replaceChildren();
     return;
   }
-  const tops = cases.map((one) => bestOne(logitsOf(one, edits)));
-  const changed = [...cases.keys()].filter((k) => tops[k] !== cases[k].top);
-  const known = [...cases.keys()].filter((k) => cases[k].target !== null);
+  const told = cases.map((one) => saidBy(logitsOf(one, edits)));
+  const changed = [...cases.keys()].filter((k) => differ(told[k], cases[k].said));
+  const known = [...cases.keys()].filter((k) => cases[k].targets.length);
   const before = known.filter((k) => !isWrong(cases[k])).length;
-  const after = known.filter((k) => tops[k] === cases[k].target).length;
+  const after = known.filter((k) => !differ(told[k], cases[k].targets)).length;
   const right = known.length ? `; right before: ${before}, after: ${after} of ${known.length}` : "";
   flips.replaceChildren(
     `With these edits ${changed.length} of the ${cases.length} images here change their class${right}. `,
