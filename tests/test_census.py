@@ -1,4 +1,4 @@
-"""The census of timm's architectures, on a few small ones."""
+"""The census of architectures, on a few small ones."""
 
 import json
 import subprocess
@@ -54,11 +54,17 @@ def test_no_classifier_and_too_large_are_counted_apart(tmp_path):
     assert "too large 1" in out
 
 
+@pytest.mark.slow
+def test_tables_that_torchvision_makes_in_float32_do_not_stand_in_the_way(tmp_path):
+    out = census(tmp_path / "results.jsonl", "--library", "torchvision", "--only", "swin_v2_t")
+    assert "swin_v2_t  28 M  exact  average  7x7" in out
+
+
 def kept_of(library: str) -> list[dict]:
     return [seen for line in RESULTS.read_text(encoding="utf-8").splitlines() if library in (seen := json.loads(line))]
 
 
-@pytest.mark.parametrize(("library", "least"), [("transformers", 20)])
+@pytest.mark.parametrize(("library", "least"), [("transformers", 20), ("torchvision", 60)])
 def test_the_documents_tell_the_results_of_other_libraries(library, least):
     kept = kept_of(library)
     assert "\n".join(line for line in table(kept, library, missing=0).splitlines() if line.startswith("|")) in DOCUMENT

@@ -4,8 +4,10 @@
     python tests/benchmarks/census.py RESULTS.jsonl --library torchvision|transformers
     python tests/benchmarks/census.py RESULTS.jsonl --table
 
-Of transformers every type of model that classifies images is an architecture, as its configuration is by default. Nothing is downloaded: weights are drawn. One forked process per architecture, one at a time, with a limit on its
-memory and time. Every result is a line of RESULTS.jsonl, and architectures that are in it are not run again.
+Of torchvision every classifier is an architecture, of transformers every type of model that classifies images, as its
+configuration is by default. Nothing is downloaded: weights are drawn. One forked process per architecture, one at a
+time, with a limit on its memory and time. Every result is a line of RESULTS.jsonl, and architectures that are in it are
+not run again.
 """
 
 import argparse
@@ -35,6 +37,8 @@ timm: Any = import_timm()
 
 SIDES = (112, 128)
 """Image sizes to try before the architecture's own, so that a forward pass is cheap."""
+MOST_PIXELS, LARGE, FEW_PIXELS = 224, 500_000_000, 112
+"""Widest image of a torchvision classifier; from how many weights it is large, and how wide its images are then."""
 BYTES_PER_WEIGHT = 8
 """Networks are built in float64, which the readouts are proved in."""
 SPACE_FOR_ACTIVATIONS = 2**31
@@ -193,8 +197,12 @@ def in_library(library: str, name: str) -> tuple[Any, tuple[int, int, int], int]
     """An architecture, the size (channels, height, width) of its images, and its number of classes."""
     if library == "torchvision":
         models = import_module("torchvision.models")
-        side = models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
-        return torchvision_networks.rebuild(name, {}), (3, side, side), 1000
+        trained = models.get_model_weights(name).DEFAULT
+        most = FEW_PIXELS if trained.meta["num_params"] > LARGE else MOST_PIXELS
+        side = min(most, trained.transforms().crop_size[0])
+        fixed = name.startswith(torchvision_networks.OF_ONE_SIZE)
+        network = torchvision_networks.rebuild(name, {"image_size": side} if fixed else {})
+        return network.to(torch.get_default_dtype()), (3, side, side), 1000
     transformers = import_module("transformers")
     config = transformers.AutoConfig.for_model(name, num_labels=10)
     config.architectures = []

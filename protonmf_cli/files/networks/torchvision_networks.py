@@ -17,6 +17,8 @@ from protonmf_cli.models.readouts.readout import Network
 PREFIX = "torchvision:"
 AUXILIARY = ("googlenet", "inception_v3")
 """Networks with further classifiers, which only training uses."""
+OF_ONE_SIZE = "vit_"
+"""How the names of networks begin that are built for images of one size."""
 
 
 def load(request: BackboneRequest) -> LoadedNetwork:
@@ -31,16 +33,14 @@ def load(request: BackboneRequest) -> LoadedNetwork:
     _check_name(models, name)
     trained = _record(models, name, tag)
     wants = request.pretrained and request.weights is None
-    arguments = dict(request.model_args)
     names = tuple(trained.meta["categories"])
-    count = int(arguments.setdefault("num_classes", len(names)))
+    arguments = _arguments(request, name, trained, wants=wants)
+    count = int(arguments["num_classes"])
     if wants and count != len(names):
         raise InputError(
             f"the pretrained weights of {name} have {len(names)} classes. "
             "Give the trained checkpoint with --weights FILE."
         )
-    if wants and name in AUXILIARY:
-        arguments.setdefault("transform_input", True)  # as torchvision does for trained weights
     notes: list[str] = []
     try:
         with torch.random.fork_rng(devices=[]):
@@ -73,7 +73,10 @@ def load(request: BackboneRequest) -> LoadedNetwork:
 def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     """A network without trained weights, and without the classifiers that only training uses."""
     more = {"aux_logits": False, "init_weights": False} if architecture in AUXILIARY else {}
-    return _models().get_model(architecture, weights=None, **(more | dict(arguments))).eval()
+    models = _models()
+    if architecture not in models.list_models(module=models):
+        raise InputError(f"torchvision has no classifier called {architecture[:80]!r}, which the model file wants.")
+    return models.get_model(architecture, weights=None, **(more | dict(arguments))).eval()
 
 
 def _models() -> Any:
@@ -99,6 +102,17 @@ def _record(models: Any, name: str, tag: str) -> Any:
     if tag not in every.__members__:
         raise UsageError(f"torchvision has no weights {tag!r} for {name}. It has: {', '.join(every.__members__)}.")
     return every[tag]
+
+
+def _arguments(request: BackboneRequest, name: str, trained: Any, *, wants: bool) -> dict[str, Any]:
+    """What is asked for, and what torchvision itself sets for these weights."""
+    arguments = {"num_classes": len(trained.meta["categories"])} | dict(request.model_args)
+    if wants and name in AUXILIARY:
+        arguments.setdefault("transform_input", True)
+    if name.startswith(OF_ONE_SIZE):
+        own = trained.meta["min_size"][0]
+        arguments.setdefault("image_size", own if wants else request.img_size or own)
+    return arguments
 
 
 def _check_offline(trained: Any, request: BackboneRequest) -> None:
