@@ -1,6 +1,7 @@
 """Figures are what their names say, carry their letters, and say which colour is which value."""
 
 import re
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -10,8 +11,10 @@ from PIL import Image
 import protonmf_cli
 from protonmf_cli.errors import UsageError
 from protonmf_cli.models.sheets import Panel
-from protonmf_cli.output.figures.figure import explanation_figure
+from protonmf_cli.output.figures.card import _map_of
+from protonmf_cli.output.figures.figure import explanation_figure, shade_of
 from protonmf_cli.output.figures.formats import format_of
+from protonmf_cli.output.figures.overlay import as_rgb, colour, enlarge
 from protonmf_cli.output.figures.rendering import rendered
 from protonmf_cli.output.figures.sheets import panels_figure
 from toys import run, slow
@@ -100,3 +103,28 @@ def test_sheets_say_the_values_of_their_colours(tmp_path):
 
 def test_formats():
     assert [format_of(name) for name in ("a.png", "b/c.Svg", "d.e.pdf")] == ["png", "svg", "pdf"]
+
+
+def test_colours_are_distinct_and_own_ones_go_by_number(toy, converted):
+    explanation = protonmf_cli.load(converted).explain(toy.image(0))
+    own = [c for c in explanation.contributions if c.owner_index == explanation.class_index]
+    assert [shade_of(explanation, c) for c in own] == [colour(c.prototype) for c in own]
+    assert len(explanation.contributions) > len(own) > 1
+    assert len({shade_of(explanation, c) for c in explanation.contributions}) == len(explanation.contributions) <= 10
+
+
+def test_what_an_image_has_less_than_none_of_is_drawn_below_zero(toy, converted):
+    """Its amount is negative, and so is most of the map that adds up to it: that must be seen."""
+    model = protonmf_cli.load(converted)
+    found = [(each, c) for n in range(4) for each in [model.explain(toy.image(n))] for c in each.contributions]
+    explanation, part = min(found, key=lambda pair: pair[1].evidence)
+    assert part.evidence < 0 and explanation.lacks(part)
+    assert part.maps["presence"].sum() == pytest.approx(part.evidence)
+    one = replace(explanation, contributions=(part,))
+    texts = texts_of(explanation_figure(one, 1))
+    assert f"{-part.peak:.2g}" in texts and f"{part.peak:.2g}" in texts
+    drawn = _map_of(one, part).astype(int) - (as_rgb(one.crop) * 0.9).round().astype(int)
+    lowest = np.unravel_index(enlarge(part.maps["presence"], drawn.shape[:2]).argmin(), drawn.shape[:2])
+    red, _, blue = drawn[lowest]
+    assert blue > red
+    assert not explanation.lacks(replace(part, evidence=0.1))

@@ -295,6 +295,10 @@ class Explanation(ShortRepr):
         """Whether evidence is an amount."""
         return self.kind is EvidenceKind.AMOUNTS
 
+    def lacks(self, contribution: Contribution) -> bool:
+        """Whether an amount is below zero, so that its map, which adds up to it, is drawn with both signs."""
+        return self.reads_amounts and contribution.is_less_than_none
+
     @property
     def has_residual(self) -> bool:
         """Whether something is left outside the prototypes; augmented ones usually carry all of it."""

@@ -191,6 +191,48 @@ def test_the_headline_says_when_an_answer_is_wrong_and_follows_the_edits(browser
         assert f"It is behind {LABELS[one['top']]}" in text(page, "#headline")
 
 
+def test_how_to_read_a_row_follows_the_edits(browser, page_file):
+    with pages.opened(browser, page_file, "#explain?image=0") as page:
+        page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+        row, logit = page.locator("#how p").first, page.locator("#how p").last
+        name, value = re.fullmatch(
+            r"A row of the table above, the largest: (.*) adds (\S+), its .*", row.inner_text()
+        ).groups()
+        assert value in page.locator("#waterfall").inner_text()
+        before = page.locator("#logit").inner_text()
+        assert f"All rows together make the logit, {before}" in logit.inner_text().replace("?", "")
+        shown = int(page.get_attribute("article.part", "data-prototype"))
+        pages.slide(page, shown, 0)
+        after = page.locator("#logit").inner_text()
+        assert after != before and f"make the logit, {after}" in logit.inner_text()
+        assert name not in row.inner_text()
+        pages.slide(page, shown, 0.9)
+        assert name in row.inner_text() and "times 0.90, as it was edited" in page.locator("#how").inner_text()
+
+
+def test_the_colours_of_rows_are_distinct(browser, page_file):
+    with pages.opened(browser, page_file, "#explain?image=0") as page:
+        if page.locator("#all").count():
+            page.locator("#all").click()
+        shades = page.locator("article.part").evaluate_all("all => all.map((each) => each.style.borderLeftColor)")
+        assert len(set(shades)) == len(shades) > 3
+
+
+def test_a_class_that_is_not_the_next_one_is_said_to_be_the_next_with_prototypes(browser, page_file, tmp_path):
+    """Where the runner-up has no prototypes, another class is compared with."""
+    data = pages.data_of(page_file)
+    one = data["cases"][0]
+    order = np.argsort(pages.numbers(one["logits"], "<f4"))[::-1].tolist()
+    del data["own"][str(order[1])]
+    pages.altered(page_file, tmp_path / "bare.html", data)
+    with pages.opened(browser, tmp_path / "bare.html", "#explain?image=0") as page:
+        if one["targets"] == [order[0]]:
+            words = f"For {LABELS[order[2]]} (the next class with prototypes; {LABELS[order[1]]} has none) to win"
+            assert words in text(page, "#headline")
+    with pages.opened(browser, page_file, "#explain?image=0") as page:
+        assert "the next class with prototypes" not in text(page, "#headline")
+
+
 def test_a_logit_that_is_mostly_residual_is_not_called_its_prototypes(browser, page_file, tmp_path):
     data = pages.data_of(page_file)
     weights = pages.numbers(data["links"]["weight"], "<f4")
@@ -223,7 +265,7 @@ def test_prototypes_that_speak_against_their_own_class_are_flagged(browser, page
     data["links"]["weight"] = pages.packed(weights, "<f4")
     pages.altered(page_file, tmp_path / "page.html", data)
     flag = "negative weight for its own class"
-    said = f"1 of the 2 prototypes of {LABELS[1]} have a negative weight for it"
+    said = f"1 of the 2 prototypes of {LABELS[1]} has a negative weight for it"
     with pages.opened(browser, tmp_path / "page.html", "#explain?class=1") as page:
         assert said in text(page, "#against-own")
         cards = {

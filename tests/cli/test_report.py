@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -286,6 +287,7 @@ def test_maps_are_drawn_on_the_scale_that_is_usual(browser, vit, toy, tmp_path, 
     data = pages.data_of(tmp_path / "page.html")
     with pages.opened(browser, tmp_path / "page.html") as page:
         page.select_option("#map", kind)
+        assert any(x.evidence < 0 for x in found.contributions)
         for x in found.contributions:
             assert data["prototypes"][x.prototype_id]["full"] == loaded.model.amounts.peak_of(x.prototype_id)
             drawn = page.evaluate(
@@ -296,7 +298,8 @@ def test_maps_are_drawn_on_the_scale_that_is_usual(browser, vit, toy, tmp_path, 
             )
             full = x.scale[kind] or np.abs(x.maps[kind]).max()
             relative = np.clip(x.maps[kind] / full, -1, 1)
-            opacity = np.abs(relative) if kind == "contribution" else np.clip(relative.clip(0) ** 1.5 * 1.6, 0, 1)
+            signed = kind == "contribution" or x.evidence < 0  # which is less than none: the map has both signs
+            opacity = np.abs(relative) if signed else np.clip(relative.clip(0) ** 1.5 * 1.6, 0, 1)
             assert np.allclose(np.array(drawn).reshape(relative.shape), 255 * 0.62 * opacity, atol=3)
 
 
@@ -1000,6 +1003,18 @@ def test_refusals(converted, toy, tmp_path):
     assert found == 3 and "exists already" in err and output.read_text() == "mine"
     found, _, err = run("explain", toy.image(0), "--model", converted, "--html", output)
     assert found == 3 and "exists already" in err and output.read_text() == "mine"
+
+
+def test_the_command_runs_where_the_report_was_made(browser, converted, toy, tmp_path, monkeypatch):
+    """With data that was named by a relative path; of other data it says no folder above it."""
+    monkeypatch.chdir(toy.data.parent)
+    made(converted, tmp_path / "page.html", "--data", toy.data.name, "--per-class", 1)
+    with pages.opened(browser, tmp_path / "page.html") as page:
+        page.locator("[data-switch]").first.click()
+        image = shlex.split(page.inner_text("#words"))[2]
+        assert image.startswith(f"{toy.data.name}/") and Path(image).is_file()
+    made(converted, tmp_path / "far.html", "--data", toy.data, "--per-class", 1)
+    assert str(toy.data.parent) not in (tmp_path / "far.html").read_text()
 
 
 def test_an_archive_gives_a_command_with_a_gap(browser, converted, toy, tmp_path):

@@ -140,9 +140,9 @@ def _map_of(explanation: Explanation, c: Contribution) -> Pixels:
     crop, kind = as_rgb(explanation.crop if c.crop is None else c.crop), explanation.map_kind
     if not c.maps:
         return crop
-    signed = kind == "contribution"
-    shown = c.maps[kind] if signed else explanation.kind.drawn(c.maps[kind])
-    return heat(crop, shown, signed=signed, full=c.scale[kind])
+    adds = kind == "contribution"
+    shown = c.maps[kind] if adds else explanation.kind.drawn(c.maps[kind])
+    return heat(crop, shown, signed=adds or explanation.lacks(c), full=c.scale[kind])
 
 
 def _patch(explanation: Explanation, view: ExampleView, shade: str) -> Markup:

@@ -1,6 +1,5 @@
 """The figure of one explanation: its ledger, and every prototype beside the training patches that it is like."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from PIL import Image
 
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import rounded, shortened, shortened_path
-from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, enlarge, heat
+from protonmf_cli.output.figures.overlay import PALETTE, Pixels, as_rgb, colour, composite, enlarge, heat
 from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar
+from protonmf_cli.output.page.pictures import opened
 
 PATCHES = 4
 """Training patches drawn beside each prototype."""
@@ -75,9 +74,14 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
 
 
 def shade_of(explanation: Explanation, contribution: Contribution) -> str:
-    """Colour of a prototype: own ones by their number, then the others, so that none of them looks like an own one."""
-    order = sorted((c.owner_index != explanation.class_index, c.prototype_id) for c in explanation.contributions)
-    return colour(order.index((contribution.owner_index != explanation.class_index, contribution.prototype_id)) + 1)
+    """Colour of a prototype: of own ones by their number; of others, the largest first, one that is free, so that two
+    are alike only where there are more prototypes than colours."""
+    if contribution.owner_index == explanation.class_index:
+        return colour(contribution.prototype)
+    own = {colour(c.prototype) for c in explanation.contributions if c.owner_index == explanation.class_index}
+    others = [c.prototype_id for c in explanation.contributions if c.owner_index != explanation.class_index]
+    free = [shade for shade in PALETTE if shade not in own] or PALETTE
+    return free[others.index(contribution.prototype_id) % len(free)]
 
 
 def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
@@ -106,9 +110,9 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     if explanation.residual_codes is not None:
         _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "where the residual is")
     elif explanation.residual_map is not None and explanation.residual:
-        top = max([float(np.abs(c.maps["contribution"]).max()) for c in shown if c.maps], default=None)
-        _picture(residual, heat(crop, explanation.residual_map, signed=True, full=top), "the residual: for and against")
-        _scale(residual, 0.0, _strongest(explanation.residual_map, crop, top), LOGIT)
+        _picture(residual, heat(crop, explanation.residual_map, signed=True), "the residual: for and against")
+        strongest = _strongest(explanation.residual_map, crop, None)
+        _scale(residual, -strongest, strongest, LOGIT)
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")
     _ledger(figure.add_subplot(grid[0, 3:]), explanation, shown)
@@ -168,12 +172,13 @@ def _prototype_row(
     here = figure.add_subplot(grid[row, 0])
     kind, evidence = explanation.map_kind, explanation.kind
     if contribution.maps:
-        signed = kind == "contribution"
-        shown = contribution.maps[kind] if signed else evidence.drawn(contribution.maps[kind])
-        full = contribution.scale[kind]
+        adds = kind == "contribution"
+        shown = contribution.maps[kind] if adds else evidence.drawn(contribution.maps[kind])
+        full, signed = contribution.scale[kind], adds or explanation.lacks(contribution)
         _picture(here, heat(crop, shown, signed=signed, full=full), "")
-        start = 0.0 if signed else float((contribution.maps[kind] - shown).flat[0])
-        _scale(here, start, _strongest(shown, crop, full), LOGIT if signed else UNITS[evidence])
+        start = 0.0 if adds else float((contribution.maps[kind] - shown).flat[0])
+        strongest = _strongest(shown, crop, full)
+        _scale(here, -strongest if signed else start, start + strongest, LOGIT if adds else UNITS[evidence])
         if not contribution.is_less_than_none:
             _box(here, contribution.box, shade)
     else:
@@ -215,7 +220,7 @@ def _sum_words(contribution: Contribution) -> tuple[str, str]:
     if contribution.usual is None:
         return f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", "weight × evidence"
     low, high = contribution.usual
-    said = f"amount × weight; usual {low + 0.0:.1f} to {high + 0.0:.1f}"
+    said = f"amount × weight; usual {round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f}"  # never -0.0
     amount, weight = (round(value, 2) + 0.0 for value in (contribution.evidence, contribution.weight))  # never -0.00
     return f"{amount:.2f}  ×  {weight:+.2f}", said
 
@@ -235,16 +240,16 @@ def _owner_words(contribution: Contribution) -> str:
 
 
 def _patch(axes: Axes, example: ExampleView, shade: str, evidence: EvidenceKind) -> None:
-    pixels = np.asarray(Image.open(io.BytesIO(example.jpeg)).convert("RGB"))
+    pixels = np.asarray(opened(example.jpeg))
     grid = None if example.map is None else evidence.drawn(example.map)
     _picture(axes, pixels if grid is None else heat(pixels, grid, strength=0.45, full=example.full), "")
     if example.map is not None:
         _box(axes, example.box, shade)
 
 
-def _scale(picture: Axes, start: float, strongest: float, unit: str) -> None:
-    """A colour bar below a map: of contributions on both sides of zero, else from where its colours begin."""
-    colour_bar(bar_below(picture), -strongest if unit == LOGIT else start, start + strongest, unit)
+def _scale(picture: Axes, low: float, high: float, unit: str) -> None:
+    """A colour bar below a map: on both sides of zero where it is signed, else from where its colours begin."""
+    colour_bar(bar_below(picture), low, high, unit)
 
 
 def _strongest(grid: NDArray[Any], pixels: Pixels, full: float | None) -> float:

@@ -58,7 +58,8 @@ def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
         + (f", {len(summary['skipped'])} skipped" if summary["skipped"] else ""),
         "readout": f"{readout['kind']}, {grid}, width {readout['width']}",
         "exactness": f"logits differ by at most {summary['max_abs_logit_difference']:.1e}, agreement {summary['agreement']:.2%}",
-        "accuracy on these": f"{summary['accuracy_black_box']:.1%} black box, {summary['accuracy_prototype_model']:.1%} prototype model",
+        "accuracy on these": f"{summary['accuracy_black_box']:.1%} black box, {summary['accuracy_prototype_model']:.1%} prototype model"
+        + (f", among all {summary['classes']} classes" if whole else ""),
         "stability": "not measured"
         if summary["stability"] is None
         else f"{summary['stability']:.2f} (median cosine of prototypes between halves of the images)",

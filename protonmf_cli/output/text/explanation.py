@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from protonmf_cli.models.stability import is_unstable
-from protonmf_cli.models.wording import rounded, shortened
+from protonmf_cli.models.wording import rounded, shortened, shortened_path
 from protonmf_cli.output.text.blocks import Block, Row, TextTable
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _prototype_row(explanation: "Explanation", c: "Contribution") -> Row:
         numbers: tuple[str, ...] = f"{c.evidence:.2f}", range_words(c), f"{c.weight:+.2f}"
     else:
         numbers = f"{c.weight:+.3f}", f"{c.evidence:.2f}"
-    source = c.examples[0].path[-MOST_SOURCE:] if c.examples else ""
+    source = shortened_path(c.examples[0].path, MOST_SOURCE) if c.examples else ""
     return Row(cells=(name, *numbers, f"{c.contribution:+.2f}"), bar=c.contribution, last=source)
 
 
@@ -150,7 +150,7 @@ def range_words(contribution: "Contribution") -> str:
     if contribution.usual is None:
         return ""
     low, high = contribution.usual
-    return f"{low + 0.0:.1f} to {high + 0.0:.1f}"
+    return f"{round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f}"  # never -0.0
 
 
 def _contrast_blocks(contrast: "Contrast", top: int) -> Iterator[Block]:
@@ -185,6 +185,7 @@ def _contrast_blocks(contrast: "Contrast", top: int) -> Iterator[Block]:
         rows=(*rows, Row(cells=whole)),
         scale=max(sizes) or 1.0,
     )
+    yield (("amounts here are of the prototypes of both classes, read together; above, of one class alone", "dim"),)
 
 
 def outcome_blocks(outcomes: "Sequence[tuple[Outcome, Outcome]]", edits: Sequence[str]) -> Iterator[Block]:

@@ -136,21 +136,18 @@ function residualCard(one, c) {
   return el("section", { class: "card part", "aria-label": "Residual" },
     fold("residual", [swatch("var(--dark-bar)"), "Residual", shared ? "" : ` ${signed(left)}`],
       el("p", { class: "soft" }, words),
-      el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], c, drawn))));
+      el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], drawn))));
 }
 
 /**
  * @param {number} picture
- * @param {number} c
  * @param {Drawn} drawn
  */
-function residualMaps(picture, c, { residual, codes, parts }) {
-  const maps = Object.entries(parts).map(([j, part]) => contributionMap(c, Number(j), part)).filter((map) => !!map);
-  const full = links.amounts && maps.length ? Math.max(...maps.map(strongestOf)) : null; // of the prototypes' maps
+function residualMaps(picture, { residual, codes }) {
   return [
     residual && figure({
-      picture, map: residual, style: "signed", full, alt: "what the residual adds at each place",
-      caption: "what each place adds: red for the class, blue against it",
+      picture, map: residual, style: "signed", alt: "what the residual adds at each place",
+      caption: `what each place adds, at most ${plain(strongestOf(residual))}: red for the class, blue against it`,
     }),
     codes && figure({
       picture, map: codes, style: "presence", alt: "where the residual shows", caption: "where it shows",

@@ -103,7 +103,8 @@ function drawContrast(one, a, b) {
     el("th", { scope: "col", class: kind }, words);
   node.replaceChildren(fold("contrast", `Why ${nameOf(a)} and not ${nameOf(b)}?`,
     el("p", { class: "soft" }, "Its ", word("logit"),
-      ` is ${plain(Math.abs(off))} ${off >= 0 ? "higher" : "lower"}; this is where that comes from.`),
+      ` is ${plain(Math.abs(off))} ${off >= 0 ? "higher" : "lower"}; this is where that comes from.`,
+      same ? " Amounts are those of the prototypes of both classes, read together; above, of one class alone." : ""),
     scrolled("Rows of both classes",
       el("table", { class: "contrast" },
         el("thead", {}, el("tr", {}, head(""), same ? head(word("amount")) : null, head(nameOf(a)), head(nameOf(b)),

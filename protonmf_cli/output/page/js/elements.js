@@ -22,6 +22,7 @@ function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === undefined || value === null || value === false) continue;
     if (typeof value === "function") node.addEventListener(name.slice(2), value);
+    else if (name === "style") /** @type {any} */ (node).style.cssText = value; // attributes may hold none
     else node.setAttribute(name, value === true ? "" : String(value));
   }
   node.append(...flat(children));
@@ -152,12 +153,29 @@ const fullTitleOf = (j) => `prototype ${data.prototypes[j].n} of ${nameOf(data.p
 const titleOf = (j, c) => (data.prototypes[j].c === c ? `prototype ${data.prototypes[j].n}` : fullTitleOf(j));
 /** @param {number} n */
 const paletteOf = (n) => data.palette[n % data.palette.length];
+/** @type {Map<string, Map<number, string>>} */
+const shades = new Map();
 /**
- * Of a prototype among those of a class.
+ * Colours of the prototypes of a class in an image: own ones by their number, then, the largest first, those that are
+ * free; equal ones only where there are more prototypes than colours.
+ * @param {number} c
+ */
+function shadesOf(c) {
+  const word = `${state.image}.${c}`, known = shades.get(word);
+  if (known) return known;
+  const js = ledger(caseShown(), c).all.map(({ j }) => j), own = js.filter((j) => data.prototypes[j].c === c);
+  const found = new Map(own.map((j) => [j, paletteOf(data.prototypes[j].n - 1)]));
+  const free = data.palette.filter((shade) => ![...found.values()].includes(shade));
+  const others = free.length ? free : data.palette;
+  js.filter((j) => !found.has(j)).forEach((j, n) => { found.set(j, others[n % others.length]); });
+  shades.set(word, found);
+  return found;
+}
+/**
  * @param {number} c
  * @param {number} j
  */
-const colourOf = (c, j) => paletteOf((linkOf(c, j) ?? 0) - links.start[c]);
+const colourOf = (c, j) => shadesOf(c).get(j) ?? paletteOf(data.prototypes[j].n - 1);
 /**
  * @param {string} path
  * @param {number} length

@@ -54,7 +54,7 @@ function showCase() {
         el("div", {},
           el("h2", { id: "why" }), el("div", { id: "headline" }),
           el("h3", {}, el("span", { id: "what" })), el("div", { class: "waterfall", id: "waterfall" }),
-          el("p", { class: "note", id: "share" }), againstOwnWords(c), howToRead(one, c)))),
+          el("p", { class: "note", id: "share" }), againstOwnWords(c), el("div", { id: "how" })))),
     besideCard(one, c) ?? "",
     interveneCard(one, c),
     ...partCards(one, c, rows),
@@ -83,7 +83,8 @@ function choices(one, c) {
 function againstOwnWords(c) {
   const own = data.own[c] ?? [], found = own.filter(speaksAgainstOwn);
   return found.length ? el("p", { class: "notice", id: "against-own" },
-    `${found.length} of the ${own.length} prototypes of ${nameOf(c)} have a negative `, word("weight"),
+    `${found.length} of the ${own.length} prototypes of ${nameOf(c)} ${found.length === 1 ? "has" : "have"} a negative `,
+    word("weight"),
     " for it: the more of them an image holds, the less it goes to this class.") : null;
 }
 
@@ -109,7 +110,7 @@ function seenBy(one, c, rows) {
       big: true, picture, alt: `what the network saw of ${one.image}`, caption: fileOf(one.image),
     }),
     all.maps.length < 2 ? null
-      : figure({ big: true, picture, alt, all, caption: "its own prototypes, one colour each" }),
+      : figure({ big: true, picture, alt, all, caption: "its own prototypes" }),
   ];
 }
 
@@ -157,6 +158,7 @@ function update() {
   drawPrediction(one, before, after);
   drawHeadline(one, c, after);
   drawWaterfall(one, c, after[c]);
+  byId("how").replaceChildren(howToRead(one, c, after[c]) ?? "");
   drawContrast(one, c, rivalOf(c));
   drawTwins(one, c);
   drawHint(one, before);
@@ -276,7 +278,8 @@ function shareIn(one, c) {
     return ["augmented prototypes: each carries its share of the ", word("residual")];
   const share = one.drawn[c]?.share ?? null;
   return share === null ? []
-    : [word("residual share"), ` ${percent(share, 0)}: what the prototypes do not carry of the logit`];
+    : [word("residual share"),
+      ` ${percent(share, 0)}: what the prototypes do not carry of how far the logit is above the mean class`];
 }
 
 /**

@@ -124,12 +124,13 @@ function setsApart(one, a, b) {
   const [title, pair, amount = "", j = null] = lines[row], lacking = amount.startsWith("−") ? "the lack of " : "";
   const name = j === null ? inSentence(title) : lacking + title, difference = signed(differenceOf(pair));
   const said = mention({ name, value: 0, j }, ` (${difference} for ${nameOf(more)} over ${nameOf(less)})`);
-  const first = bestOne(logits) === a, wrong = first && one.targets.includes(b), higher = `${plain(Math.abs(gap))} higher`;
+  const first = bestOne(logits) === a, wrong = first && one.targets.includes(b);
+  const higher = `${plain(Math.abs(gap))} higher`, rival = nameOf(b) + nextWithSome(logits, a, b);
   if (gap < 0)
     return [`It is behind ${nameOf(b)}, whose `, word("logit"), ` is ${higher}, most of all for `, said, "."];
   return [
     wrong ? [`This is wrong: the true class, ${nameOf(b)}, would need a `, word("logit"), ` ${higher} to win`]
-      : [`For ${nameOf(b)} to ${first ? "win instead" : "be ahead of it"}, its `, word("logit"),
+      : [`For ${rival} to ${first ? "win instead" : "be ahead of it"}, its `, word("logit"),
         ` would have to be ${higher}`],
     "; what holds it back most is ", said, ".",
   ];
@@ -147,6 +148,18 @@ function saysLabel(c, logit) {
   return [logit > 0 ? `${nameOf(c)} is said: its ` : `${nameOf(c)} is not said: its `, word("logit"),
     logit > 0 ? ` is ${far} above 0, which is 50 %; it would have to fall below that.`
       : ` is ${far} below 0, which is 50 %; it would have to rise above that.`];
+}
+
+/**
+ * Why a class is compared with that is not the next one, in words.
+ * @param {Float64Array} logits
+ * @param {number} a
+ * @param {number} b
+ */
+function nextWithSome(logits, a, b) {
+  const next = best(logits, 2).find((c) => c !== a);
+  return state.against === null && b !== next && next !== undefined && !ownsSome(next)
+    ? ` (the next class with prototypes; ${nameOf(next)} has none)` : "";
 }
 
 /** @param {string} name  of a line that is no prototype */
@@ -170,14 +183,16 @@ function drawHeadline(one, c, after) {
  * The largest row of an explanation, said number by number.
  * @param {Case} one
  * @param {number} c
+ * @param {number} logit  under the edits
  */
-function howToRead(one, c) {
-  const [row] = ledger(one, c).all;
+function howToRead(one, c, logit) {
+  const edited = (/** @type {Row} */ row) => factorOf(c, row.j) * row.value, { all } = ledger(one, c);
+  const row = all[bestOne(all.map((each) => Math.abs(edited(each))))];
   if (!row) return null;
   const { e, j, value } = row, name = titleOf(j, c), amount = evidence(one, c, e), weight = links.weight[e];
-  const shared = value - weight * amount, digits = links.amounts ? 2 : 3, whole = logitsOf(one)[c];
+  const shared = value - weight * amount, digits = links.amounts ? 2 : 3, factor = factorOf(c, j);
   return fold("how", "How to read a row",
-    el("p", {}, "A row of the table above, the largest: ", el("b", {}, name), ` adds ${signed(value)}, its `,
+    el("p", {}, "A row of the table above, the largest: ", el("b", {}, name), ` adds ${signed(edited(row))}, its `,
       word("contribution"), ". That is"),
     el("ul", {},
       el("li", {}, el("b", {}, plain(amount)), ", ", amountWords(j, amount)),
@@ -185,8 +200,9 @@ function howToRead(one, c) {
         `: what 1 of it adds to the score of ${nameOf(c)}, its `, word("logit"),
         weight < 0 ? "; below zero, so it speaks against the class" : ""),
       Math.abs(shared) > 5e-3
-        ? el("li", {}, "and ", el("b", {}, signed(shared)), ", its share of the ", word("residual")) : null),
-    el("p", {}, `All rows together make the logit, ${plain(whole)}`, data.pooling === "sum"
+        ? el("li", {}, "and ", el("b", {}, signed(shared)), ", its share of the ", word("residual")) : null,
+      factor === 1 ? null : el("li", {}, "times ", el("b", {}, plain(factor)), ", as it was edited")),
+    el("p", {}, `All rows together make the logit, ${plain(logit)}`, data.pooling === "sum"
       ? [", with the ", word("bias"), " and the ", word("residual"), " as they are"] : "",
     data.multiLabel ? ". A label is said where its logit is above 0." : ". The class with the largest logit wins."));
 }
@@ -201,7 +217,8 @@ function amountWords(j, amount) {
   const held = { sum: "how much of it the image holds", max: "how like it the most similar patch of the image is",
     soft: "which share of the image it takes" };
   if (!usual || !links.amounts) return ["its ", word(evidenceWord()), `: ${held[data.pooling]}`];
-  const [low, high] = usual, where = amount < low ? "less than" : amount > high ? "more than" : "as much as";
+  const [low, high, shown] = [...usual, amount].map((value) => Number(value.toFixed(1))); // as they are said
+  const where = shown < low ? "less than" : shown > high ? "more than" : "as much as";
   return ["its ", word("amount"), `: how much of it the image holds, ${where} is `, word("usual"),
     ` in training images of ${nameOf(c)} (${plain(low, 1)} to ${plain(high, 1)})`];
 }

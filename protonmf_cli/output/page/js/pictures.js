@@ -201,9 +201,9 @@ function rowDrawn(one, c, j) {
   const seen = one.drawn[c]?.parts[j], prototype = data.prototypes[j], e = linkOf(c, j);
   if (!seen?.presence || e === null) return null;
   const added = mapKind === "contribution" ? contributionMap(c, j, seen) : undefined;
-  const style = /** @type {Shot["style"]} */ (added && data.pooling === "sum" ? "signed" : "presence");
-  const full = prototype.full === null ? null : prototype.full * (style === "signed" ? Math.abs(links.weight[e]) : 1);
   const lacking = links.amounts && evidence(one, c, e) < 0; // no box is drawn around what is not there
+  const style = /** @type {Shot["style"]} */ ((added && data.pooling === "sum") || lacking ? "signed" : "presence");
+  const full = prototype.full === null ? null : prototype.full * (added ? Math.abs(links.weight[e]) : 1);
   const box = lacking ? null : seen.box ?? null;
   return { map: added ?? seen.presence, style, full, box, shade: colourOf(c, j), seen };
 }
