@@ -7,6 +7,7 @@ import pytest
 from toys import run
 
 
+@pytest.mark.slow
 def test_flowers_from_five_images_each(shared, tmp_path):
     network = f"local-dir:{shared / 'models' / 'mobilenetv2_100.imagenet'}"
     flowers = shared / "data" / "flowers17"

@@ -287,6 +287,7 @@ def test_explained_images_come_first_and_name_the_shortcut(browser, loaded, plan
         pages.until(page, "location.hash.startsWith('#explain')")
 
 
+@pytest.mark.slow
 def test_pasted_pictures_shrink_first(browser, loaded, tmp_path):
     model = loaded.model
     ranked = [

@@ -537,6 +537,7 @@ def wait_for_classes(folder, count):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path):
     target = tmp_path / "m.safetensors"
     words = ["convert", toy.name, "--data", toy.data, "-o", target, "-p", 2, "--near", 1]
@@ -556,6 +557,7 @@ def test_killed_and_started_again_gives_the_same_bytes(toy, converted, tmp_path)
     assert not list(tmp_path.glob(".m*"))
 
 
+@pytest.mark.slow
 def test_interrupted(toy, tmp_path):
     target = tmp_path / "m.safetensors"
     words = ("convert", toy.name, "--data", toy.data, "-o", target)

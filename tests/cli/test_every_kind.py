@@ -28,7 +28,7 @@ KINDS = {
     "branches": ("efficientvim_m1", {}, 128),
     "image-row": ("test_resnet", {}, 96),
 }
-QUICK = ("scaled", "token-writes")
+QUICK = ("token-writes",)
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ WORDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("view", WORDS)
+@pytest.mark.parametrize("view", ["#explain", slow("#gallery"), slow("#summary")])
 def test_technical_words_explain_themselves_where_they_stand(browser, page_file, view):
     with pages.opened(browser, page_file, view) as page:
         shown = page.locator(f"#view-{view[1:]} button.word:visible")

@@ -150,13 +150,13 @@ def check_same(page, found):
         ("converted", ()),
         slow("paper", ()),
         slow("augmented", ()),
-        ("augmented", ("--form", "plain")),
+        slow("augmented", ("--form", "plain")),
         ("vit", ()),
         slow("vit_augmented", ()),
         slow("vit_augmented", ("--form", "plain")),
         ("protopnet", ()),
         slow("combined", ()),
-        ("fewshot", ()),
+        slow("fewshot", ()),
     ],
 )
 def test_sliders_do_what_intervene_does(browser, request, toy, tmp_path, kind, words):
@@ -566,7 +566,7 @@ def test_it_works_with_the_keyboard_alone(browser, page_file):
         assert {"sort", "BUTTON", "A"} <= reached
 
 
-@pytest.mark.parametrize("kind", ["converted", "protopnet", "fewshot"])
+@pytest.mark.parametrize("kind", ["converted", slow("protopnet"), slow("fewshot")])
 def test_it_fits_a_phone(browser, request, toy, tmp_path, kind):
     made(request.getfixturevalue(kind), tmp_path / "page.html", "--images", toy.image(2), "--images", toy.image(3))
     with pages.opened(browser, tmp_path / "page.html", width=360, height=740, color_scheme="dark") as page:
@@ -690,7 +690,7 @@ def test_a_plain_edit_of_an_augmented_model_keeps_the_ledger(browser, toy, tmp_p
         assert f"{residual:+.2f}".replace("-", "−") in page.inner_text("#waterfall")
 
 
-@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("recipe", ["default", slow("paper")])
 def test_a_class_without_images_is_made_of_other_classes_or_all_residual(browser, toy, tmp_path, recipe):
     data = tmp_path / "data"
     shutil.copytree(toy.data, data)

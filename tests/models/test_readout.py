@@ -78,6 +78,15 @@ HEAVY = {
     "coat_tiny",
     "resnet50_clip",
     "vgg11",
+    "convnext_atto_rms",
+    "crossvit_tiny_240",
+    "deit3_small_patch16_224",
+    "efficientformerv2_s0",
+    "gmlp_ti16_224",
+    "hgnetv2_b0",
+    "pit_ti_224",
+    "sequencer2d_s",
+    "vit_small_patch16_rope_224",
 }
 """Of a kind that a smaller network has, too: these run with -m slow."""
 

@@ -12,7 +12,6 @@ from protonmf_cli.pipelines.fewshot.folds import fold_numbers
 from protonmf_cli.pipelines.fewshot.refitting import refitted
 from protonmf_cli.pipelines.fewshot.starts import part_means
 from protonmf_cli.pipelines.progress import SILENT
-from toys import slow
 from twisted import CENTRES, twisted
 
 QUICK = FewShotOptions(
@@ -28,7 +27,8 @@ def blobs(classes=4, count=5, width=30, seed=0):
     return centres[labels] + 0.7 * noise, labels
 
 
-@pytest.mark.parametrize("norm", [slow("l1"), "l2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_twisted_classes_get_a_prototype_for_each_cluster(norm):
     """Two for each class alone and one for the cluster that both share, each within its cluster."""
     rows, labels = twisted(0)
