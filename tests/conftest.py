@@ -1,5 +1,6 @@
 """Fixtures: a toy classifier with its data, and the trained networks and real images where they are at hand."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,10 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")  # before torch is imported: small networks are quicker so, and workers share cores
 
 import toys  # noqa: E402
+
+gc.collect()
+gc.freeze()  # what torch and timm made stays, and is not looked through again for circles
+gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 collect_ignore = ["benchmarks"]  # their peers are not installed
 
