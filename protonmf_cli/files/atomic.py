@@ -2,9 +2,9 @@
 
 import hashlib
 import itertools
+import math
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.leftovers import PART
 
 
 def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> None:
-    """Write to a temporary name in the same folder, flush to disk, rename, mode 0644.
+    """Write to a temporary name in the same folder, flush to disk, rename, flush the folder; mode 0644.
 
     Args:
         path: final name.
@@ -28,7 +29,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             if isinstance(content, bytes):
@@ -40,6 +41,7 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
         temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
+        sync_folder(path.parent)
     except OSError as failure:
         raise InputError(
             f"{path} could not be written: {failure.strerror or failure}. Nothing was changed."
@@ -49,18 +51,14 @@ def write_atomically(path: Path, content: bytes | Callable[[Path], None]) -> Non
             temporary.unlink(missing_ok=True)
 
 
-def sweep(folder: Path, name: str, age: float = 0.0) -> None:
-    """Remove what `write_atomically` left where its process was killed.
-
-    Args:
-        folder: where it wrote.
-        name: with which the final names begin, up to a dot.
-        age: seconds for which nobody touched it.
-    """
-    for path in folder.glob(f".{name}.*.part"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= age:
-                path.unlink()
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where its file system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def digest_of_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:
@@ -73,7 +71,7 @@ def digest_of_tensors(tensors: Mapping[str, Tensor], head: str = "") -> str:
     return digest.hexdigest()
 
 
-def digest_of_file(path: Path, tensors: Mapping[str, Tensor], start: int, head: str) -> tuple[str, frozenset[str]]:
+def digest_of_file(path: Path, tensors: Mapping[str, Tensor], start: int, head: str) -> tuple[str, dict[str, float]]:
     """As `digest_of_tensors` of tensors that lie in a file, read piece by piece: nothing of it stays in memory.
 
     Args:
@@ -83,9 +81,9 @@ def digest_of_file(path: Path, tensors: Mapping[str, Tensor], start: int, head: 
         head: as of `digest_of_tensors`.
 
     Returns:
-        The digest, and the names of tensors that hold NaN or infinite numbers.
+        The digest, and the largest size of a number in each tensor of floats; infinite where one is none.
     """
-    digest, broken = hashlib.sha256(head.encode()), set[str]()
+    digest, largest = hashlib.sha256(head.encode()), dict[str, float]()
     sizes = [tensor.numel() * tensor.itemsize for tensor in tensors.values()]
     begins = dict(zip(tensors, itertools.accumulate(sizes, initial=start), strict=False))
     with path.open("rb") as file:
@@ -98,15 +96,28 @@ def digest_of_file(path: Path, tensors: Mapping[str, Tensor], start: int, head: 
             while left and (piece := file.read(min(left, PIECE))):
                 digest.update(piece)
                 left -= len(piece)
-                if numbers is not None and not np.isfinite(np.frombuffer(piece, numbers)).all():
-                    broken.add(name)
-    return digest.hexdigest(), frozenset(broken)
+                if numbers is not None:
+                    largest[name] = max(largest.get(name, 0.0), _largest(np.frombuffer(piece, numbers)))
+    return digest.hexdigest(), largest
 
 
 PIECE = 2**20
 """Bytes that are read at once."""
-FLOATS = {torch.float32: np.float32, torch.float64: np.float64}
-"""Types of numbers of which some are none."""
+FLOATS: dict[torch.dtype, type[np.generic]] = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.float16: np.float16,
+    torch.bfloat16: np.uint16,
+}
+"""Types of numbers of which some are none, and what NumPy reads them as."""
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest size of some numbers; those of bfloat16 are the upper halves of float32."""
+    if numbers.dtype == np.uint16:
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    found = max(float(numbers.max()), -float(numbers.min()))  # either is NaN where a number is
+    return found if math.isfinite(found) else math.inf
 
 
 def _title(name: str, tensor: Tensor) -> bytes:

@@ -1,8 +1,9 @@
 """PrototypeModel <-> one .safetensors file; the only file that knows the format."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -11,22 +12,28 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, ModelFileError
-from protonmf_cli.files.atomic import digest_of_file, digest_of_tensors, write_atomically
+from protonmf_cli.errors import InputError, ModelFileError, UsageError
+from protonmf_cli.files.atomic import FLOATS, digest_of_file, digest_of_tensors, write_atomically
+from protonmf_cli.files.networks.preprocessing import check_preprocessing
+from protonmf_cli.files.stored_pictures import check_pictures
 from protonmf_cli.models.amounts import LEVELS, UsualImages
 from protonmf_cli.models.backbone import ADDON, BACKBONE
 from protonmf_cli.models.card import Card, ReadoutFacts
+from protonmf_cli.models.card.checks import check_card
 from protonmf_cli.models.evidence import Amounts, Evidence, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import Examples, PrototypeModel, SparseWeights
 from protonmf_cli.models.readouts.stored import READOUT
 from protonmf_cli.models.soft_matching import Samples
+from protonmf_cli.models.strict_json import strict_json
 
 FORMAT = 3
 KEY = "protonmf"
 WEIGHTS = (BACKBONE, ADDON, READOUT)
 """Prefixes of tensors that are no part of the decision itself."""
+OF_WEIGHTS = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+"""Types of numbers that these tensors may have."""
 
 LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "prototypes": (torch.float32, ("P", "D")),
@@ -59,12 +66,15 @@ LAYOUT: dict[str, tuple[torch.dtype, tuple[str, ...]]] = {
     "image_distance": (torch.float32, ("A", str(LEVELS))),
 }
 """Tensors: dtype and named sizes; equal names are equal sizes."""
+ONNX = ".onnx"
 OF_MATCHING = frozenset({"scale", "normalisation.mean", "sample_features", "sample_labels"})
 """Of few-shot models only."""
 OF_AMOUNTS = frozenset({"ridge", "usual", "unplaced_mean", "edit_readers"})
 """Of conversions that read amounts, which format 1 did not know."""
 OF_IMAGES = frozenset({"image_mean", "image_covariance", "image_rest", "image_distance"})
 """Which images are usual, which older conversions did not keep."""
+MOST = 1e15
+"""Size of a number: the squares of larger ones overflow float32 where they add up."""
 OPTIONAL = OF_MATCHING | OF_AMOUNTS | OF_IMAGES | {"member", "intercept"}
 """`member` is of combined models only, `intercept` of format 1."""
 
@@ -138,14 +148,19 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
             if KEY not in metadata:
                 raise ModelFileError(f"{path} is a safetensors file, but not a prototype model of protonmf.")
             text = metadata[KEY]
-            header = json.loads(text)
+            header = strict_json(text)
             _check_format(path, header)
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
         claimed = header.pop("payload_sha256", None)
         with path.open("rb") as raw:  # a length and as many bytes of names and places come first
             start = 8 + int.from_bytes(raw.read(8), "little")
-        digest, broken = digest_of_file(path, tensors, start, _without_digest(text, claimed))
+        digest, largest = digest_of_file(path, tensors, start, _without_digest(text, claimed))
     except (safetensors.SafetensorError, ValueError, OSError) as failure:
+        if path.suffix == ONNX:
+            raise ModelFileError(
+                f"{path} is a graph, as `protonmf export` writes them for other programs; commands take the model file "
+                "that it was made from."
+            ) from failure
         raise ModelFileError(f"{path} is damaged or not a safetensors file: {failure}.") from failure
     if claimed != digest:
         raise ModelFileError(
@@ -154,11 +169,18 @@ def load_model(path: Path) -> tuple[PrototypeModel, dict[str, Tensor] | None]:
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith(WEIGHTS)} or None
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(WEIGHTS)}
     try:
-        _check_layout(own, broken)
+        _check_layout(own, largest)
+        _check_weights(weights or {}, largest)
         model = _model(own, header)
         _check_ranges(model)
-    except (ValueError, KeyError, TypeError) as failure:
-        raise ModelFileError(f"{path} is not a valid prototype model: {failure}.") from failure
+        check_card(model)
+        for card in (model.card, *model.card.members):
+            check_preprocessing(card)
+        check_pictures(model)
+    except KeyError as failure:
+        raise ModelFileError(f"{path} is not a valid prototype model: it lacks {failure.args[0]!r}.") from failure
+    except (ValueError, TypeError, UsageError) as failure:
+        raise ModelFileError(f"{path} is not a valid prototype model: {str(failure).rstrip('.')}.") from failure
     return model, weights
 
 
@@ -246,12 +268,23 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Prototyp
             map=tensors["example_map"],
             crop=tensors["example_crop"],
             jpeg=tensors["example_jpeg"],
-            sources=tuple(ImageSource(**source) for source in header["sources"]),
+            sources=_sources(header, "sources"),
         ),
         card=card,
         evidence=_evidence(tensors, header, card),
         file_format=header["format"],
     )
+
+
+def _sources(header: Mapping[str, Any], name: str) -> tuple[ImageSource, ...]:
+    """Images that a header lists; raises ValueError where it does not."""
+    try:
+        found = tuple(ImageSource(path=each["path"], sha256=each["sha256"]) for each in header[name])
+    except (TypeError, KeyError) as failure:
+        raise ValueError(f"{name} is no list of images with their path and sha256") from failure
+    if not all(type(each.path) is str and type(each.sha256) is str for each in found):
+        raise ValueError(f"{name} is no list of images with their path and sha256")
+    return found
 
 
 def _evidence(tensors: Mapping[str, Tensor], header: Mapping[str, Any], card: Card) -> Evidence:
@@ -298,7 +331,7 @@ def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any], readout:
     samples = Samples(
         features=tensors["sample_features"],
         labels=tensors["sample_labels"],
-        sources=tuple(ImageSource(**source) for source in header["samples"]),
+        sources=_sources(header, "samples"),
     )
     return SoftMatch.restored(
         scale=float(tensors["scale"]),
@@ -311,13 +344,13 @@ def _matching(tensors: Mapping[str, Tensor], header: Mapping[str, Any], readout:
 
 def _check_format(path: Path, header: Any) -> None:
     number = header.get("format") if isinstance(header, dict) else None
-    if not isinstance(number, int):
+    if type(number) is not int:
         raise ModelFileError(f"{path} has no format number and is not a prototype model of protonmf.")
     if number > FORMAT:
         raise ModelFileError(f"{path} has format {number}, this protonmf reads up to {FORMAT}: upgrade protonmf.")
 
 
-def _check_layout(tensors: Mapping[str, Tensor], broken: Collection[str]) -> None:
+def _check_layout(tensors: Mapping[str, Tensor], largest: Mapping[str, float]) -> None:
     missing, unknown = LAYOUT.keys() - OPTIONAL - tensors.keys(), tensors.keys() - LAYOUT.keys()
     if missing or unknown:
         raise ValueError(f"tensors missing: {sorted(missing)}, unknown: {sorted(unknown)}")
@@ -335,11 +368,23 @@ def _check_layout(tensors: Mapping[str, Tensor], broken: Collection[str]) -> Non
         for size, axis in zip(tensor.shape, shape, strict=True):
             if sizes.setdefault(axis, size) != size:
                 raise ValueError(f"{name} has size {size} along {axis}, expected {sizes[axis]}")
-        if name in broken:
+        if largest.get(name, 0.0) == inf:
+            raise ValueError(f"{name} holds NaN or infinite numbers")
+        if largest.get(name, 0.0) > MOST:
+            raise ValueError(f"{name} holds numbers beyond {MOST:.0e}")
+
+
+def _check_weights(weights: Mapping[str, Tensor], largest: Mapping[str, float]) -> None:
+    for name, tensor in weights.items():
+        if tensor.dtype not in OF_WEIGHTS:
+            raise ValueError(f"{name} is {tensor.dtype}, which no weights are")
+        if largest.get(name, 0.0) == inf:
             raise ValueError(f"{name} holds NaN or infinite numbers")
 
 
 def _check_ranges(model: PrototypeModel) -> None:
+    if not model.file_format >= 1:
+        raise ValueError(f"its format is {model.file_format}")
     count, classes = len(model.prototypes), len(model.bias)
     bounds = {
         "owner": (model.owner, -1, classes),
@@ -358,10 +403,21 @@ def _check_ranges(model: PrototypeModel) -> None:
     for name, (tensor, low, high) in bounds.items():
         if tensor.numel() and not (low <= int(tensor.min()) and int(tensor.max()) < high):
             raise ValueError(f"{name} is outside {low}..{high - 1}")
+    _check_boxes(model)
     if len(model.card.classes) != classes or len(model.examples.sources) != len(model.examples.prototype):
         raise ValueError("the numbers of classes or sources do not match the tensors")
     if model.amounts is not None and model.amounts.images is not None:
         _check_images(model, model.amounts.images)
+
+
+def _check_boxes(model: PrototypeModel) -> None:
+    """Boxes lie inside the largest crop; where rows have places, there is something in them."""
+    left, top, right, bottom = model.examples.box.unbind(dim=1)
+    _, height, width = model.card.preprocessing.input_size
+    least = int(model.card.readout.spatial)
+    inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+    if not bool((inside & (right - left >= least) & (bottom - top >= least)).all()):
+        raise ValueError(f"example_box is outside {width} x {height} pixels, or empty")
 
 
 def _check_images(model: PrototypeModel, images: UsualImages) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.networks.failures import naming
 from protonmf_cli.files.store import load_model
 from protonmf_cli.jobs.early import check
 from protonmf_cli.jobs.loaded import Loaded, local_file
@@ -72,7 +73,8 @@ def inspect(
     )
     note_unknown(prototypes.card.unknown_options, progress)
     if drawn is not None:
-        _draw(found, drawn.path, progress)
+        with naming(path):
+            _draw(found, drawn.path, progress)
     return found
 
 

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.checks import HUB, check_model_there
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.in_memory import Named, crop_of_picture, is_one, named_pictures
 from protonmf_cli.files.images.reader import ImageReader, pixels_of
 from protonmf_cli.files.networks.backbones import restore_backbone
+from protonmf_cli.files.networks.failures import refusals_of
 from protonmf_cli.files.networks.preprocessing import crop_for, crop_of
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.machine import device_of, dtype_of, workers_of
@@ -133,7 +134,8 @@ class Loaded:
         except InputError as failure:
             if alone:
                 raise
-            return Skipped(path=image[0], reason=str(failure).removeprefix(image[0]).strip())
+            name = printable(image[0])
+            return Skipped(path=name, reason=str(failure).removeprefix(name).strip())
 
     @overload
     def explain(
@@ -200,7 +202,7 @@ class Loaded:
         found = [
             shown(
                 explain_answer(
-                    self.backbone, self.model, answer, image=name, model_name=str(self.path), class_index=chosen,
+                    self.backbone, self.model, answer, image=name, model_name=printable(str(self.path)), class_index=chosen,
                     among=words.among, map_kind=words.map_kind, form=words.form, kept=self.kept,
                 )
             )
@@ -304,8 +306,9 @@ def load(
     check_model_there(path)
     path = local_file(path, offline=machine.offline)
     model, weights = load_model(path)
-    backbone = restore_backbone(model, weights, machine.offline, trusted=machine.network, given=network)
-    backbone = backbone.to(device_of(machine), dtype_of(machine))
+    with refusals_of(path):
+        backbone = restore_backbone(model, weights, machine.offline, trusted=machine.network, given=network)
+    backbone = replace(backbone.to(device_of(machine), dtype_of(machine)), file=str(path))
     reader = image_reader(backbone.preprocessing, batch_size=machine.batch_size, workers=workers_of(machine))
     if model.is_outdated:
         progress.note(

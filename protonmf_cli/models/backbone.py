@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, NotExactError
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError
 from protonmf_cli.models.readouts.attention_pool import attention_pool
 from protonmf_cli.models.readouts.branches import branches_head
 from protonmf_cli.models.readouts.class_token import token_writes
@@ -131,6 +131,8 @@ class Backbone:
     source: Source
     formula_difference: float = 0.0
     """Relative difference of the readout's logits in float64 on the probing images; nothing differs without a head."""
+    file: str = ""
+    """The model file that the network was read from, for messages; empty where it comes from nowhere else than here."""
 
     @property
     def device(self) -> torch.device:
@@ -150,11 +152,30 @@ class Backbone:
         return network | {ADDON + name: tensor for name, tensor in self.readout.layers().items()} | readout
 
     def read(self, crops: Tensor) -> Reading:
-        """Rows and logits of uint8 crops (B, channels, height, width); a CPU takes `at_once` of them at a time."""
+        """Rows and logits of uint8 crops (B, channels, height, width); a CPU takes `at_once` of them at a time.
+
+        Raises:
+            ModelFileError: the network comes from a file, and reads no images in the way that the file says.
+        """
         with torch.inference_mode():
-            parts = [self.readout.read(self.network, self.normalise(some)) for some in crops.split(self.at_once)]
+            parts = [self._read(some) for some in crops.split(self.at_once)]
             rows, logits = ([getattr(part, name) for part in parts] for name in ("rows", "logits"))
             return parts[0] if len(parts) == 1 else Reading(rows=torch.cat(rows), logits=torch.cat(logits))
+
+    def _read(self, crops: Tensor) -> Reading:
+        if not self.file:
+            return self.readout.read(self.network, self.normalise(crops))
+        try:
+            found = self.readout.read(self.network, self.normalise(crops))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as failure:  # whatever a network raises that a damaged file describes
+            raise ModelFileError(f"the network in {self.file} reads no images: {reason_of(failure)}.") from failure
+        rows = (len(crops), self.readout.count, self.readout.width)
+        logits = (len(crops), len(self.classes) if self.readout.has_head else 0)
+        if (found.rows.shape, found.logits.shape) != (rows, logits):
+            raise ModelFileError(f"the network in {self.file} gives other rows and logits than its card speaks of.")
+        return found
 
     @property
     def at_once(self) -> int:
@@ -163,6 +184,12 @@ class Backbone:
             return MANY
         pixels = math.prod(self.preprocessing.input_size[1:])
         return max(round(PIXELS_AT_ONCE / pixels), torch.get_num_threads())
+
+    def no_numbers(self, what: str) -> InputError:
+        """The refusal of a network, or of a model on it, whose answer is no finite number."""
+        if self.file:
+            return ModelFileError(f"{self.file} gives {what} that are no finite numbers: its numbers overflow.")
+        return InputError(f"{self.source.name} gives {what} that are no finite numbers: its numbers overflow.")
 
     def pictures(self, crop: Tensor) -> tuple[Tensor, ...]:
         """What each network sees of one uint8 crop: itself, or the parts of a combined model's crop."""
@@ -275,11 +302,15 @@ def probe_readout(
 
 def unreadable(name: str, input_size: tuple[int, int, int], failure: Exception) -> InputError:
     """The refusal of a network that failed on images of a size."""
-    reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300].rstrip(".")
     return InputError(
-        f"{name} cannot read images of {input_size} (channels, height, width): {reason}. If it was trained "
+        f"{name} cannot read images of {input_size} (channels, height, width): {reason_of(failure)}. If it was trained "
         "for another size, give that with --img-size."
     )
+
+
+def reason_of(failure: Exception) -> str:
+    """The first line of what an exception says, else its kind."""
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300].rstrip(".")
 
 
 def _copied(features: object) -> object:

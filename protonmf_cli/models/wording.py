@@ -1,5 +1,7 @@
 """Numbers and names in few characters."""
 
+import math
+
 
 def rounded(share: float) -> str:
     """A share in whole percent, never "-0%".
@@ -26,3 +28,12 @@ def shortened_path(path: str, length: int) -> str:
     '…ss/0004.jpg'
     """
     return path if len(path) <= length else "…" + path[1 - length :]
+
+
+def known(value: float, form: str) -> str:
+    """A figure as a format says; "unknown" where a file does not hold it, which is NaN.
+
+    >>> known(0.5, ".1%"), known(float("nan"), ".1%")
+    ('50.0%', 'unknown')
+    """
+    return "unknown" if math.isnan(value) else format(value, form)

@@ -23,7 +23,7 @@ from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.metrics import bootstrap_interval
-from protonmf_cli.models.training_state import TrainingState
+from protonmf_cli.models.protopnet.training_state import TrainingState
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.protopnet.activations import read_activations
 from protonmf_cli.pipelines.protopnet.setup import new_protopnet

@@ -16,7 +16,7 @@ from torch import nn
 
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.protopnet import ProtoPNet, latent_readout
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet, latent_readout
 from protonmf_cli.pipelines.protopnet.nearest_patches import project
 from protonmf_cli.pipelines.protopnet.setup import owners
 

@@ -232,6 +232,7 @@ def test_descriptions_that_are_none_are_left_out(toy, descriptions, tmp_path):
 )
 def test_configurations_that_are_none(text, sentence, tmp_path):
     (tmp_path / "config.json").write_text(text)
+    safetensors.torch.save_file({"head.bias": torch.zeros(4)}, tmp_path / "model.safetensors")
     code, out, err = run("inspect", tmp_path)
     assert (code, out) == (3, "")
     assert sentence in err

@@ -127,7 +127,7 @@ def test_a_network_that_cannot_be_built_again_is_refused_before_anything_is_writ
 def test_a_file_cannot_make_timm_load_something_else(toy, tmp_path):
     model, weights = load_model(toys.convert(toy, tmp_path / "m.safetensors"))
     source = replace(model.card.source, model_args={**model.card.source.model_args, "checkpoint_path": "w.pth"})
-    with pytest.raises(InputError, match="asks timm's loader for checkpoint_path, which it may not"):
+    with pytest.raises(InputError, match="wants 'checkpoint_path', which says how to load one"):
         restore_backbone(replace(model, card=replace(model.card, source=source)), weights, True)
 
 

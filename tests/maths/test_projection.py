@@ -9,7 +9,7 @@ import torch
 
 from protonmf_cli.maths.patch_assignment import Projected, TheoremCounts, distinct_patches, theorem_counts
 from protonmf_cli.maths.similarity import EPSILON, SIMILARITIES, squared_distances
-from protonmf_cli.models.protopnet import start_of_head
+from protonmf_cli.models.protopnet.latent_patches import start_of_head
 
 # -- distinct patches ----------------------------------------------------------------------------------------------
 

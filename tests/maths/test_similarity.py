@@ -7,7 +7,7 @@ from torch.nn import functional
 from protonmf_cli.maths.losses import cluster_cost, other_class_mask, separation_cost
 from protonmf_cli.maths.scoring import percentile_box, upsample
 from protonmf_cli.maths.similarity import EPSILON, SIMILARITIES, distances, patches, squared_distances
-from protonmf_cli.models.protopnet import start_of_head
+from protonmf_cli.models.protopnet.latent_patches import start_of_head
 from protonmf_cli.options import PROTOPNET_RECIPES, ProtoPNetOptions
 
 PEAKS = ((1, 4), (3, 2), (5, 5))

@@ -14,9 +14,14 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.similarity import distances
 from protonmf_cli.models.backbone import ClassName, Source
 from protonmf_cli.models.card import Card, DataFacts
-from protonmf_cli.models.combination import combined_backbone, combined_model, combined_weights, weights_of_member
 from protonmf_cli.models.image_batches import ImageSource
-from protonmf_cli.models.protopnet import ProtoPNet, add_on_layers, drop_unused, feature_map
+from protonmf_cli.models.protopnet.combination import (
+    combined_backbone,
+    combined_model,
+    combined_weights,
+    weights_of_member,
+)
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet, add_on_layers, drop_unused, feature_map
 from protonmf_cli.models.prototype import Examples, PrototypeModel
 from protonmf_cli.models.response import parts_of_rows, respond
 from protonmf_cli.options import ProtoPNetOptions

@@ -14,7 +14,7 @@ from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.jobs.loaded import image_reader
 from protonmf_cli.maths.losses import label_attraction
 from protonmf_cli.models.card import DataFacts
-from protonmf_cli.models.training_state import TrainingState
+from protonmf_cli.models.protopnet.training_state import TrainingState
 from protonmf_cli.options import AugmentationOptions, FewShotOptions, FineTuneOptions
 from protonmf_cli.pipelines.fewshot import adversarial
 from protonmf_cli.pipelines.fewshot.adversarial import adversarial_check

@@ -6,7 +6,7 @@ from torch import nn
 
 from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.protopnet import feature_map
+from protonmf_cli.models.protopnet.latent_patches import feature_map
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.protopnet.setup import new_protopnet
 from protonmf_cli.pipelines.protopnet.start import DIRECTION, OTHER, start_add_on, start_from_data

@@ -9,8 +9,8 @@ import torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ClassName, Preprocessing, Source
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, TrainingBatch
-from protonmf_cli.models.protopnet import start_of_head
-from protonmf_cli.models.training_state import TrainingState
+from protonmf_cli.models.protopnet.latent_patches import start_of_head
+from protonmf_cli.models.protopnet.training_state import TrainingState
 from protonmf_cli.options import PROTOPNET_RECIPES, ProtoPNetOptions
 from protonmf_cli.pipelines.protopnet.setup import new_protopnet
 from protonmf_cli.pipelines.protopnet.start import start_prototypes

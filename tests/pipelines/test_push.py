@@ -14,7 +14,7 @@ from protonmf_cli.maths.patch_assignment import theorem_counts
 from protonmf_cli.maths.similarity import EPSILON
 from protonmf_cli.models.backbone import Backbone, ClassName, Source
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
-from protonmf_cli.models.protopnet import ProtoPNet, start_of_head
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet, start_of_head
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.progress import Silent
 from protonmf_cli.pipelines.protopnet import push as stage

@@ -1,14 +1,24 @@
 """A timm network and how its head is read: a Backbone, from a name or from a model file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, ModelFileError, UsageError
+from protonmf_cli.errors import ModelFileError, UsageError
+from protonmf_cli.files.networks.building import built, check_shapes, check_source
+from protonmf_cli.files.networks.failures import first_line
 from protonmf_cli.files.networks.given_modules import rebuilt
-from protonmf_cli.files.networks.loading import OWN, TIMM, library_of, load_network, rebuilt_network
+from protonmf_cli.files.networks.loading import (
+    LIBRARIES,
+    OWN,
+    TIMM,
+    library_of,
+    load_network,
+    rebuilt_network,
+    untrusted,
+)
 from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.networks.timm_networks import encoder
 from protonmf_cli.models.aligned import aligned
@@ -23,11 +33,11 @@ from protonmf_cli.models.backbone import (
     probe_readout,
     unreadable,
 )
-from protonmf_cli.models.card import Card, check_backbone
-from protonmf_cli.models.combination import COMBINED, combined_backbone, weights_of_member
-from protonmf_cli.models.protopnet import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
+from protonmf_cli.models.card import Card, check_backbone, check_reading
+from protonmf_cli.models.protopnet.combination import COMBINED, combined_backbone, weights_of_member
+from protonmf_cli.models.protopnet.latent_patches import LATENT_PATCHES, add_on_layers, drop_unused, latent_readout
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, pooled_features
+from protonmf_cli.models.readouts.pooled_features import POOLED_FEATURES, PooledFeatures, pooled_features
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.models.readouts.stored import restored_readout
 
@@ -102,6 +112,7 @@ def restore_backbone(
     if kind == POOLED_FEATURES:
         return _restore_features(model, weights, offline)
     if weights is None:
+        _check_own(card, trusted)
         loaded, _ = load_backbone(_request_of(card, offline))
         backbone = _backbone(loaded.network, card.preprocessing, card.classes, loaded.source, rows, kind)
     else:
@@ -113,23 +124,47 @@ def restore_backbone(
     return backbone
 
 
+def _check_own(card: Card, trusted: str | None) -> None:
+    """Refuse to run a function because a file without weights names it.
+
+    Raises:
+        InputError: the user did not name it, too.
+    """
+    name = card.source.name
+    if library_of(name) == OWN and (trusted is None or name != LIBRARIES[OWN].PREFIX + trusted):
+        raise untrusted(name.removeprefix(LIBRARIES[OWN].PREFIX))
+
+
 def _network_of(card: Card, weights: Mapping[str, Tensor], trusted: str | None, given: nn.Module | None) -> Network:
     """The network of a card with its weights, built without drawing any that would be replaced at once."""
     if given is not None:
         network = rebuilt(card.source, len(card.classes), given)
         _load_into(network, weights, card)
         return network
-    build = partial(rebuilt_network, card.source, len(card.classes), trusted=trusted)
-    try:
-        with torch.device("cpu" if card.source.library == OWN else "meta"):
-            network = build()
-    except (NotImplementedError, RuntimeError):  # what cannot be built without memory
-        network = build()
-    _load_into(network, weights, card)
-    if any(buffer.is_meta for buffer in network.buffers()):  # which are made when a network is built, not stored
+    build = _builder(card, trusted)
+    if card.source.library == OWN:
         network = build()
         _load_into(network, weights, card)
+        return network
+    try:
+        network = built(build, weights, device="meta")
+    except (NotImplementedError, RuntimeError):  # what cannot be built without memory
+        network = built(build, weights)
+    _load_into(network, weights, card)
+    if any(buffer.is_meta for buffer in network.buffers()):  # which are made when a network is built, not stored
+        network = built(build, weights)
+        _load_into(network, weights, card)
     return network
+
+
+def _builder(card: Card, trusted: str | None = None) -> Callable[[], Network]:
+    """What builds the network of a card.
+
+    Raises:
+        ModelFileError: it is none that a library builds by itself.
+    """
+    check_source(card.source)
+    return partial(rebuilt_network, card.source, len(card.classes), trusted=trusted)
 
 
 def _proved(card: Card, network: Network, weights: Mapping[str, Tensor]) -> Backbone | None:
@@ -140,8 +175,8 @@ def _proved(card: Card, network: Network, weights: Mapping[str, Tensor]) -> Back
     """
     try:
         found = restored_readout(weights, network)
-    except (ValueError, KeyError, TypeError, RuntimeError) as failure:
-        raise ModelFileError(f"the model file does not say how its network is read ({failure!r}).") from failure
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as failure:
+        raise ModelFileError(f"it does not say how its network is read ({first_line(failure)})") from failure
     if found is None:
         return None
     readout, difference = found
@@ -171,10 +206,13 @@ def _restore_features(model: PrototypeModel, weights: Mapping[str, Tensor] | Non
     """The network of a few-shot model."""
     card = model.card
     if weights is None:
+        _check_own(card, None)
         network, _, source, _ = load_features(_request_of(card, offline))
     else:
         network, source = _features_of(card, weights), card.source
     backbone = features_backbone(network, card.preprocessing, card.classes, source, card.readout.layers)
+    if isinstance(backbone.readout, PooledFeatures) and backbone.readout.blocks != card.readout.blocks:
+        raise ModelFileError(f"its layers are {backbone.readout.blocks} wide, and its card says {card.readout.blocks}")
     check_backbone(model.card, backbone)
     return backbone
 
@@ -199,23 +237,28 @@ def features_backbone(
 
 def _features_of(card: Card, weights: Mapping[str, Tensor]) -> Network:
     """The network of a file without pool and classifier, in evaluation mode."""
-    network = rebuilt_network(card.source, len(card.classes))
+    build, own = _builder(card), _part(weights, BACKBONE)
+    with suppress(NotImplementedError, RuntimeError):  # what cannot be built without memory
+        check_shapes(built(build, own, device="meta"), own)
+    network = built(build, own)
     drop_unused(network, card.preprocessing.input_size)
-    _load_into(network, _part(weights, BACKBONE), card)
+    _load_into(network, own, card)
     return network
 
 
 def _restore_latent(card: Card, weights: Mapping[str, Tensor]) -> Backbone:
     """Network and add-on layers of a ProtoPNet; both are always inside its file."""
     network = _features_of(card, weights)
-    layers = add_on_layers(
-        card.readout.addon,
-        card.readout.features,
-        card.readout.channels,
-        bounded=card.similarity != "cosine",
+    own, readout = _part(weights, ADDON), card.readout
+    build = partial(
+        add_on_layers, readout.addon, readout.features, readout.channels, bounded=card.similarity != "cosine"
     )
-    _load_into(layers, _part(weights, ADDON), card)
-    return latent_backbone(network, layers, card)
+    check_shapes(built(build, own, device="meta"), own)
+    layers = build()
+    _load_into(layers, own, card)
+    backbone = latent_backbone(network, layers, card)
+    check_reading(card, backbone)
+    return backbone
 
 
 def latent_backbone(network: Network, layers: nn.Module, card: Card) -> Backbone:
@@ -244,8 +287,8 @@ def _load_into(module: Network, weights: Mapping[str, Tensor], card: Card) -> No
         # what was built without memory is replaced, other weights are written over
         module.load_state_dict(cast, strict=True, assign=any(tensor.is_meta for tensor in own.values()))
     except RuntimeError as failure:
-        raise InputError(
-            f"the network inside the model file does not fit {card.source.architecture}: {failure}"
+        raise ModelFileError(
+            f"the network inside does not fit {card.source.architecture[:80]}: {first_line(failure)}"
         ) from failure
 
 

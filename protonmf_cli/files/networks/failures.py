@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from protonmf_cli.errors import InputError
+import torch
+
+from protonmf_cli.errors import InputError, ModelFileError, ProtonmfError
 from protonmf_cli.files.networks.hub_access import NOT_THERE, UNREACHABLE
 
 
@@ -41,6 +43,37 @@ def first_line(failure: Exception) -> str:
     """Of what an exception says, else its kind."""
     lines = str(failure).strip().splitlines()
     return lines[0][:300] if lines else type(failure).__name__
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Within it a model file is refused by its name."""
+    try:
+        yield
+    except ModelFileError as failure:
+        words = failure.words.rstrip(".")
+        if str(file) in words:
+            raise
+        raise ModelFileError(f"{file} is not a valid prototype model: {words}.") from failure
+
+
+@contextmanager
+def refusals_of(file: Path) -> Iterator[None]:
+    """Within it whatever fails because a model file describes no network is a refusal of that file.
+
+    Raises:
+        ModelFileError: naming the file, and what is wrong with it.
+    """
+    try:
+        with naming(file):
+            yield
+    except (ProtonmfError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:  # libraries raise their own kinds on what a damaged file asks for
+        raise ModelFileError(
+            f"{file} is not a valid prototype model: its network cannot be built "
+            f"({type(failure).__name__}: {first_line(failure).rstrip('.')})."
+        ) from failure
 
 
 @contextmanager

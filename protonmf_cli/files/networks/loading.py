@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.atomic import digest_of_tensors
 from protonmf_cli.files.networks import (
     given_modules,
@@ -136,14 +136,17 @@ def rebuilt_network(source: Source, classes: int, *, trusted: str | None = None)
     if source.library == TIMM:
         return timm_networks.rebuilt_network(source.architecture, source.model_args)
     if source.library not in LIBRARIES:
-        raise InputError(
-            f"the model file holds a network of {source.library}, which this version does not know. Update protonmf."
-        )
+        raise ModelFileError(f"its network is of {source.library[:40]!r}, which this version does not know")
     if source.library == OWN and trusted != source.architecture:
-        raise InputError(
-            f"the network of this model file is built by {source.architecture}, a function that is not in the file. "
-            f"If you trust that code, give --network {source.architecture}; or open the file in Python with a module "
-            "of that kind, `load(path, network=module)`."
-        )
+        raise untrusted(source.architecture)
     build: Callable[[str, Mapping[str, Any]], Network] = LIBRARIES[source.library].rebuild
     return given_modules.in_halves(build(source.architecture, source.model_args), source, classes)
+
+
+def untrusted(function: str) -> InputError:
+    """The refusal of a function that a model file names and its user does not."""
+    return InputError(
+        f"the network of this model file is built by {function}, a function that is not in the file. "
+        f"If you trust that code, give --network {function}; or open the file in Python with a module "
+        "of that kind, `load(path, network=module)`."
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, ProtonmfError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, ProtonmfError, UsageError
 from protonmf_cli.files.networks.failures import loading_error, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.labels import read_labels
@@ -69,7 +69,10 @@ def load(request: BackboneRequest) -> LoadedNetwork:
 
 def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     """The network of a model file, without its trained weights."""
-    visual = _import().create_model(architecture, pretrained=None, precision="fp32").visual
+    library = _import()
+    if architecture not in library.list_models():
+        raise ModelFileError(f"its network is {architecture[:80]!r}, which this open_clip does not have")
+    visual = library.create_model(architecture, pretrained=None, precision="fp32").visual
     return ZeroShotClassifier(visual, int(arguments["width"]), int(arguments["num_classes"])).eval()
 
 

@@ -34,8 +34,7 @@ def preprocessing_of(config: Mapping[str, Any], request: BackboneRequest, networ
         resolved = import_timm().data.resolve_data_config(sizes, pretrained_cfg=dict(config), model=network)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as failure:
         raise InputError(f"the preprocessing of {request.name} cannot be used: {failure!r}. {_WHERE}") from failure
-    wrong = [f"{key} {resolved.get(key)!r}" for key, is_right in _RIGHT.items() if not is_right(resolved.get(key))]
-    if wrong:
+    if wrong := _wrong_in(resolved):
         where = _WHERE if side is None else "Give another --img-size."
         raise InputError(f"the preprocessing of {request.name} cannot be used: {', '.join(wrong)}. {where}")
     channels, height, width = resolved["input_size"]
@@ -53,6 +52,33 @@ def preprocessing_of(config: Mapping[str, Any], request: BackboneRequest, networ
         std=_per_channel(resolved["std"], channels),
         exif_transpose=request.exif_transpose,
     )
+
+
+def check_preprocessing(card: Card) -> None:
+    """Refuse a transform of a model file that cannot be done.
+
+    Raises:
+        ValueError: in words that name its values.
+    """
+    seen, count = card.preprocessing, len(card.members) or 1
+    values = {name: getattr(seen, name) for name in _RIGHT} | {"mean": seen.mean[:3], "std": seen.std[:3]}
+    wrong = _wrong_in(values if not card.members else values | {"mean": (0.0,), "std": (1.0,)})
+    channels, height, width = seen.input_size
+    if (channels not in (1, 3) and not card.members) or channels > 3 * count or height * width > MOST_STORED_PIXELS:
+        wrong.append(f"input_size {seen.input_size}")
+    if not len(seen.mean) == len(seen.std) == channels:
+        wrong.append(f"mean and std of {len(seen.mean)} and {len(seen.std)} channels")
+    if wrong:
+        raise ValueError(f"its preprocessing cannot be used: {', '.join(wrong)}")
+
+
+MOST_STORED_PIXELS = 2**24
+"""Of images that the network of a model file reads."""
+
+
+def _wrong_in(transform: Mapping[str, Any]) -> list[str]:
+    """Values of a transform that it cannot have, with their names."""
+    return [f"{key} {transform.get(key)!r}" for key, is_right in _RIGHT.items() if not is_right(transform.get(key))]
 
 
 def _is_number(value: object) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from protonmf_cli.errors import InputError, NotExactError, ProtonmfError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, UsageError
+from protonmf_cli.files.images.reader import LFS_POINTER
 from protonmf_cli.files.networks.failures import first_line, loading_error
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
@@ -22,7 +23,8 @@ REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
 OF_THE_LOADER = {
     "model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path",
-    "cache_dir", "features_only", "scriptable", "exportable", "no_jit", "device", "dtype",
+    "cache_dir", "features_only", "scriptable", "exportable", "no_jit", "device", "dtype", "pretrained_filter_fn",
+    "pretrained_custom_load", "model_cfg", "feature_cfg", "kwargs_filter",
 }  # fmt: skip
 """Arguments of timm's `create_model` that say how to load a network, not what it is."""
 
@@ -106,6 +108,9 @@ def _with_weights(name: str, request: BackboneRequest) -> tuple[Network, list[st
     from_hub = not config and request.weights is None and request.pretrained
     if request.weights is not None:
         check_checkpoint(request.weights)
+    elif config and request.pretrained:
+        _check_weights(Path(name.removeprefix(LOCAL)))
+    _check_here(name, wanted=from_hub and request.offline)
     arguments = dict(request.model_args)
     try:
         with hub_asked(from_hub and not request.offline), torch.random.fork_rng(devices=[]):
@@ -126,6 +131,24 @@ def _with_weights(name: str, request: BackboneRequest) -> tuple[Network, list[st
     except Exception as failure:  # timm, torch, safetensors and the hub each raise their own kinds here
         raise loading_error(name, request.weights, failure) from failure
     return network.eval(), notes
+
+
+def _check_here(name: str, *, wanted: bool) -> None:
+    """Where that is wanted, refuse weights that timm takes from the web, which being offline with the hub does not
+    forbid.
+
+    Raises:
+        InputError: they are not on this machine.
+    """
+    found = None if not wanted or name.startswith((REMOTE, LOCAL)) else import_timm().get_pretrained_cfg(name)
+    if found is None or found.hf_hub_id or not found.url:
+        return
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / found.url.rpartition("/")[2]
+    if not kept.is_file():
+        raise InputError(
+            f"the weights of {name} are not on this machine ({kept}) and --offline forbids to download them. "
+            "Give --weights FILE."
+        )
 
 
 def _rename_of(network: Network) -> Rename | None:
@@ -163,6 +186,29 @@ def _config_of(folder: Path) -> dict[str, Any]:
         if not isinstance(found.get(key, {}), dict):
             raise InputError(f"{config} is not in timm's format: {key!r} must be an object, not {found[key]!r}.")
     return found
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder without weights, or with a name of some that leads to none.
+
+    Raises:
+        InputError: naming the folder or the file.
+    """
+    held = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin", ".pth", ".pt", ".npz")]
+    if not held:
+        raise InputError(
+            f"the model folder {folder} holds no weights: put model.safetensors beside its config.json, or give "
+            "--weights FILE."
+        )
+    for file in held:
+        if not file.is_file():
+            raise InputError(
+                f"the weights {file} are {'a folder' if file.is_dir() else 'a link that leads to no file'}: put the "
+                "file itself there, or give --weights FILE."
+            )
+        with file.open("rb") as weights:
+            if weights.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(f"{file} is a pointer of git-lfs and not the weights: fetch them with `git lfs pull`.")
 
 
 def encoder(name: str) -> NotExactError:
@@ -246,8 +292,9 @@ def rebuilt_network(architecture: str, arguments: Mapping[str, Any]) -> Network:
     """A network in evaluation mode without its trained weights, from `arguments_of`, which may have been JSON."""
     foreign = sorted(OF_THE_LOADER & arguments.keys())
     if foreign:
-        raise InputError(
-            f"the model file asks timm's loader for {', '.join(foreign)}, which it may not. Convert again."
-        )
+        raise ModelFileError(f"its network asks timm's loader for {', '.join(foreign)}, which it may not")
+    timm = import_timm()
+    if not timm.is_model(architecture.partition(".")[0]):
+        raise ModelFileError(f"its network is {architecture[:80]!r}, which this timm does not have")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-    return import_timm().create_model(architecture, pretrained=False, **given).eval()
+    return timm.create_model(architecture, pretrained=False, **given).eval()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, UsageError
 from protonmf_cli.files.networks.failures import loading_error
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.timm_import import import_timm
@@ -75,7 +75,7 @@ def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     more = {"aux_logits": False, "init_weights": False} if architecture in AUXILIARY else {}
     models = _models()
     if architecture not in models.list_models(module=models):
-        raise InputError(f"torchvision has no classifier called {architecture[:80]!r}, which the model file wants.")
+        raise ModelFileError(f"its network is {architecture[:80]!r}, and torchvision has no classifier called so")
     return models.get_model(architecture, weights=None, **(more | dict(arguments))).eval()
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, NotExactError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, UsageError
 from protonmf_cli.files.networks.failures import first_line, loading_error, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
@@ -21,6 +21,8 @@ from protonmf_cli.files.networks.weights import check_checkpoint, load_weights
 from protonmf_cli.models.readouts.readout import Network
 
 PREFIX = "hf:"
+ORIGIN = ("_name_or_path", "auto_map")
+"""Of a configuration: where it came from, and whose code it would run."""
 
 
 def is_folder_of_transformers(folder: Path) -> bool:
@@ -72,11 +74,11 @@ def load(request: BackboneRequest) -> LoadedNetwork:
 def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     """The network of a model file, without its trained weights."""
     transformers = import_transformers()
-    kept = dict(arguments["config"])
+    kept = {name: value for name, value in dict(arguments["config"]).items() if name not in ORIGIN}
     config = transformers.AutoConfig.for_model(kept.pop("model_type"), **kept)
     classes = [each for each in _classifiers(transformers, config) if getattr(each, "__name__", "") == architecture]
     if not classes:
-        raise InputError(f"the model file wants {architecture} of transformers, which this version does not have.")
+        raise ModelFileError(f"its network is {architecture[:80]!r}, which this transformers does not have")
     network = classes[0]._from_config(config).eval()
     return ReversedChannels(network) if arguments.get("reversed_channels") else network
 

@@ -8,7 +8,7 @@ import safetensors.torch
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.work.folder import WorkFolder
-from protonmf_cli.models.training_state import TrainingState
+from protonmf_cli.models.protopnet.training_state import TrainingState
 
 KEY = "protonmf_training"
 

@@ -11,7 +11,7 @@ from protonmf_cli.files.store import save_model
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import DataFacts, ProtoPNetFigures
-from protonmf_cli.models.protopnet import ProtoPNet
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.model_cards import data_facts

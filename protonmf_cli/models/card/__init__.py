@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field, fields
 from math import nan
 from typing import Any
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
-from protonmf_cli.models.card.stored import Facts, read_options
+from protonmf_cli.models.card.stored import Facts, read_options, read_value
 from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.options import ConversionOptions, FewShotOptions, ProtoPNetOptions
 
@@ -220,8 +220,8 @@ class Card:
         names = [each.name for each in fields(self) if each.name != "stored"]
         return {name: getattr(self, name) for name in names} | {
             "readout": self.readout.as_json(),
-            "source": asdict(self.source),
-            "preprocessing": asdict(self.preprocessing),
+            "source": {**self._unknown("source"), **asdict(self.source)},
+            "preprocessing": {**self._unknown("preprocessing"), **asdict(self.preprocessing)},
             "classes": [asdict(name) for name in self.classes],
             "options": self.stored_options,
             "data": self.data.as_json(),
@@ -231,28 +231,44 @@ class Card:
             **{name: value for name, value in self.stored.items() if name not in names},
         }
 
+    def _unknown(self, group: str) -> dict[str, Any]:
+        """What a file says in a group that this version does not know."""
+        known = {each.name for each in fields(getattr(self, group))}
+        return {name: value for name, value in self.stored.get(group, {}).items() if name not in known}
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Card":
         """The inverse of `as_json`; raises TypeError, ValueError or KeyError for another structure."""
-        kind, figures = OPTIONS.get(value["method"]), FIGURES.get(value["method"], Facts)
-        names = {each.name for each in fields(cls)}
-        nested = {name: part for name, part in value.items() if name in names}
-        nested["source"] = Source(**nested["source"])
-        sizes = dict(nested["preprocessing"])
-        for name in ("input_size", "mean", "std"):
-            sizes[name] = tuple(sizes[name])
-        nested["preprocessing"] = Preprocessing(**sizes)
-        nested["classes"] = tuple(ClassName(**name) for name in nested["classes"])
-        nested["edits"] = tuple(nested.get("edits", ()))
-        nested["refits"] = tuple(RefitFacts.read(refit) for refit in nested.get("refits", ()))
-        nested["members"] = tuple(cls.from_json(member) for member in nested.get("members", ()))
-        nested["readout"] = ReadoutFacts.read(nested["readout"])
-        if not nested["readout"].kind or nested["readout"].width < 1:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"the card is {type(value).__name__}, not names with values")
+        kind, figures = OPTIONS.get(str(value["method"])), FIGURES.get(str(value["method"]), Facts)
+        readout = ReadoutFacts.read(value["readout"])
+        if not readout.kind or readout.width < 1:
             raise ValueError("the card does not say how rows are read")
-        nested["options"] = None if kind is None else read_options(kind, nested["options"]).options
-        nested["data"] = DataFacts.read(nested["data"])
-        nested["measured"] = figures.read(nested["measured"])
-        return cls(**nested | {"stored": value})
+        return cls(
+            **{name: read_value(hint, value[name], name) for name, hint in PLAIN.items() if name in value},
+            readout=readout,
+            options=None if kind is None else read_options(kind, value["options"]).options,
+            data=DataFacts.read(value["data"]),
+            measured=figures.read(value["measured"]),
+            refits=tuple(RefitFacts.read(refit) for refit in value.get("refits", ())),
+            members=tuple(cls.from_json(member) for member in value.get("members", ())),
+            stored=value,
+        )
+
+
+PLAIN: dict[str, Any] = {
+    "method": str,
+    "similarity": str,
+    "pooling": str,
+    "source": Source,
+    "preprocessing": Preprocessing,
+    "classes": tuple[ClassName, ...],
+    "seed": int,
+    "versions": Mapping[str, str],
+    "edits": tuple[Mapping[str, Any], ...],
+}
+"""Parts of a card that hold the same in every version, and their types."""
 
 
 def member_names(card: Card) -> list[str]:
@@ -278,3 +294,18 @@ def check_backbone(card: Card, backbone: Backbone) -> None:
             f"the model was converted with readout {readout.kind} of width {readout.width}, but this backbone "
             f"is read through {backbone.readout.kind} of width {backbone.readout.width}."
         )
+    check_reading(card, backbone)
+
+
+def check_reading(card: Card, backbone: Backbone) -> None:
+    """Refuse a backbone whose rows are not those that a card speaks of.
+
+    Raises:
+        ModelFileError: another number, width or grid of rows, or of classes.
+    """
+    readout, found = card.readout, backbone.readout
+    said = (readout.grid, readout.rows_per_image, readout.width)
+    if said != (read := (found.grid, found.count, found.width)):
+        raise ModelFileError(f"its card speaks of rows {said} (grid, number, width), and its network gives {read}")
+    if found.has_head and not len(found.vectors) == len(found.bias) == len(card.classes):
+        raise ModelFileError(f"its network has {len(found.vectors)} classes, and its card {len(card.classes)}")

@@ -112,6 +112,8 @@ def read_value(hint: Any, value: Any, name: str) -> Any:
         known = {
             key: read_value(kind, value[key], f"{name}.{key}") for key, kind in _hints(hint).items() if key in value
         }
+        if lacking := sorted(_needed(hint) - known.keys()):
+            raise TypeError(f"{name} lacks {lacking[0]}")
         return hint(**known)  # type: ignore[operator]
     elif (origin is Literal and value in inner) or (origin is None and _is_one(hint, value)):
         return value
@@ -158,9 +160,12 @@ _hints: Callable[[Any], dict[str, Any]] = cache(_typed_fields)
 """Fields and their types, in order."""
 
 
-def _needed(kind: type[Facts]) -> frozenset[str]:
-    """Fields without a default."""
+def _without_default(kind: Any) -> frozenset[str]:
     return frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+
+
+_needed: Callable[[Any], frozenset[str]] = cache(_without_default)
+"""Names of fields that have no default."""
 
 
 def _unsaid(kind: type[Facts], name: str) -> Any:

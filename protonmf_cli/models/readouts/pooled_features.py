@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.models.protopnet import example_pixels, feature_map, map_of
+from protonmf_cli.models.protopnet.latent_patches import example_pixels, feature_map, map_of
 from protonmf_cli.models.readouts.readout import Network, Reading, Readout
 
 POOLED_FEATURES = "pooled-features"

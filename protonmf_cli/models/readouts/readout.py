@@ -86,6 +86,11 @@ class Readout(ABC):
         return self.grid[0] * self.grid[1] if self.grid else 0
 
     @property
+    def count(self) -> int:
+        """T, the number of rows of an image."""
+        return self.places + len(self.unplaced)
+
+    @property
     def spatial(self) -> bool:
         """Whether contributions can be drawn as maps."""
         return self.grid is not None

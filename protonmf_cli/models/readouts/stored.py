@@ -4,9 +4,11 @@ Its tensors are mostly weights of the network itself; those are named instead of
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from protonmf_cli.models.readouts.pooled_heads import AveragedReadout, JoinedRea
 from protonmf_cli.models.readouts.readout import Network, Readout
 from protonmf_cli.models.readouts.residual_stream import Layer, NamedNorm, Stream
 from protonmf_cli.models.readouts.selecting_heads import SelectingReadout
+from protonmf_cli.models.strict_json import strict_json
 from protonmf_cli.versions import installed_versions, packages_of
 
 READOUT = "readout."
@@ -78,7 +81,7 @@ def restored_readout(stored: Mapping[str, Tensor], network: Network) -> tuple[Re
     """
     if PLAN not in stored:
         return None
-    plan = json.loads(bytes(stored[PLAN].numpy()))
+    plan = strict_json(bytes(stored[PLAN].numpy()).decode())
     if plan["versions"] != _versions(network):
         return None
     readout = _made(plan["readout"], network.state_dict(), stored)
@@ -130,4 +133,26 @@ def _made(value: Any, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor])
         return aligned(kept[value["tensor"]])
     if "named" in value:
         return {key: _made(each, weights, kept) for key, each in value["named"].items()}
-    return PARTS[value["part"]](**{key: _made(each, weights, kept) for key, each in value["with"].items()})
+    found = PARTS[value["part"]](**{key: _made(each, weights, kept) for key, each in value["with"].items()})
+    for name, hint in _hints(type(found)).items():
+        if not _fits(getattr(found, name), hint):
+            raise TypeError(f"{name} of {type(found).__name__} is {type(getattr(found, name)).__name__}")
+    return found
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a part that was made is of the type of its field."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        each = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is Ellipsis else inner
+        return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(part, inner[1]) for part in value.values())
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)

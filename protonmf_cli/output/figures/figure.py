@@ -176,8 +176,7 @@ def _prototype_row(
         shown = contribution.maps[kind] if adds else evidence.drawn(contribution.maps[kind])
         full, signed = contribution.scale[kind], adds or explanation.lacks(contribution)
         _picture(here, heat(crop, shown, signed=signed, full=full), "")
-        start = 0.0 if adds else float((contribution.maps[kind] - shown).flat[0])
-        strongest = _strongest(shown, crop, full)
+        start, strongest = float((contribution.maps[kind] - shown).flat[0]), _strongest(shown, crop, full)
         _scale(here, -strongest if signed else start, start + strongest, LOGIT if adds else UNITS[evidence])
         if not contribution.is_less_than_none:
             _box(here, contribution.box, shade)

@@ -1,6 +1,5 @@
 """Galleries of prototypes: one strip per prototype, words at the left, pictures beside them."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, heat
 from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, colour_bar
+from protonmf_cli.output.page.pictures import opened
 
 SIDE = 1.75
 """Inches of one picture."""
@@ -86,7 +86,7 @@ def _cell(axes: Axes, cell: Cell, shade: str, caption: str) -> None:
 
 
 def _decoded(jpeg: bytes) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    return np.asarray(opened(jpeg))
 
 
 def _inside(pixels: Pixels, box: tuple[int, int, int, int]) -> Pixels:

@@ -1,12 +1,13 @@
 """Pictures of a page: how much of them it holds, and how they get into it."""
 
 import base64
+import hashlib
 import io
 from dataclasses import dataclass, field
 
 from PIL import Image
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import ModelFileError
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb
 
 
@@ -47,6 +48,8 @@ class Detail:
 
 MANY = 1000
 """More than there are."""
+DIGITS = 20
+"""Of a hash of its content in the name of a picture: different pictures never share a name."""
 FULL = Detail(patch=100_000, crop=100_000, patches=MANY, quality=90, pair=100_000, pairs=MANY)
 DETAILS = (
     Detail(patch=168, crop=384, patches=MANY, quality=78, pair=224, pairs=MANY),
@@ -97,7 +100,7 @@ class Pictures:
     def _add(self, jpeg: bytes) -> int:
         number = len(self.listed)
         if self.folder:
-            name = f"{self.folder}/{number}.jpg"
+            name = f"{self.folder}/{hashlib.sha256(jpeg).hexdigest()[:DIGITS]}.jpg"
             self.files[name] = jpeg
             self.listed.append(name)
         else:
@@ -109,8 +112,8 @@ def opened(jpeg: bytes) -> Image.Image:
     """A training image of a model file, which holds JPEG files alone."""
     try:
         return Image.open(io.BytesIO(jpeg), formats=["JPEG"]).convert("RGB")
-    except OSError as failure:
-        raise InputError("a training patch in the model file is not a JPEG image: the file is damaged.") from failure
+    except (OSError, SyntaxError, ValueError) as failure:
+        raise ModelFileError("a training patch in it is no JPEG image that can be decoded") from failure
 
 
 def as_jpeg(picture: Image.Image, most: int, quality: int) -> bytes:

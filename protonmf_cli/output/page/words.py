@@ -8,6 +8,7 @@ from protonmf_cli.models.backbone import Preprocessing
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.page import Badge, PageWords, Report, WordTable
 from protonmf_cli.models.sheets import Column
+from protonmf_cli.models.wording import known
 from protonmf_cli.output.records.evaluation import NAMES
 from protonmf_cli.output.text.tables import written_cell
 
@@ -38,7 +39,7 @@ SUMS = {
     "exactness": "The largest difference between a logit of the prototypes with all that is left, and the classifier's own.",
     "cancellation": "The sum of the sizes of all rows over the size of their sum: 1 where no row speaks against another.",
     "residual": "What the prototypes leave of the logit. It is always shown and cannot be switched off.",
-    "residual share": "1 − the share of the centred logit that prototypes and bias carry, as a median over images.",
+    "residual share": "What the prototypes do not carry of how far the logit lies above the mean of all classes with prototypes; below 0 where they carry more than all of it. Of a class it is the median over its training images. The residual's own row is of the whole logit, so it may have another sign.",
     "stability": "Cosine of a prototype with its match when it is found in another half of the class's images; below 0.7 other images would give another one.",
     "exact": "Contributions, residual, bias and what has no place add up to the network's own logits; the largest difference was measured.",
 }
@@ -152,13 +153,13 @@ def _badge(report: Report) -> Badge:
     measured, readout = card.conversion, card.readout
     if measured is None:
         trained = card.protopnet or card.fewshot
-        known = {k: v for k, v in trained.accuracy.items() if v is not None} if trained else {}
-        accuracy = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+        figures = {k: v for k, v in trained.accuracy.items() if v is not None} if trained else {}
+        accuracy = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in figures.items())
         words = "Decisions are made of prototypes alone: contributions add up to the logits."
         return Badge(kind="trained", title="No residual", words=words + (f" Accuracy: {accuracy}." if accuracy else ""))
     words = (
-        f"No logit differs from the classifier's own by more than {readout.max_abs_logit_difference:.1e} on "
-        f"{readout.images_checked} images, and {measured.agreement:.2%} of the decisions agree."
+        f"No logit differs from the classifier's own by more than {known(readout.max_abs_logit_difference, '.1e')} on "
+        f"{readout.images_checked} images, and {known(measured.agreement, '.2%')} of the decisions agree."
     )
     errors = [explanation.ledger_error for case in report.cases for explanation in case.explanations]
     if errors:

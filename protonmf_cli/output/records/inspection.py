@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protonmf_cli.errors import printable
 from protonmf_cli.models.stability import is_unstable
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> 
     against = (model.owner[weights.prototype] == weights.class_index) & (weights.value < 0)
     return {
         "schema": "protonmf.inspection/1",
-        "file": str(path),
+        "file": printable(str(path)),
         "bytes": path.stat().st_size,
         "format": model.file_format,
         "method": card.method,

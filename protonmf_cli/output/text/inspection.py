@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protonmf_cli.models.wording import rounded
+from protonmf_cli.models.wording import known, rounded
 from protonmf_cli.output.records.conversion import median_of
 from protonmf_cli.output.text.conversion import cancellation_words
 from protonmf_cli.output.text.fewshot import chosen_words, interpretation_lines
@@ -51,7 +51,7 @@ def inspection_lines(
         lines["edits"] = f"{len(card.edits)}"
     if card.refits:
         lines["refit"] = "; ".join(
-            f"last layer on {refit.images} images of {refit.classes} classes, ridge {refit.ridge:g}, off "
+            f"last layer on {refit.images} images of {refit.classes} classes, ridge {known(refit.ridge, 'g')}, off "
             f"{len(refit.removed)} removed prototypes"
             for refit in card.refits
         )
@@ -122,13 +122,13 @@ def _conversion_lines(card: "Card", measured: "ConversionFigures", unstable: int
     """What was measured when a black box was converted."""
     readout, share = card.readout, measured.residual_share
     return {
-        "exactness": f"logits differ by at most {readout.max_abs_logit_difference:.1e} on {readout.images_checked} images, "
-        f"agreement {measured.agreement:.2%}",
-        "accuracy": f"{measured.accuracy_black_box:.1%} black box, {measured.accuracy_prototype_model:.1%} prototype model "
+        "exactness": f"logits differ by at most {known(readout.max_abs_logit_difference, '.1e')} on {readout.images_checked} images, "
+        f"agreement {known(measured.agreement, '.2%')}",
+        "accuracy": f"{known(measured.accuracy_black_box, '.1%')} black box, {known(measured.accuracy_prototype_model, '.1%')} prototype model "
         "(on the images converted)",
         "stability": _stability_words(measured.stability, unstable),
         "residual share": "not defined for one class" if share is None else f"{rounded(share)} of the logit (median)",
-        "errors": f"features {measured.feature_relative_error:.3f}, head {measured.head_relative_error:.3f} (squared, relative)",
+        "errors": f"features {known(measured.feature_relative_error, '.3f')}, head {known(measured.head_relative_error, '.3f')} (squared, relative)",
         **_amount_lines(card, measured),
     }
 
@@ -137,24 +137,28 @@ def _amount_lines(card: "Card", measured: "ConversionFigures") -> dict[str, str]
     """How evidence is read, and how well it is defined."""
     below = card.readout.clipped_share
     if card.similarity != "dual":
-        return {"clipped": f"{below:.0%} of the squared rows lie below zero; the residual carries them"}
+        return {"clipped": f"{known(below, '.0%')} of the squared rows lie below zero; the residual carries them"}
     ridge = f"ridge {measured.ridge:g}" if measured.ridge else "no ridge"
     return {
-        "evidence": f"amounts, {ridge}, condition at most {measured.condition:.0f}, "
+        "evidence": f"amounts, {ridge}, condition at most {known(measured.condition, '.0f')}, "
         f"{len(measured.alike or ())} pairs of prototypes nearly the same",
-        "cancellation": cancellation_words(measured.cancellation),
-        **({"signed": f"{below:.0%} of the squared rows lie below zero; they were split by sign"} if below else {}),
+        "cancellation": cancellation_words(measured.cancellation) if measured.cancellation else "not measured",
+        **(
+            {"signed": f"{known(below, '.0%')} of the squared rows lie below zero; they were split by sign"}
+            if below
+            else {}
+        ),
     }
 
 
 def _protopnet_lines(card: "Card", measured: "ProtoPNetFigures") -> dict[str, str]:
     """What was measured when a ProtoPNet was trained, and how its evidence is made."""
-    known = {name: value for name, value in measured.accuracy.items() if value is not None}
+    accuracy = {name: value for name, value in measured.accuracy.items() if value is not None}
     lines = {"similarity": f"{card.similarity}, of the most similar patch"}
     if card.members:
         lines["networks"] = ", ".join(member.source.name for member in card.members)
-    if known:
-        lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in known.items())
+    if accuracy:
+        lines["accuracy"] = ", ".join(f"{value:.1%} {name.replace('_', ' ')}" for name, value in accuracy.items())
     if card.data.boxes:
         lines["images"] = "cut to bounding boxes: give --boxes to evaluate, push and prune"
     if push := measured.push:
@@ -168,12 +172,12 @@ def _fewshot_lines(
     readout: "ReadoutFacts", measured: "FewShotFigures", interpretation: "Interpretation"
 ) -> dict[str, str]:
     """How a few-shot model was chosen, and what is remarkable about its prototypes."""
-    known = {name: value for name, value in measured.accuracy.items() if value is not None}
+    accuracy = {name: value for name, value in measured.accuracy.items() if value is not None}
     layers = ", ".join(map(str, readout.layers))
     lines = {
         "features": f"mean over the places of layers {layers}, normalisation {readout.normalisation}",
-        "chosen": chosen_words(measured.chosen, measured.held_out, measured.folds),
-        "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in known.items()),
+        "chosen": chosen_words(measured.chosen, measured.held_out, measured.folds) if measured.chosen else "unknown",
+        "accuracy": ", ".join(f"{value:.1%} {name}" for name, value in accuracy.items()),
         **interpretation_lines(interpretation),
     }
     if tuned := measured.finetuning:

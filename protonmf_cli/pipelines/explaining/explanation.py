@@ -1,7 +1,8 @@
 """Why this class: the ledger of one logit for one image (ProtoNMF, eq. 5 and 6)."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -99,8 +100,13 @@ def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list
         backbone: the network the model was made from.
         model: prototypes and head.
         crops: uint8 (B, channels, height, width), what the network sees.
+
+    Raises:
+        InputError: an answer is no finite number.
     """
     reading = backbone.read(crops)
+    if not (reading.rows.isfinite().all() and reading.logits.isfinite().all()):
+        raise backbone.no_numbers("rows or logits")
     answers = []
     for n, rows in enumerate(reading.rows.cpu().double()):
         if model.adds_up:
@@ -109,6 +115,8 @@ def answers_of(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> list
         else:
             response = respond(model.exact, rows[None])
             read, logits = response.evidence, response.logits[0]
+        if not (read.isfinite().all() and logits.isfinite().all()):
+            raise backbone.no_numbers("logits")
         answers.append(Answer(crop=crops[n], rows=rows, read=read, logits=logits, response=response))
     return answers
 
@@ -203,7 +211,7 @@ def explain_answer(
         found = _by_similarity(backbone, model.exact, answer, answer.response, chosen, most, kept)
     error = abs(found.carried + found.residual + (found.unplaced or 0.0) + found.bias - logit)
     _check_exact(backbone, model, answer, error)
-    return Explanation(
+    explanation = Explanation(
         image=image,
         model=model_name,
         crop=backbone.pictures(answer.crop)[0].permute(1, 2, 0).numpy(),
@@ -233,6 +241,33 @@ def explain_answer(
         own=len(own),
         unlike=_unlike(model, answer, kept),
     )
+    return _checked_numbers(backbone, explanation)
+
+
+def _checked_numbers(backbone: Backbone, explanation: Explanation) -> Explanation:
+    """The same.
+
+    Raises:
+        InputError: a number of it is not finite.
+    """
+    if not _is_finite(explanation):
+        raise backbone.no_numbers("explanations")
+    return explanation
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether every number of a result is finite, arrays of floats included."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+    if isinstance(value, dict):
+        value = value.values()
+    elif is_dataclass(value):
+        value = vars(value).values()
+    elif not isinstance(value, tuple):
+        return True
+    return all(map(_is_finite, value))
 
 
 WRONG = 1e-2

@@ -100,8 +100,13 @@ NOTHING_OF_IT = 1e-6
 def _find_prototype(model: PrototypeModel, owner: int, number: int) -> int:
     own = model.own(owner)
     if not 1 <= number <= len(own):
-        numbers = f"1 to {len(own)}" if own else "none"
-        raise InputError(f"{model.card.classes[owner].shown} has no prototype {number}; it has {numbers}.")
+        name = model.card.classes[owner].shown
+        if not own:
+            raise InputError(
+                f"{name} has no prototypes of its own in this model; its rows are of other classes: name one as "
+                "CLASS:NUMBER, e.g. --zero 'cat:1'."
+            )
+        raise InputError(f"{name} has no prototype {number}; it has 1 to {len(own)}.")
     return own[number - 1]
 
 

@@ -23,8 +23,8 @@ from protonmf_cli.maths.losses import label_attraction
 from protonmf_cli.maths.soft_prototypes import Penalty, matches
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import TrainingBatch
+from protonmf_cli.models.protopnet.training_state import TrainingState, restore_tensors, tensors_of
 from protonmf_cli.models.readouts.readout import Network
-from protonmf_cli.models.training_state import TrainingState, restore_tensors, tensors_of
 from protonmf_cli.options import FewShotOptions, FineTuned, FineTuneOptions
 from protonmf_cli.pipelines.fewshot.fitting import PrototypeFit
 from protonmf_cli.pipelines.progress import SILENT, Progress

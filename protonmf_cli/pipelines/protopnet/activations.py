@@ -10,7 +10,7 @@ from torch import Tensor
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
-from protonmf_cli.models.protopnet import ProtoPNet
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 

@@ -14,7 +14,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import Card, DataFacts
 from protonmf_cli.models.evidence import NearestPatch
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.protopnet import LatentPatches, ProtoPNet
+from protonmf_cli.models.protopnet.latent_patches import LatentPatches, ProtoPNet
 from protonmf_cli.models.prototype import Examples, PrototypeModel, model_of_head
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.model_cards import bare_card, readout_facts

@@ -11,7 +11,7 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.patch_assignment import distinct_patches
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource
-from protonmf_cli.models.protopnet import ProtoPNet
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.pipelines.progress import SILENT, Progress
 
 

@@ -13,7 +13,7 @@ from protonmf_cli.maths.patch_assignment import Projected, theorem_counts
 from protonmf_cli.maths.similarity import EPSILON, seen_by
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.protopnet import ProtoPNet, start_of_head
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet, start_of_head
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.protopnet.activations import Activations, accuracy, compare_activations

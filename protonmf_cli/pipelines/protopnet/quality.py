@@ -5,7 +5,7 @@ from typing import Any
 
 from protonmf_cli.maths.losses import other_class_mask
 from protonmf_cli.maths.metrics import bootstrap_interval
-from protonmf_cli.models.protopnet import ProtoPNet
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.pipelines.protopnet.activations import Activations, right_answers
 

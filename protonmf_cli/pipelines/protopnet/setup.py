@@ -7,7 +7,13 @@ from torch import Tensor
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
-from protonmf_cli.models.protopnet import ProtoPNet, add_on_layers, example_pixels, feature_map, latent_readout
+from protonmf_cli.models.protopnet.latent_patches import (
+    ProtoPNet,
+    add_on_layers,
+    example_pixels,
+    feature_map,
+    latent_readout,
+)
 from protonmf_cli.models.readouts.readout import Network
 from protonmf_cli.options import ProtoPNetOptions
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.protopnet import ProtoPNet, feature_map
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet, feature_map
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 

@@ -17,8 +17,8 @@ from protonmf_cli.errors import InputError
 from protonmf_cli.maths.losses import cluster_cost, other_class_mask, separation_cost
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.image_batches import ImageBatch, TrainingBatch
-from protonmf_cli.models.protopnet import Answer, ProtoPNet, start_of_head
-from protonmf_cli.models.training_state import TrainingState, restore_tensors, tensors_of
+from protonmf_cli.models.protopnet.latent_patches import Answer, ProtoPNet, start_of_head
+from protonmf_cli.models.protopnet.training_state import TrainingState, restore_tensors, tensors_of
 from protonmf_cli.options import ProtoPNetOptions
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.protopnet.activations import accuracy, read_activations

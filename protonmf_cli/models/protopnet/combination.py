@@ -33,6 +33,10 @@ class CombinedReadout(Readout):
     sizes: tuple[tuple[int, int, int], ...]
     """Channels, height, width of each network's input."""
 
+    @property
+    def count(self) -> int:
+        return sum(member.count for member in self.members)
+
     def layers(self) -> dict[str, Tensor]:
         return {f"{n}.{k}": t for n, member in enumerate(self.members) for k, t in member.layers().items()}
 
