@@ -6,6 +6,7 @@ import os
 import sys
 
 from protonmf_cli.cli.app import main
+from protonmf_cli.cli.signals import heed_to_the_end
 
 YOUNG_OBJECTS = 10_000
 """After which the garbage collector looks for circles; torch and timm bring a million objects that all stay."""
@@ -16,9 +17,10 @@ processors that have other work, too, each step of a network waits for threads t
 
 def run() -> int:
     """One command in a process of its own; returns its exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started the process
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (no path; for the whole process)
+    heed_to_the_end()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started the process; its number goes to no other file
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (no path; for the whole process)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # which is read when torch is imported
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

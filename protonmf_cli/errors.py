@@ -26,6 +26,35 @@ def in_python(text: str) -> str:
     return OPTION.sub(named, text)
 
 
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and what Python has in the place of bytes that are not UTF-8."""
+ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""A text that terminals, pages and records can hold: what they cannot is escaped as `ls` does.
+
+    Args:
+        text: perhaps a file's name, in which any byte may be.
+        keep: control characters that stay.
+
+    >>> printable("a\x1b[2J\udcff.png")
+    'a\\033[2J\\377.png'
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        char = found[0]
+        if char in keep:
+            return char
+        try:
+            raw = char.encode(errors="surrogateescape")
+        except UnicodeEncodeError:  # a surrogate that stands for no byte
+            raw = char.encode(errors="surrogatepass")
+        return ESCAPES.get(char) or "".join(f"\\{byte:03o}" for byte in raw)
+
+    return UNPRINTABLE.sub(escaped, text)
+
+
 class ProtonmfError(Exception):
     """A failure that is not a bug: its text is shown to the user as it is."""
 
@@ -37,7 +66,7 @@ class ProtonmfError(Exception):
     @property
     def words(self) -> str:
         """The message for the command line."""
-        return super().__str__()
+        return printable(super().__str__(), keep="\n")
 
 
 class UsageError(ProtonmfError):

@@ -47,8 +47,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, hint in _hints(type(self)).items():
-            if Path in (hint, *get_args(hint)) and isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
+            if Path in (hint, *get_args(hint)) and isinstance(getattr(self, name), str | bytes):
+                object.__setattr__(self, name, _path_of(name, getattr(self, name)))
         for name, words in _words_of(type(self)).items():
             if getattr(self, name) not in words:
                 allowed = ", ".join(map(str, words))
@@ -62,6 +62,18 @@ class Checked:
 
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 """Fields and their types, looked up once for each class."""
+
+
+def _path_of(name: str, words: str | bytes) -> Path:
+    """
+    Raises:
+        UsageError: it names no file; "" would be the current folder.
+    """
+    if isinstance(words, bytes):
+        raise UsageError(f"{_option(name)} {words!r} is bytes: give text, as of os.fsdecode, or a path.")
+    if not words or "\0" in words:
+        raise UsageError(f"{_option(name)} {words!r} names no file and no folder: give a path.")
+    return Path(words)
 
 
 def _words_of(kind: type[Checked]) -> dict[str, tuple[Any, ...]]:
@@ -284,7 +296,8 @@ class ImageWords(Checked):
     @classmethod
     def of(cls, words: str | PathLike[str] | Self, split: str) -> Self:
         """The same, or data alone, with the split that the job is usually done on where none is said."""
-        found = words if isinstance(words, cls) else cls(data=words if isinstance(words, str) else Path(words))  # type: ignore[arg-type]
+        text = isinstance(words, str | bytes)
+        found = words if isinstance(words, cls) else cls(data=words if text else Path(words))  # type: ignore[arg-type]
         return found if found.split is not None else replace(found, split=split)
 
     @property
@@ -309,7 +322,8 @@ class Output(Checked):
     @classmethod
     def of(cls, words: str | PathLike[str] | Self, option: str = "-o") -> Self:
         """The same, or a path alone, which an option of its own names."""
-        return words if isinstance(words, cls) else cls(path=Path(words), option=option)  # type: ignore[arg-type]
+        text = isinstance(words, str | bytes)
+        return words if isinstance(words, cls) else cls(path=words if text else Path(words), option=option)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,16 @@
 """Table of commands, and the one place where an error becomes a sentence and an exit code."""
 
 import functools
-import signal
+import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import unwrap
 from typing import Annotated, Any
 
 import typer
 
-from protonmf_cli import __version__
+from protonmf_cli import __version__, jobs
 from protonmf_cli.cli.audit import audit
 from protonmf_cli.cli.console import drop, say
 from protonmf_cli.cli.convert import convert
@@ -33,9 +34,9 @@ from protonmf_cli.cli.protopnet.edit import combine, prune, push
 from protonmf_cli.cli.protopnet.train import train
 from protonmf_cli.cli.push import push as push_to_hub
 from protonmf_cli.cli.report import report
+from protonmf_cli.cli.signals import Stopped, exit_code, heeded
 from protonmf_cli.errors import InputError, ProtonmfError
 
-INTERRUPTED, TERMINATED = 130, 143
 RESUMABLE = (convert, train, fit)
 
 GROUPS = {
@@ -67,27 +68,50 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
+            with heeded(), _alone(command):
+                command(*args, **kwargs)
+                _flush()
         except ProtonmfError as failure:
             say(f"error: {failure.words}")
             raise SystemExit(failure.exit_code) from None
-        except KeyboardInterrupt:
-            resumable = "; the same command goes on where it stopped" if unwrap(command) in RESUMABLE else ""
-            say(f"interrupted{resumable}")
-            raise SystemExit(INTERRUPTED) from None
-        except BrokenPipeError:
-            drop(sys.stdout)  # whoever read our output has gone
-            raise SystemExit(0) from None
+        except KeyboardInterrupt as end:
+            raise SystemExit(_stopped(command, end)) from None
         except OSError as failure:
-            drop(sys.stdout)
-            place = failure.filename or "the output"
-            say(f"error: {place} could not be written or read: {failure.strerror or failure}.")
-            raise SystemExit(InputError.exit_code) from None
+            raise SystemExit(_failed(failure)) from None
 
     return run
+
+
+def _failed(failure: OSError) -> int:
+    """Say what a disk or a stream refused; the exit code."""
+    drop(sys.stdout)
+    place = os.fsdecode(failure.filename) if isinstance(failure.filename, str | bytes) else "the output"
+    say(f"error: {place} could not be written or read: {failure.strerror or failure}.")
+    return InputError.exit_code
+
+
+def _alone(command: Callable[..., None]) -> AbstractContextManager[None]:
+    """What a command writes is its own until it ends; several conversions may work on one output."""
+    if unwrap(command) is convert:
+        return nullcontext()
+    return jobs.early.claiming(lambda text: say(f"warning: {text}"))
+
+
+def _stopped(command: Callable[..., None], end: KeyboardInterrupt) -> int:
+    """Say that a command was ended, and whether it can be taken up again; its exit code."""
+    stopped = end if isinstance(end, Stopped) else Stopped()
+    resumable = "; the same command goes on where it stopped" if unwrap(command) in RESUMABLE else ""
+    say(f"{stopped.said}{resumable}")
+    return stopped.exit_code
+
+
+def _flush() -> None:
+    """What is left on stdout, unless whoever read it has gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
 
 
 def _version(wanted: bool) -> None:
@@ -133,5 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         app(args=argv, prog_name="protonmf")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+        return exit_code(end.code if isinstance(end.code, int) else int(end.code is not None))
+    except OSError as failure:  # of what says how commands are used
+        return exit_code(_failed(failure))
+    return exit_code(0)

@@ -1,6 +1,7 @@
 """Options that several commands share, declared once: single ones, and groups of them (see `groups.py`)."""
 
 import ast
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -249,6 +250,8 @@ def _with_lines(words: Sequence[str]) -> Iterator[str]:
     Raises:
         UsageError: in the end, there was none.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):  # names of files, in which any byte may be
+        sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors=sys.getfilesystemencodeerrors())
     given = (line.rstrip("\r\n") for line in sys.stdin or ())
     empty = True
     for path in (line for word in words for line in (given if word == "-" else [word]) if line.strip()):

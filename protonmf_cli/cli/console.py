@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.segment import Segment
+
+from protonmf_cli.errors import UNPRINTABLE, printable
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -20,9 +25,27 @@ PLAIN_EVERY = 30.0
 
 
 class Stream(Console):
-    """stdout or stderr; once its reader has gone, what is left to say is dropped, and the command goes on to its end."""
+    """stdout or stderr: what a name brings along commands no terminal.
+
+    Once its reader has gone, what is left to say is dropped, and the command goes on to its end.
+    """
 
     gone = False
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Colours and the like are the command's own, and come as such."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text, keep="\n"), style)
+
+    def _check_buffer(self) -> None:
+        """A disk that is full ends no job whose notes were to go there."""
+        try:
+            super()._check_buffer()
+        except OSError:
+            if not self.stderr:
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         """Rich's own leaves with exit code 1, and files may not be written yet."""
@@ -33,16 +56,25 @@ class Stream(Console):
 
 def drop(stream: IO[str]) -> None:
     """Nothing more can be written to a stream, also not when the interpreter exits."""
-    with open(os.devnull, "w") as nothing:  # noqa: PTH123 (no path)
+    with open(os.devnull, "w") as nothing, suppress(OSError):  # noqa: PTH123 (no path); one in memory has no number
         os.dup2(nothing.fileno(), stream.fileno())
 
 
 def say(text: str) -> None:
     """A line on stderr, if anybody reads it."""
     try:
-        print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+        print(printable(text), file=sys.stderr, flush=True)
+    except OSError:
         drop(sys.stderr)
+
+
+def put(text: str) -> None:
+    """A text on stdout as it is, if anybody reads it."""
+    _takes_everything(sys.stdout)
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        drop(sys.stdout)
 
 
 def _takes_everything(stream: Any) -> None:
@@ -55,14 +87,22 @@ def _is_utf8(stream: Any) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
 
 
+def _in_json(found: re.Match[str]) -> str:
+    """What JSON leaves as it is, though terminals take it for a command and no text can hold it."""
+    char = found[0]
+    if char == "\n":  # between the lines of the object
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 0x100 else json.dumps(printable(char))[1:-1]
+
+
 class Shown:
     """stdout and stderr of one command."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         _takes_everything(sys.stdout)
         width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
-        self.out = Stream(highlight=False, width=width)
-        self.err = Stream(stderr=True, highlight=False, soft_wrap=True)
+        self.out = Stream(highlight=False, emoji=False, width=width)
+        self.err = Stream(stderr=True, highlight=False, emoji=False, soft_wrap=True)
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
@@ -70,12 +110,12 @@ class Shown:
     def note(self, text: str) -> None:
         """Something good to know."""
         if not self.quiet:
-            self.err.print(f"note: {text}", markup=False)
+            self.err.print(f"note: {printable(text)}", markup=False)
 
     def log(self, text: str) -> None:
         """One line of a long job's diary."""
         if not self.quiet:
-            self.err.print(text, markup=False)
+            self.err.print(printable(text), markup=False)
 
     def lines(self, texts: Mapping[str, str]) -> None:
         """Names and what is said of them, in two columns on stdout."""
@@ -86,19 +126,25 @@ class Shown:
     def detail(self, text: str) -> None:
         """Something for those who asked for more."""
         if self.verbose and not self.quiet:
-            self.err.print(text, markup=False)
+            self.err.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Something that may be wrong; also shown when quiet."""
-        self.err.print(f"warning: {text}", style="yellow", markup=False)
+        self.err.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
     def error(self, text: str) -> None:
         """Something that failed while other things went on."""
-        self.err.print(f"error: {text}", markup=False)
+        self.err.print(f"error: {printable(text)}", markup=False)
 
     def json(self, value: Mapping[str, Any], *, indent: int | None = 2) -> None:
         """One JSON object on stdout, at once: the same one whatever encoding and buffer stdout has."""
-        text = json.dumps(value, indent=indent, ensure_ascii=not _is_utf8(sys.stdout), allow_nan=False)
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+        text = UNPRINTABLE.sub(_in_json, text)
+        text = (
+            text
+            if _is_utf8(sys.stdout)
+            else "".join(char if char.isascii() else json.dumps(char)[1:-1] for char in text)
+        )
         try:
             print(text, flush=True)
         except BrokenPipeError:
@@ -114,7 +160,7 @@ class Shown:
     def text(self, lines: Sequence[str]) -> None:
         """Lines on stdout as they are."""
         for line in lines:
-            self.out.print(line, markup=False, soft_wrap=True)
+            self.out.print(printable(line), markup=False, soft_wrap=True)
 
     def progress(self) -> "Bars":
         """A listener for a long job; use as a context."""

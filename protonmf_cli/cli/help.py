@@ -7,6 +7,9 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from protonmf_cli.cli.console import say
+from protonmf_cli.errors import UsageError
+
 TOPICS = {
     "Model": ("model", "models", "form"),
     "Network": (
@@ -51,6 +54,18 @@ EXAMPLE = "\n\nExample: "
 
 class HelpfulCommand(TyperCommand):
     """A command whose help is grouped; plain text, because tables of rich cut long names at 80 columns."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As usual; refused where a value is empty, as of a shell's variable that is not set: "" is no folder."""
+        if "" in args or any(word.startswith("--") and word.endswith("=") for word in args):
+            given, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            for parameter in order:
+                values = given.get(parameter.name)
+                if "" in (values if isinstance(values, list | tuple) else [values]):
+                    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name.upper()
+                    say(f"error: {name} is empty: give a value, or leave it out.")
+                    ctx.exit(UsageError.exit_code)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Without rich."""

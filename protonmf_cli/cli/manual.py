@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from protonmf_cli.cli.console import Shown
+from protonmf_cli.cli.console import Shown, put
 from protonmf_cli.errors import UsageError
 
-PAGES = "protonmf_cli.manual"
+PAGES = files("protonmf_cli").joinpath("manual")
 SUFFIX = ".md"
 
 
@@ -21,7 +21,7 @@ def manual(
 
     Example: protonmf manual words
     """
-    pages = {p.name.removesuffix(SUFFIX): p for p in files(PAGES).iterdir() if p.name.endswith(SUFFIX)}
+    pages = {p.name.removesuffix(SUFFIX): p for p in PAGES.iterdir() if p.name.endswith(SUFFIX)}
     if topic is None:
         _list({name: page.read_text(encoding="utf-8") for name, page in sorted(pages.items())})
     elif topic in pages:
@@ -50,7 +50,7 @@ def _list(pages: dict[str, str]) -> None:
 def _show(page: str) -> None:
     """Drawn on a terminal; elsewhere as it is."""
     if not sys.stdout.isatty():
-        sys.stdout.write(page)
+        put(page)
         return
     from rich.markdown import Markdown
 

@@ -6,36 +6,69 @@ from pathlib import Path
 
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.images.sources.shards import RANGE
+from protonmf_cli.files.leftovers import sweep
+from protonmf_cli.files.work.locks import claim
 
 MODEL_SUFFIX = ".safetensors"
 HUB = "hub:"
 """Begins the name of a model on the hub, hub:ORG/NAME[@REVISION]: it is not looked for on this machine."""
 
 
-def check_writable(path: Path, force: bool, option: str = "-o") -> None:
-    """Refuse an output that exists, or a folder that cannot be written.
+def check_name(path: Path) -> None:
+    """Refuse a path at which safetensors can open nothing.
+
+    Raises:
+        InputError: naming it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as failure:
+        raise InputError(
+            f"{path} has a name that is not UTF-8, and safetensors opens no such file. Give another name or folder."
+        ) from failure
+
+
+def check_writable(path: Path, force: bool, option: str = "-o", *, alone: bool = True) -> None:
+    """Refuse an output that exists, a folder that cannot be written, or what another command is writing.
 
     Args:
         path: of the file.
         force: replace what is there.
         option: that names it, for the message.
+        alone: keep other commands from it until this one ends, and remove what a killed one left half written.
 
     Raises:
         InputError: with what to do about it.
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name with {option}.")
-    if path.exists() and not force:
-        raise InputError(f"{path} exists already. Give another name with {option}, or --force to replace it.")
+    if path.suffix == MODEL_SUFFIX:
+        check_name(path)
+    _check_new(path, force, option)
     if not path.parent.is_dir():
         raise InputError(f"the folder {path.parent} of the output does not exist. Create it first.")
+    check_room(path.parent)
+    if alone and claim(path, option):
+        _check_new(path, force, option)  # which another one may have written meanwhile
+        sweep(path.parent, path.name)
+
+
+def check_room(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written.
+
+    Raises:
+        InputError: and why not.
+    """
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".protonmf."):
+        with tempfile.TemporaryFile(dir=folder, prefix=".protonmf."):
             pass
     except OSError as failure:
-        raise InputError(
-            f"nothing can be written to {path.parent.resolve()}: {failure.strerror or failure}."
-        ) from failure
+        raise InputError(f"nothing can be written to {folder.resolve()}: {failure.strerror or failure}.") from failure
+
+
+def _check_new(path: Path, force: bool, option: str) -> None:
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already. Give another name with {option}, or --force to replace it.")
 
 
 def check_model_there(path: Path) -> None:
@@ -43,7 +76,9 @@ def check_model_there(path: Path) -> None:
 
     Raises:
         ModelFileError: with the commands that make one.
+        InputError: its name is not UTF-8.
     """
+    check_name(path)
     if not path.is_file() and not path.as_posix().startswith(HUB):
         raise ModelFileError(
             f"there is no prototype model at {path}. Make one with `protonmf convert MODEL --data DIR` (or `protopnet "

@@ -6,7 +6,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.audits import AuditRanking, Ranked
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages, read_pairs
@@ -195,7 +195,7 @@ def _gates(options: AuditOptions, found: Audit) -> tuple[Gate, ...]:
 def _write_page(loaded: Loaded, found: Audit, words: ImageWords, page: Output, progress: Progress) -> None:
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, (), file=str(loaded.path), decode=decoded, audit=found,
-        audit_data=words.named, interpretation=interpretation,
+        loaded.backbone, loaded.model, (), file=printable(str(loaded.path)), decode=decoded, audit=found,
+        audit_data=tuple(map(printable, words.named)), interpretation=interpretation,
     )  # fmt: skip
     write_page(page.path, drawn_page(loaded, content, interpretation, PageOptions()), progress)

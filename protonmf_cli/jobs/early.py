@@ -6,8 +6,12 @@ from pathlib import Path
 
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.checks import check_data_there, check_images_there, check_model_there, check_writable
+from protonmf_cli.files.leftovers import sweep
+from protonmf_cli.files.work.locks import claim, claiming
 from protonmf_cli.options import ImageWords, Output
 from protonmf_cli.output.figures.formats import format_of, names_figure
+
+__all__ = ["Targets", "check", "check_edited", "claiming", "make_folder"]
 
 
 def check(
@@ -17,6 +21,7 @@ def check(
     data: Iterable[ImageWords | None] = (),
     outputs: Iterable[Output | None] = (),
     figures: Iterable[Output | None] = (),
+    alone: bool = True,
 ) -> None:
     """Refuse what is not there, and outputs that exist or cannot be written.
 
@@ -26,6 +31,7 @@ def check(
         data: labelled images.
         outputs: files to write.
         figures: the same of figures, whose names say which kind of file.
+        alone: keep other commands from the outputs until this one ends.
 
     Raises:
         InputError, UsageError: naming it.
@@ -35,7 +41,7 @@ def check(
             format_of(str(output.path), output.option)
     for output in (*outputs, *figures):
         if output is not None:
-            check_writable(output.path, output.force, output.option)
+            check_writable(output.path, output.force, output.option, alone=alone)
     if model is not None:
         check_model_there(model)
     check_images_there(images)
@@ -57,16 +63,24 @@ def check_edited(model: Path, output: Output | None) -> None:
     check(outputs=[output])
 
 
-def make_folder(folder: Path, option: str = "--figures") -> None:
+def make_folder(folder: Path, option: str = "--figures", *, alone: bool = True) -> None:
     """Make the folder that an option names before any work.
 
+    Args:
+        folder: to be made.
+        option: that names it, for the message.
+        alone: keep other commands from it until this one ends.
+
     Raises:
-        InputError: it is a file, or cannot be made.
+        InputError: it is a file, or cannot be made, or another command is writing into it.
     """
+    claimed = alone and claim(folder, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise InputError(f"the folder {folder} of {option} cannot be made: {failure.strerror}.") from failure
+    if claimed or (alone and claim(folder, option)):  # whose parents were not there, either
+        sweep(folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +109,8 @@ class Targets:
         pictures = [target for _, target in targets.pairs() if target is not None]
         if page is not None and page.path.resolve() in {target.path.resolve() for target in pictures}:
             raise UsageError(f"{pictures[0].option} and {page.option} both name {page.path}; give two names.")
-        check(outputs=[page], figures=pictures)
+        check(outputs=[page])
+        check(figures=pictures, alone=alone)  # into one folder several commands may put theirs
         return targets
 
     @classmethod
@@ -133,4 +148,4 @@ def _make_picture_folder(picture: Output, why: str) -> None:
         raise UsageError(f"{option} {path} is a file, but {why}: give a folder.")
     if names_figure(path.name):
         raise UsageError(f"{option} {path} looks like a file, but {why}: give a folder.")
-    make_folder(path, option)
+    make_folder(path, option, alone=False)

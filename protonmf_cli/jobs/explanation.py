@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.in_memory import Named, named_pictures
 from protonmf_cli.files.last_explanation import LastExplanation, remember
+from protonmf_cli.files.networks.failures import naming
 from protonmf_cli.jobs.early import Targets
 from protonmf_cli.jobs.loaded import Explanation, Loaded, loaded_from, shown
 from protonmf_cli.jobs.machine import threads_of
@@ -105,17 +106,19 @@ def explained_each(
             yield answer
             continue
         if targets.page is not None:
-            seen[path] = answer.crop
-        found = explain(path, answer)
+            seen[printable(path)] = answer.crop
+        found = explain(printable(path), answer)
         said = said or _note_of_choice(found.explanation, loaded.model, progress)
         if target is not None:
-            _draw(found.explanation, options.top, target.path, progress)
+            with naming(loaded.path):
+                _draw(found.explanation, options.top, target.path, progress)
         if remembers:
             last = LastExplanation(image=str(Path(path).resolve()), class_index=found.explanation.class_index)
             remember(loaded.path, last)
         yield found
     if targets.page is not None and seen:
-        _write_page(loaded, seen, unread, explain.class_index, options, targets.page.path, progress)
+        with naming(loaded.path):
+            _write_page(loaded, seen, unread, explain.class_index, options, targets.page.path, progress)
 
 
 NEXT = "next"
@@ -136,7 +139,7 @@ class _Explaining:
         """Why one image is what it is, from what the model answered to it."""
         model, options = self.loaded.model, self.options
         explanation = explain_answer(
-            self.loaded.backbone, model, answer, image=image, model_name=str(self.loaded.path),
+            self.loaded.backbone, model, answer, image=image, model_name=printable(str(self.loaded.path)),
             class_index=self.class_index, among=options.among, map_kind=options.map_kind, form=self.form,
             kept=self.loaded.kept,
         )  # fmt: skip
@@ -176,9 +179,9 @@ def _crop_or_why(loaded: Loaded, picture: Named, target: Output | None, *, alone
     path = picture[0]
     if target is not None and not alone:
         try:
-            check_writable(target.path, target.force, target.option)
+            check_writable(target.path, target.force, target.option, alone=False)
         except InputError as failure:
-            return Skipped(path=path, reason=f"is left out: {failure.words}".rstrip("."))
+            return Skipped(path=printable(path), reason=f"is left out: {failure.words}".rstrip("."))
     return loaded.crop_or_why(picture, alone=alone)
 
 
@@ -225,7 +228,7 @@ def _write_page(
     ]
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, batches, file=str(loaded.path), decode=decoded, form=options.form,
+        loaded.backbone, loaded.model, batches, file=printable(str(loaded.path)), decode=decoded, form=options.form,
         class_index=class_index, among=options.among, explained_only=True, interpretation=interpretation,
     )  # fmt: skip
     write_page(target, drawn_page(loaded, content, interpretation, PageOptions()), progress)

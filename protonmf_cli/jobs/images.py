@@ -47,10 +47,18 @@ class SkipWatch:
     skipped: list[Skipped] = field(default_factory=list)
 
     def over(self, batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
-        """The same batches."""
+        """The same batches.
+
+        Raises:
+            InputError: after the last one, none of them had an image that could be read.
+        """
+        read = 0
         for batch in batches:
             self.skipped += batch.skipped
+            read += len(batch.sources)
             yield batch
+        if self.skipped and not read:
+            raise nothing_read(self.skipped)
 
     def check(self, most: float, read: int, progress: Progress) -> None:
         """Name what was skipped; give up when it is too much.
@@ -58,9 +66,28 @@ class SkipWatch:
         Raises:
             GateError: more than the share `most` of all images.
         """
-        for skip in self.skipped[:5]:
-            progress.note(f"skipped {skip.path}: {skip.reason}")
+        note_skipped(self.skipped, progress)
         check_skipped(self.skipped, read, most)
+
+
+NAMED = 5
+"""Skipped images that are named one by one."""
+
+
+def note_skipped(skipped: Sequence[Skipped], progress: Progress) -> None:
+    """Name some of the images that could not be read."""
+    for skip in skipped[:NAMED]:
+        progress.note(f"skipped {skip.path}: {skip.reason}")
+    if len(skipped) > NAMED:
+        progress.note(f"skipped {len(skipped) - NAMED} more images, which could not be read either")
+
+
+def nothing_read(skipped: Sequence[Skipped]) -> InputError:
+    """What to say where no image could be read."""
+    first = skipped[0]
+    return InputError(
+        f"none of the {len(skipped)} images could be read, e.g. {first.path} {first.reason}. Repair them, or give others."
+    )
 
 
 def check_skipped(skipped: Sequence[Skipped], read: int, most: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.audits import read_ranking
 from protonmf_cli.files.images.reader import crop_of_jpeg
 from protonmf_cli.files.last_explanation import recall
@@ -215,7 +215,7 @@ def intervention(
         progress.note(f"wrote {output.path}")
     return Intervention(
         loaded=loaded, edited=edited, edits=found, path=None if output is None else output.path,
-        image=None if data is not None else target.image, outcomes=next(iter(before_after), None), on_data=on_data,
+        image=None if data is not None or target.image is None else printable(target.image), outcomes=next(iter(before_after), None), on_data=on_data,
         refit=refitted, also=tuple(before_after[1:]),
     )  # fmt: skip
 

@@ -10,11 +10,12 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.reader import ImageFile, crop_of_jpeg
 from protonmf_cli.files.images.sources.local import images_below
+from protonmf_cli.files.networks.failures import naming
 from protonmf_cli.files.page_folder import INDEX, check_folder, write_folder
 from protonmf_cli.files.store import decision_digest
 from protonmf_cli.jobs.images import images_of_model
@@ -106,14 +107,15 @@ def _written(
     progress.stage("explaining the images", len(files))
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=str(loaded.path), decode=decoded,
+        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=printable(str(loaded.path)), decode=decoded,
         form=options.form, among=options.among, evaluation=known, interpretation=interpretation, progress=progress,
     )  # fmt: skip
     if files and not content.cases:
         first = content.unreadable[0]
         raise InputError(f"none of the {len(files)} images could be read, e.g. {first.path} {first.reason}.")
     nameless = any(file.local is None or file.box is not None for file in files)
-    page = drawn_page(loaded, content, interpretation, options, nameless=nameless)
+    with naming(loaded.path):
+        page = drawn_page(loaded, content, interpretation, options, nameless=nameless)
     write_page(target.path, page, progress, folder=options.folder)
     for skip in content.unreadable[:5]:
         progress.warn(f"{skip.path} {skip.reason}; it is not on the page.")
@@ -184,7 +186,7 @@ def _loose_images(paths: Iterable[Path]) -> Iterator[ImageFile]:
         found = images_below(path) if path.is_dir() else [path]
         if not found:
             raise InputError(f"there are no images in {path}. Give files, or a folder that holds some.")
-        yield from (ImageFile(path=each, name=str(each), class_index=-1) for each in found)
+        yield from (ImageFile(path=each, name=printable(str(each)), class_index=-1) for each in found)
 
 
 def _labelled(loaded: Loaded, words: ImageWords, options: PageOptions, progress: Progress) -> list[ImageFile]:
@@ -195,10 +197,13 @@ def _labelled(loaded: Loaded, words: ImageWords, options: PageOptions, progress:
 
 
 def _below(file: ImageFile, data: Path | str) -> str:
-    """The name of an image relative to the folder of the data; one that lies elsewhere keeps its own."""
+    """The name of an image by which a command finds it from where this one was run, without folders above that; else
+    relative to the folder of the data; one that lies elsewhere keeps its own."""
     if file.local is None or isinstance(data, str) or not file.local.is_relative_to(data):
         return file.name
-    return file.local.relative_to(data).as_posix()
+    inside = file.local.relative_to(data)
+    reachable = not data.is_absolute() and ".." not in data.parts
+    return printable((data / inside if reachable else inside).as_posix())
 
 
 def _read_evaluation(file: Path) -> dict[str, Any]:

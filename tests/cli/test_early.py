@@ -1,6 +1,7 @@
 """What is wrong at first sight is said before torch, a network or a model is loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -92,3 +93,29 @@ def test_a_refusal_names_the_option_that_there_is(toy, converted, tmp_path, monk
 def test_several_images_of_which_some_exist_are_explained_as_far_as_they_do(toy, converted):
     code, out, err = run("explain", "no.png", toy.image(0), "--model", converted, "--jsonl")
     assert (code, len(out.splitlines())) == (6, 1) and "no.png cannot be read" in err
+
+
+def test_what_is_named_instead_is_said(toy, converted, tmp_path):
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"\x08\x07\x12\x04" * 40)
+    code, _, err = run("explain", toy.image(0).parent, "--model", converted)
+    assert code == 3 and "it is a folder; name the images in it (FOLDER/*.jpg)" in err
+    code, _, err = run("explain", toy.image(0), "--model", graph)
+    assert code == 3 and "model.onnx is a graph, as `protonmf export` writes them" in err
+    words = ("convert", toy.name, "--data", toy.data, "--dry-run", "-o")
+    code, _, err = run(*words, tmp_path / "none" / "m.safetensors")
+    assert code == 3 and "none of the output does not exist. Create it first" in err
+    (tmp_path / "there.safetensors").write_bytes(b"")
+    assert run(*words, tmp_path / "there.safetensors")[0] == 0
+
+
+def test_a_class_without_prototypes_names_whose_there_are(toy, tmp_path):
+    few = tmp_path / "few"
+    for label in ("red", "green"):
+        name = next(path.name for path in (toy.data / "train").iterdir() if label in path.name)
+        shutil.copytree(toy.data / "train" / name, few / name)
+    file = tmp_path / "few.safetensors"
+    assert run("convert", toy.name, "--data", few, "-p", 2, "-o", file, "-q")[0] == 0
+    code, _, err = run("intervene", toy.image(0), "--class", "blue things", "--zero", 1, "--model", file)
+    assert code == 3
+    assert "blue things has no prototypes of its own in this model" in err and "--zero 'cat:1'" in err

@@ -99,9 +99,9 @@ def test_a_class_map(tmp_path, name, text):
 
 def test_unmatched_folders_are_listed_with_the_nearest_names(tmp_path):
     tree(tmp_path, "ants/1.jpg", "bee/1.jpg", "zebra/1.jpg")
-    with pytest.raises(InputError, match="2 of 3 class folders") as caught:
+    with pytest.raises(InputError, match="2 of 3 classes") as caught:
         find_images(tmp_path, "train", CLASSES, ClassMapping())
-    assert "ants Did you mean ant?" in str(caught.value)
+    assert "ants (did you mean ant?)" in str(caught.value)
     assert "class_order" in str(caught.value)
 
 

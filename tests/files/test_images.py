@@ -80,7 +80,7 @@ def test_turned_only_on_request():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is not an image"),
+        (b"", "is empty"),
         (b"hello, this is text", "is not an image"),
         (bytes_of(noise("RGB", (300, 300)), "JPEG")[:2000], "is damaged"),
         (bytes_of(noise("RGB", (300, 300)), "PNG")[:2000], "is damaged"),

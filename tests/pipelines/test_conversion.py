@@ -299,15 +299,14 @@ def test_a_class_that_another_conversion_caches_meanwhile_is_read_all_the_same(s
 def test_what_a_killed_conversion_left_in_the_cache_goes_with_the_class_and_nothing_is_written_twice(setting, tmp_path):
     reading = read_as(setting, [1])[0]
     known = CachedFeatures(tmp_path, "0" * 16)
-    left, written, other = (
-        known.folder / f".class-{name}.part" for name in ("000001.rows.a", "000001.rows.b", "000002.c")
-    )
-    for path in (left, written, other):
+    names = ("000001.rows.abcdefgh", "000001.safetensors.12345678", "000001.rows.hgfedcba", "000002.rows.abcdefgh")
+    left, too, written, other = (known.folder / f".class-{name}.part" for name in names)
+    for path in (left, too, written, other):
         path.touch()
-    os.utime(left, (0, 0))
-    os.utime(other, (0, 0))
+    for path in (left, too, other):
+        os.utime(path, (0, 0))
     known[1] = reading
-    assert not left.exists() and written.exists() and other.exists()
+    assert not left.exists() and not too.exists() and written.exists() and other.exists()
     assert torch.equal(known[1].rows[:], reading.rows)
     known[1] = replace(reading, rows=None)  # another conversion was quicker
 

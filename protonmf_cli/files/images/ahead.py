@@ -19,15 +19,15 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], *, workers:
     """
     source = iter(items)
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="ahead") as pool:
-        try:
-            waiting.extend(pool.submit(function, item) for item in islice(source, window))
-            while waiting:
-                result = waiting.popleft().result()
-                waiting.extend(pool.submit(function, item) for item in islice(source, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
+    try:
+        waiting.extend(pool.submit(function, item) for item in islice(source, window))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(source, 1))
+            yield result
+    finally:  # whoever wants no more results does not wait for those that are being made
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def ahead_if_slow(

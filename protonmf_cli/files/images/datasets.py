@@ -212,10 +212,10 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
         except InputError as failure:
             unmatched.append((name, words.get(name, name), failure))
     if unmatched:
-        lines = [f"{name}{nearest_names(classes, word)}" for name, word, _ in unmatched[:LISTED]]
+        lines = [f"{name}{_hint(classes, word)}" for name, word, _ in unmatched[:LISTED]]
         more = f"; and {len(unmatched) - LISTED} more" if len(unmatched) > LISTED else ""
         raise InputError(
-            f"{len(unmatched)} of {len(names)} class folders in {where} match no class of the model "
+            f"{len(unmatched)} of {len(names)} classes in {where} match no class of the model "
             f"({len(classes)} classes, e.g. {classes[0].label}): {'; '.join(lines)}{more}. "
             + _advice([name for name, _, _ in unmatched], mapping, by_order=len(names) == len(classes))
         )
@@ -237,6 +237,12 @@ def _meant(
         if not mapping.multi_label or len(parts) < 2:
             raise
     return tuple(dict.fromkeys(find_class(classes, words.get(part, part)) for part in parts))
+
+
+def _hint(classes: tuple[ClassName, ...], word: str) -> str:
+    """Names that are close, in brackets."""
+    said = nearest_names(classes, word).strip()
+    return f" ({said[0].lower()}{said[1:]})" if said else ""
 
 
 def _advice(names: Sequence[str], mapping: ClassMapping, *, by_order: bool) -> str:

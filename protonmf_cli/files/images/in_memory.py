@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, printable
 from protonmf_cli.files.images.reader import Crop, as_read, read_crop
 
 Picture = Path | Image.Image | Tensor
@@ -45,7 +45,7 @@ def named_pictures(images: object) -> Iterator[Named]:
     """
     for number, picture in enumerate(_pictures(images), start=1):
         named = str(picture) if isinstance(picture, Path) else getattr(picture, "filename", "")
-        yield str(named) or f"image {number}", picture
+        yield printable(str(named)) or f"image {number}", picture
 
 
 def crop_of_picture(

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.files.images.ahead import ahead
-from protonmf_cli.files.images.sources.local import read_local
+from protonmf_cli.files.images.sources.local import no_file, read_local
 from protonmf_cli.files.images.sources.source import Member, SourceError
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
 
@@ -26,6 +26,7 @@ MOST_PIXELS = 64_000_000
 MOST_TIMES_AS_LONG = 500
 """Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
 JPEG_QUALITY = 90
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 NOT_ITS_FAULT = frozenset({errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOTCONN, errno.ETIMEDOUT})
 """What a disk or a network that fails, or a process with too many open files, says of any image."""
 
@@ -104,7 +105,11 @@ def content_of(path: Path | Member) -> bytes:
         OSError: it cannot be read, or is no file.
         SourceError: what holds it cannot be read.
     """
-    return read_local(path) if isinstance(path, Path) else path.read_bytes()
+    if not isinstance(path, Path):
+        return path.read_bytes()
+    if path.exists() and not path.is_file():  # whoever writes to a pipe is not to be woken
+        raise OSError(no_file(path.stat().st_mode))
+    return read_local(path)
 
 
 def size_of(path: Path | Member) -> tuple[int, int]:
@@ -132,9 +137,18 @@ def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -
     except Image.DecompressionBombError as failure:
         raise InputError(f"has too many pixels, at most {MOST_PIXELS:,} are read") from failure
     except UnidentifiedImageError as failure:
-        raise InputError(f"is not an image in one of the formats {', '.join(FORMATS)}") from failure
+        raise InputError(_what_it_is(content)) from failure
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as failure:
         raise InputError(f"is damaged: {failure}") from failure
+
+
+def _what_it_is(content: bytes) -> str:
+    """Of what is no image."""
+    if not content:
+        return "is empty"
+    if content.startswith(LFS_POINTER):
+        return "is a pointer of git-lfs and not the image: fetch it with `git lfs pull`"
+    return f"is not an image in one of the formats {', '.join(FORMATS)}"
 
 
 def as_read(picture: Image.Image, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
@@ -252,8 +266,15 @@ def encode_jpeg(crop: Tensor) -> bytes:
 
 
 def crop_of_jpeg(content: bytes, channels: int) -> Tensor:
-    """The uint8 crop (channels, height, width) of a JPEG file of `encode_jpeg`, up to the loss of compression."""
-    return pixels_of(decode(content, channels=channels))
+    """The uint8 crop (channels, height, width) of a JPEG file of `encode_jpeg`, up to the loss of compression.
+
+    Raises:
+        ModelFileError: it cannot be decoded.
+    """
+    try:
+        return pixels_of(decode(content, channels=channels))
+    except InputError as failure:
+        raise ModelFileError(f"a training patch in the model file {failure.words}.") from failure
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.files.checks import check_name
 from protonmf_cli.files.work.per_class import ClassFiles
 from protonmf_cli.files.work.spool import Spool, keep
 from protonmf_cli.models.class_part import ClassReading
@@ -23,6 +24,7 @@ DAY = 86400.0
 
 
 def _folder(folder: Path, name: str) -> Path:
+    check_name(folder)
     try:
         (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as failure:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.work.folder import FACTS, WorkFolder, acquired, lock_at
+from protonmf_cli.files.work.folder import FACTS, WorkFolder
+from protonmf_cli.files.work.locks import acquired, lock_at
 from protonmf_cli.files.work.per_class import ClassFiles
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.image_batches import ImageSource, Skipped
@@ -32,7 +34,6 @@ class PartFiles(ClassFiles[ClassPart]):
     key = "part"
 
     def unpack(self, class_index: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> ClassPart:
-        ends = tensors["ends"].tolist()
         jpeg = bytes(tensors["jpeg"].numpy())
         return ClassPart(
             class_index=class_index,
@@ -46,7 +47,7 @@ class PartFiles(ClassFiles[ClassPart]):
                 box=tensors["box"],
                 map=tensors["map"],
                 image=tensors["image"],
-                crops=tuple(jpeg[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True) if ends),
+                crops=tuple(jpeg[start:end] for start, end in pairwise([0, *tensors["ends"].tolist()])),
                 sources=tuple(ImageSource(**source) for source in facts["sources"]),
             ),
             images=tuple(ImageSource(**source) for source in facts["images"]),

@@ -1,6 +1,5 @@
 """Where an unfinished job keeps what it has, beside its output: what makes it resumable."""
 
-import errno
 import hashlib
 import json
 import shutil
@@ -11,46 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import filelock
-
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.checks import check_name
+from protonmf_cli.files.work.locks import acquired, lock_at, lock_path, released
 
 
 def digest_of_facts(facts: Mapping[str, Any]) -> str:
     """sha256 of everything that decides a job's result, in any order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
-"""What a file system says that has no locks."""
-
-
-def lock_at(path: Path) -> filelock.FileLock:
-    """A lock that goes with its process, on whichever machine: no marker that would stay."""
-    return filelock.FileLock(path, fallback_to_soft=False)
-
-
-def acquired(lock: filelock.FileLock) -> bool:
-    """Take a lock; False where another process has it.
-
-    Raises:
-        OSError: its folder is not there, or cannot be written.
-        InputError: the file system has no locks.
-    """
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return False
-    except OSError as failure:
-        if failure.errno not in NO_LOCKS:
-            raise
-        Path(lock.lock_file).unlink(missing_ok=True)
-        raise InputError(
-            f"the disk of {Path(lock.lock_file).parent.resolve()} has no file locks ({failure.strerror}), which keep "
-            "processes apart. Mount it with locks (Lustre: -o flock), or give a folder on another disk."
-        ) from failure
-    return True
 
 
 SHOWN = 32
@@ -73,9 +41,10 @@ class WorkFolder:
     """What it is, in messages."""
 
     def __init__(self, output: Path, digest: str) -> None:
+        check_name(output)
         self.work = output.parent / f".{output.name}.work"
         self.folder = self.work / digest[:16]
-        self._lock = lock_at(output.parent / f".{output.name}.lock")
+        self._lock = lock_at(lock_path(output))
         self._output = output
 
     def __enter__(self) -> Self:
@@ -90,8 +59,7 @@ class WorkFolder:
             for folder in (self.folder, self.work):  # where nothing was put there
                 with suppress(OSError):
                     folder.rmdir()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+            released(self._lock)
 
     def take(self) -> bool:
         """Take the right to write the output, and make the folder; False where another process has it.

@@ -10,7 +10,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from protonmf_cli.files.atomic import sweep, write_atomically
+from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.leftovers import sweep
 
 Item = TypeVar("Item")
 
@@ -49,6 +50,12 @@ class ClassFiles(MutableMapping[int, Item]):
             raise KeyError(class_index) from None
         return self.unpack(class_index, tensors, facts)
 
+    def facts(self, class_index: int) -> dict[str, Any]:
+        """What `pack` noted of an item beside its tensors."""
+        with safetensors.safe_open(self._path(class_index), framework="pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()[self.key])
+        return found
+
     def __setitem__(self, class_index: int, item: Item) -> None:
         self.put(class_index, self.content(item))
 
@@ -65,7 +72,7 @@ class ClassFiles(MutableMapping[int, Item]):
 
     def sweep(self, class_index: int, age: float = 0.0) -> None:
         """Remove what processes left that were killed while they wrote a class, untouched for so many seconds."""
-        sweep(self.folder, self._path(class_index).stem, age)
+        sweep(self.folder, self._path(class_index).stem, age, any_suffix=True)
 
     def __delitem__(self, class_index: int) -> None:
         self._path(class_index).unlink()

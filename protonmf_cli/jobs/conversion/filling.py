@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from protonmf_cli.files.images.reader import ImageFile, ImageReader, encode_jpeg
+from protonmf_cli.files.work.cached_features import CachedFeatures
 from protonmf_cli.files.work.finished_classes import PartFiles, Shards
 from protonmf_cli.files.work.spool import Spool
 from protonmf_cli.jobs.conversion.preparing import PreparedConversion, cached_features
@@ -35,13 +36,7 @@ def convert_missing(
         Seconds spent waiting for and running the network ("extract") and on factors and examples ("factorise").
     """
     source = _source(prepared, prepared.images.files, shards.folder)
-    known = (
-        None
-        if prepared.cache is None
-        else cached_features(
-            prepared.cache, prepared.reads, prepared.images, prepared.options, cropped=prepared.cropped
-        )
-    )
+    known = None if prepared.cache is None else features_of(prepared)
     if known:
         progress.note(
             f"{len(known)} of {len(source.counts)} classes are taken from {prepared.cache}, without the network"
@@ -52,6 +47,12 @@ def convert_missing(
     )
     progress.detail(f"classes done after {time.monotonic() - clock:.1f} s")
     return seconds
+
+
+def features_of(prepared: PreparedConversion) -> CachedFeatures:
+    """What the network gave before for the images of a conversion that has a cache."""
+    assert prepared.cache is not None
+    return cached_features(prepared.cache, prepared.reads, prepared.images, prepared.options, cropped=prepared.cropped)
 
 
 def converted(prepared: PreparedConversion, classes: Sequence[int], group: int, folder: Path) -> dict[int, bytes]:

@@ -98,8 +98,8 @@ def check_words(words: ConversionWords, *, writes: bool = True) -> None:
     check_kept(words.network, words.embed)
     if words.dataset is None:
         check_data(words.images.data)
-    if writes:
-        check_writable(words.output.path, words.output.force)
+    # a plan's output may exist
+    check_writable(words.output.path, words.output.force or not writes, alone=writes)
 
 
 def prepare_conversion(words: ConversionWords, progress: Progress, *, writes: bool = True) -> PreparedConversion:

@@ -1,17 +1,18 @@
 """From a network and its images to a prototype model file, alone or together with other processes."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, ProtonmfError
 from protonmf_cli.files.checks import check_writable
+from protonmf_cli.files.images.sources.source import listed
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.finished_classes import FinishedElsewhere, Shards
-from protonmf_cli.jobs.conversion.filling import convert_missing, reader_of
+from protonmf_cli.jobs.conversion.filling import convert_missing, features_of, reader_of
 from protonmf_cli.jobs.conversion.in_hand import Images, Network, check_alone, images_in_hand, network_words
 from protonmf_cli.jobs.conversion.preparing import (
     ConversionWords,
@@ -20,10 +21,11 @@ from protonmf_cli.jobs.conversion.preparing import (
     prepare_conversion,
 )
 from protonmf_cli.jobs.conversion.processes import helpers_of
-from protonmf_cli.jobs.images import check_skipped
+from protonmf_cli.jobs.images import check_skipped, note_skipped, nothing_read
 from protonmf_cli.jobs.loaded import Loaded
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.card import ConversionFigures, DataFacts
+from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.options import ConversionOptions, Distribution, ImageWords, Machine, NetworkWords, Output, Share
 from protonmf_cli.pipelines.conversion.assembly import assemble_model
 from protonmf_cli.pipelines.progress import LOGGED, Progress
@@ -204,9 +206,9 @@ def finish_conversion(
     facts = DataFacts(split=images.split, left_out={str(c): n for c, n in images.left_out.items()})
     standard = ConversionOptions()  # for what is the machine's, so that equal models are equal bytes
     options = replace(prepared.options, memory=standard.memory, group=standard.group)
+    _check_read(prepared, shards, progress)
     model = assemble_model(backbone, shards, options, data=facts, progress=progress)
     head = time.monotonic() - clock
-    check_skipped(model.card.data.skipped or (), model.card.data.images, prepared.max_skipped)
     size = save_model(prepared.output, model, backbone.weights() if prepared.embed else None)
     shards.discard()
     whole = {**seconds, "head": head, "residual": None, "total": time.monotonic() - prepared.started}
@@ -217,6 +219,42 @@ def finish_conversion(
     if len(model.active_classes) > 1:
         _check_accuracy(conversion.figures.accuracy_black_box, len(backbone.classes), progress)
     return conversion
+
+
+def _check_read(prepared: PreparedConversion, shards: Shards, progress: Progress) -> None:
+    """Name what could not be read, before the head is computed; after a refusal, classes of nothing else are read again.
+
+    Raises:
+        GateError: it is too much.
+        InputError: it is all.
+    """
+    noted = {c: shards.facts(c) for c in shards}
+    read = {c: len(facts["images"]) for c, facts in noted.items()}
+    every = [Skipped(**skip) for facts in noted.values() for skip in facts["skipped"]]
+    empty = [c for c, count in read.items() if not count]
+    note_skipped(every, progress)
+    try:
+        check_skipped(every, sum(read.values()), prepared.max_skipped)
+        if not any(read.values()):
+            raise nothing_read(every)
+    except ProtonmfError:
+        _forget(prepared, shards, empty)
+        raise
+    if empty:
+        names = listed(prepared.backbone.classes[c].shown for c in empty)
+        progress.warn(
+            f"no image of {len(empty)} classes could be read: {names}. They have no prototypes, and all of their "
+            "evidence is residual."
+        )
+
+
+def _forget(prepared: PreparedConversion, shards: Shards, classes: Iterable[int]) -> None:
+    """Results of classes without images: these may be repaired without a change of their sizes."""
+    known = None if prepared.cache is None else features_of(prepared)
+    for c in classes:
+        del shards[c]
+        if known is not None and c in known:
+            del known[c]
 
 
 def _describe_share(shards: Shards, prepared: PreparedConversion) -> None:

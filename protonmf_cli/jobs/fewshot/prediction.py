@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from protonmf_cli.errors import printable
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.image_batches import Skipped
@@ -77,7 +78,7 @@ def _predicted(loaded: Loaded, path: str, crop: Tensor, neighbours: int) -> FewS
     rows = loaded.backbone.read(crop[None]).rows[0].cpu()
     position = position_of(model, rows, count=neighbours)
     return FewShotPrediction(
-        image=path,
+        image=printable(path),
         loaded=loaded,
         predictions=predictions(model, position.logits, len(model.card.classes)),
         position=position,

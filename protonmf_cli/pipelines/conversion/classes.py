@@ -1,7 +1,7 @@
 """Black box to prototypes, class by class: read, factorise, keep the strongest patches (ProtoNMF, eq. 1-3)."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice, takewhile
@@ -23,6 +23,8 @@ from protonmf_cli.pipelines.conversion.rows import Store, factorised_rows, image
 from protonmf_cli.pipelines.progress import SILENT, Progress
 from protonmf_cli.pipelines.training_examples import centred_rows, first_different
 
+TRIES = 3
+"""How often a class is converted whose result is missing afterwards."""
 SAMPLED_IMAGES = 8
 """Images of each class whose rows are kept until the assembly, to compare maps on."""
 LONG = 60.0
@@ -108,12 +110,19 @@ def convert_classes(
     missing = unfinished(groups_of_share(images.counts, options.group, share or Share()), finished)
     progress.stage("reading and factorising", sum(images.counts[c] for group in missing for c in group))
     seconds, waiting = {"extract": 0.0, "factorise": 0.0}, Waiting(backbone, progress)
+    done: Counter[int] = Counter()
     while missing:
         others = _Others(images.counts, finished, progress)
         own = _convert_free(backbone, images, options, finished, progress, known, missing, turns, seconds, others)
         others.count(len(missing))
         missing = unfinished(missing, finished)
-        waiting.look(missing, moved=own > 0)
+        done.update(own)
+        if lost := [group[0] for group in missing if done[group[0]] >= TRIES]:
+            raise InputError(
+                f"what was written of {backbone.classes[lost[0]].shown} cannot be read again, {TRIES} times in a row: "
+                "look at the disk of the output, and whether something else removes files there."
+            )
+        waiting.look(missing, moved=bool(own))
         if missing and not own and not turns.wait():
             break
     return seconds
@@ -176,8 +185,8 @@ def _convert_free(
     turns: Turns,
     seconds: dict[str, float],
     others: "_Others",
-) -> int:
-    """Convert what nobody else is at; how many groups."""
+) -> list[int]:
+    """Convert what nobody else is at; the first class of each group."""
     taken: deque[Sequence[int]] = deque()
 
     def order() -> Iterator[int]:
@@ -189,7 +198,7 @@ def _convert_free(
         others.add(coming)
 
     readings = read_classes(backbone, images, order(), progress, options=options, known=known)
-    own = 0
+    own: list[int] = []
     while True:
         start = time.monotonic()
         first = next(readings, None)
@@ -202,7 +211,7 @@ def _convert_free(
             finished[part.class_index] = part
         turns.done(group)
         others.count()
-        own += 1
+        own.append(group[0])
         seconds["extract"] += middle - start
         seconds["factorise"] += time.monotonic() - middle
 

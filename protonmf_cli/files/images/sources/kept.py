@@ -16,5 +16,5 @@ def kept_path(kind: str, file: File, version: str) -> Path:
         version: of the file, and whatever else it depends on.
     """
     address = str(file if file.local is None else file.local.absolute())
-    digest = hashlib.sha256(f"{address}\0{version}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{address}\0{version}".encode(errors="surrogateescape")).hexdigest()
     return default_folder() / kind / f"{digest[:32]}.{kind}"

@@ -26,9 +26,13 @@ def list_listing(file: File, name: str, text: str, beside: Callable[[str], Membe
     """
     images = []
     for number, path, label in numbered_pairs(text, str(file)):
+        if "\0" in path:
+            raise InputError(f"{file}: line {number} holds a zero byte, and no path does. Repair that line.")
         if not label:
             raise InputError(f"{file}: line {number} ({path!r}) has no label. Expected `path label` on each line.")
         images.append((label, path, beside(path)))
+    if not images:
+        raise InputError(f"{file} lists no images. Expected `path label` on each line.")
     return labelled_listing(str(file), name, images)
 
 

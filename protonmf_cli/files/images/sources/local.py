@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,8 @@ class LocalFile:
     root: Path
     name: str
     """Below the folder, or absolute."""
+    lost: bool = False
+    """Its own folder was not there either when it was listed: it is alone to blame that it cannot be read."""
 
     def __str__(self) -> str:
         return str(self.local)
@@ -69,6 +71,8 @@ class LocalFile:
 
     def check_source(self) -> None:
         """The folder of all images, gone or empty as the place of a disk that was unmounted, and the file's own."""
+        if self.lost:
+            return
         own = self.local.parent
         folder = own if Path(self.name).is_absolute() else self.root
         if _is_gone(folder):
@@ -102,6 +106,13 @@ def _gone(path: Path) -> SourceError:
     )
 
 
+def no_file(mode: int) -> str:
+    """Why a path is no image, and what to name instead."""
+    if stat.S_ISDIR(mode):
+        return "it is a folder; name the images in it (FOLDER/*.jpg), or give it to `protonmf report --images`"
+    return "it is not a file"
+
+
 def read_local(path: Path, start: int = 0, size: int | None = None) -> bytes:
     """Content of a file, or part of it, with no other call than to open, read and close it.
 
@@ -112,7 +123,7 @@ def read_local(path: Path, start: int = 0, size: int | None = None) -> bytes:
     try:
         found = os.fstat(number)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError("it is not a file")
+            raise OSError(no_file(found.st_mode))
         if start:
             os.lseek(number, start, os.SEEK_SET)
         left = found.st_size - start if size is None else size
@@ -139,17 +150,18 @@ class LocalFolder:
         """Of the folder, also where it is given as `.`."""
         return self.path.name or self.path.resolve().name
 
-    def entries(self) -> tuple[list[str], list[str]]:
+    def entries(self) -> tuple[list[str], list[str], list[str]]:
         """Links count as what they lead to."""
         folders: list[str] = []
         files: list[str] = []
+        others: list[str] = []
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    (folders if entry.is_dir() else files).append(entry.name)
+                    (folders if _is(entry.is_dir) else files if _is(entry.is_file) else others).append(entry.name)
         except OSError as failure:
             raise InputError(f"{self.path} cannot be read: {failure.strerror or failure}.") from failure
-        return sorted(folders), sorted(files)
+        return sorted(folders), sorted(files), sorted(others)
 
     def child(self, name: str) -> "LocalFolder":
         """A folder in it."""
@@ -159,39 +171,56 @@ class LocalFolder:
         """A file in it."""
         return LocalFile(self.path, name)
 
-    def images_in(self, folders: Iterable[str]) -> dict[str, list[tuple[str, Member]]]:
+    def images_in(self, folders: Iterable[str]) -> tuple[dict[str, list[tuple[str, Member]]], list[str]]:
         """One pass over each folder's entries, without a look at single files."""
         found: dict[str, list[tuple[str, Member]]] = {}
-        for folder, names in ahead_if_slow(
+        others: list[str] = []
+        for folder, names, left_out in ahead_if_slow(
             self._named, folders, workers=FOLDERS_AT_ONCE, window=4 * FOLDERS_AT_ONCE, seconds=SLOW
         ):
             found[folder] = by_name([(name, LocalFile(self.path, name)) for name in names])
-        return found
+            others += left_out
+        return found, others
 
-    def _named(self, folder: str) -> tuple[str, Sequence[str]]:
-        return folder, [f"{folder}/{name}" for name in image_names_below(self.path / folder)]
+    def _named(self, folder: str) -> tuple[str, Sequence[str], Sequence[str]]:
+        names, others = image_names_below(self.path / folder)
+        return folder, [f"{folder}/{name}" for name in names], [f"{folder}/{name}" for name in others]
 
 
-def image_names_below(folder: Path) -> list[str]:
-    """Image files of a folder and those below it, named from there; what is hidden is left out, links are not followed.
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether an entry is of a kind; False of a link that leads in circles, or where nobody may look."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def image_names_below(folder: Path) -> tuple[list[str], list[str]]:
+    """Image files of a folder and those below it, and what is neither file nor folder there, named from there.
+
+    What is hidden is left out. Links to images are taken as they are; others are not followed.
 
     Raises:
         InputError: a folder cannot be read.
     """
     found: list[str] = []
+    others: list[str] = []
     waiting: list[tuple[str, str]] = [("", str(folder))]
     while waiting:
         above, path = waiting.pop()
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if is_image(entry.name) and not entry.is_dir(follow_symlinks=False):
+                    link = entry.is_symlink()
+                    if is_image(entry.name) and (link or entry.is_file(follow_symlinks=False)):
                         found.append(above + entry.name)
                     elif entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
                         waiting.append((f"{above}{entry.name}/", entry.path))
+                    elif not (entry.name.startswith(".") or _is(entry.is_file)):
+                        others.append(above + entry.name)
         except OSError as failure:
             raise InputError(f"{path} cannot be read: {failure.strerror or failure}.") from failure
-    return found
+    return found, others
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -200,4 +229,4 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         InputError: a folder cannot be read.
     """
-    return sorted(folder / name for name in image_names_below(folder))
+    return sorted(folder / name for name in image_names_below(folder)[0])

@@ -1,19 +1,30 @@
 """From what a user names as data to its images: the only way into the kinds of sources."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import UNPRINTABLE, InputError, printable
 from protonmf_cli.files.checks import check_data_there
 from protonmf_cli.files.images.sources.lists import list_listing
 from protonmf_cli.files.images.sources.local import LocalFile, LocalFolder
 from protonmf_cli.files.images.sources.parquet import parquet_listing
 from protonmf_cli.files.images.sources.remote import RemoteFile, RemoteFolder, Store, explained, is_url
 from protonmf_cli.files.images.sources.shards import RANGE, expanded, of_no_split, splits_in
-from protonmf_cli.files.images.sources.source import SUFFIXES, File, Folder, Listing, Member, listed, stem, suffix
+from protonmf_cli.files.images.sources.source import (
+    SUFFIXES,
+    File,
+    Folder,
+    Groups,
+    Listing,
+    Member,
+    listed,
+    stem,
+    suffix,
+)
 from protonmf_cli.files.images.sources.tar_shards import tar_listing, tar_splits
 from protonmf_cli.files.images.sources.trees import SPLITS, no_such_split, tree_listing, tree_splits
 from protonmf_cli.files.images.sources.zip_archive import zip_images
@@ -28,10 +39,10 @@ READ = (
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 LISTS = (".txt", ".csv", ".tsv")
 """Of lists behind a URL; on this machine they may be called as they like."""
+NO_FILES = "links to nothing or to folders, pipes, sockets or devices left out"
+"""What lies among class folders and images, and is neither a folder nor a file."""
 LOOKED_INTO = 100
 """Folders in which data of another form is looked for, before there is none."""
-NO_TEXT = re.compile(r"[\ud800-\udfff]")
-"""What Python has in the place of bytes that are not UTF-8."""
 HEAD = 4096
 """Bytes of a list that show whether it is text."""
 
@@ -90,15 +101,15 @@ def _of_holders(kind: str, where: str, name: str, files: Sequence[File], split: 
 
 
 def _as_text(listing: Listing) -> Listing:
-    """The same; refused where a name is none that records and pages can hold.
-
-    Raises:
-        InputError: naming it.
-    """
-    for name in (listing.split, *(shown for found in listing.groups.values() for shown, _ in found)):
-        if NO_TEXT.search(name):
-            raise InputError(f"{listing.where!r} has a name that is not UTF-8: {name!r}. Rename it.")
-    return listing
+    """The same with names that messages, records and pages can hold; the images are found by their own."""
+    names = (listing.split, *listing.groups, *(shown for found in listing.groups.values() for shown, _ in found))
+    if not any(map(UNPRINTABLE.search, names)):
+        return listing
+    groups: Groups = {}
+    for name, found in listing.groups.items():
+        groups.setdefault(printable(name), []).extend((printable(shown), member) for shown, member in found)
+    order = tuple(dict.fromkeys(map(printable, listing.order)))
+    return replace(listing, split=printable(listing.split), groups=groups, order=order)
 
 
 def splits_of(data: Data) -> list[str]:
@@ -110,7 +121,7 @@ def splits_of(data: Data) -> list[str]:
     with _in_words(data):
         found = place_of(data)
         if isinstance(found, Folder):
-            folders, files = found.entries()
+            folders, files, _ = found.entries()
             present = [split for split, names in SPLITS.items() if set(names) & set(folders)]
             kind, shards = next(iter(_shards(found, files).items()), ("", []))
             beside = any(not name.startswith(".") for name in folders)
@@ -171,6 +182,8 @@ def _remote(url: str) -> Folder | list[File]:
     """By its suffix, without a request."""
     scheme, _, rest = url.partition("://")
     if scheme in ("file", "local"):
+        if not rest:
+            raise InputError(f"{url} names no file and no folder: give a path.")
         return place_of(Path(rest))
     _refuse_compressed(url)
     kind = suffix(_path_of(url))
@@ -222,33 +235,40 @@ def _in_words(data: Data) -> Iterator[None]:
 def _of_folder(data: Folder, split: str) -> Listing:
     """Class folders, or shards, of a folder or of the split in it."""
     folder, named = _split_folder(data, split)
-    folders, files = folder.entries()
-    images = folder.images_in(name for name in folders if not name.startswith("."))
+    folders, files, neither = folder.entries()
+    images, below = folder.images_in(name for name in folders if not name.startswith("."))
+    neither = [*(name for name in neither if not name.startswith(".")), *below]
     groups = {name: found for name, found in images.items() if found}
     shards = _shards(folder, files)
     if not groups and shards:
         (kind, chosen), *others = shards.items()
         listing = _of_holders(kind, str(folder), named or folder.name, chosen, split)
-        beside = listed(file.name for _, found in others for file in found)
-        note = f"files beside the {kind} files left out: {beside}"
-        return replace(listing, notes=(*listing.notes, note)) if others else listing
+        beside = [file.name for _, found in others for file in found]
+        notes = _left_out({f"files beside the {kind} files left out": beside, NO_FILES: neither})
+        return replace(listing, notes=(*listing.notes, *notes))
     if not groups:
         raise InputError(
             f"{folder} holds no class folder with images ({', '.join(sorted(SUFFIXES))}). "
-            f"Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg.{_hint(folder, folders, files)}"
+            f"Expected FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg.{_hint(folder, folders, files, neither)}"
         )
     empty = tuple(name for name, found in images.items() if not found)
-    left_out = {
-        "hidden folders left out": [name for name in folders if name.startswith(".")],
-        "folders without images left out": empty,
-        "files beside the class folders left out": [file.name for found in shards.values() for file in found],
-    }
-    notes = tuple(f"{what}: {listed(names)}" for what, names in left_out.items() if names)
+    notes = _left_out(
+        {
+            "hidden folders left out": [name for name in folders if name.startswith(".")],
+            "folders without images left out": empty,
+            "files beside the class folders left out": [file.name for found in shards.values() for file in found],
+            NO_FILES: neither,
+        }
+    )
     return Listing(where=str(folder), split=named or folder.name, groups=groups, empty=empty, notes=notes)
 
 
+def _left_out(names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(f"{what}: {listed(found)}" for what, found in names.items() if found)
+
+
 def _split_folder(data: Folder, split: str) -> tuple[Folder, str | None]:
-    folders, _ = data.entries()
+    folders, *_ = data.entries()
     present = {each: name for each, names in SPLITS.items() for name in names if name in folders}
     if split in present:
         return data.child(present[split]), split
@@ -259,8 +279,8 @@ def _split_folder(data: Folder, split: str) -> tuple[Folder, str | None]:
     return data, None
 
 
-def _hint(folder: Folder, folders: Sequence[str], files: Sequence[str]) -> str:
-    """Where something that could be read lies, one step away."""
+def _hint(folder: Folder, folders: Sequence[str], files: Sequence[str], others: Sequence[str]) -> str:
+    """Where something that could be read lies, one step away; else what is there instead."""
     for name in files:
         if suffix(name) in HOLDERS and not name.startswith("."):
             return f" It holds {name}: give that file."
@@ -268,7 +288,7 @@ def _hint(folder: Folder, folders: Sequence[str], files: Sequence[str]) -> str:
         kind = next((suffix(file) for file in folder.child(name).entries()[1] if suffix(file) in SHARDS), None)
         if kind is not None:
             return f" {folder.child(name)} holds {kind} files: give that folder."
-    return ""
+    return f" There are {NO_FILES}: {listed(others)}." if others else ""
 
 
 def _text(file: File) -> str:
@@ -280,7 +300,8 @@ def _text(file: File) -> str:
     try:
         if b"\0" in file.read_range(0, HEAD):
             raise ValueError
-        text = file.read_bytes().decode("utf-8-sig")
+        names = suffix(file.name) in LISTS  # of files, in which any byte may be
+        text = file.read_bytes().decode("utf-8-sig", errors="surrogateescape" if names else "strict")
     except ValueError as failure:
         raise InputError(f"{file} is of no kind that is read. {READ}") from failure
     if text[:HEAD].lstrip().lower().startswith(("<!doctype html", "<html")):
@@ -292,5 +313,9 @@ def _beside(file: File) -> Callable[[str], Member]:
     """The image of a path in a list."""
     if isinstance(file, RemoteFile):
         return lambda path: RemoteFile(file.store, path)
-    root = Path(str(file)).parent
-    return lambda path: LocalFile(root, path)
+    root, there = Path(str(file)).parent, functools.cache(os.path.isdir)
+
+    def found(path: str) -> LocalFile:
+        return LocalFile(root, path, lost=not there(os.path.dirname(os.path.join(root, path))))  # noqa: PTH118, PTH120
+
+    return found

@@ -17,12 +17,13 @@ import numpy as np
 from filelock import FileLock
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.atomic import sweep, write_atomically
+from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.sources.kept import kept_path
 from protonmf_cli.files.images.sources.local import read_local
 from protonmf_cli.files.images.sources.shards import distinct, labelled_listing, of_split
 from protonmf_cli.files.images.sources.source import File, Listing, SourceError, listed, stem
+from protonmf_cli.files.leftovers import sweep
 
 FILES_AT_ONCE = 8
 ROWS_AT_ONCE = 64
@@ -193,14 +194,20 @@ def _read(file: File) -> list[Row]:
             _check_held(file, opened.metadata, columns)
             paths = [f"{columns.image}.path"] if columns.path else []
             found = opened.read(columns=[*paths, columns.label], use_threads=False)
-    except pyarrow.ArrowException as failure:
-        raise InputError(f"{file} is damaged or not parquet: {failure}.") from failure
+            values = found.column(columns.label).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as failure:
+        raise InputError(f"{file} is damaged or not parquet: {str(failure).rstrip('.')}.") from failure
     size = file.size()
     table = Table(file=file, version=file.version(), length=size, footer=_footer(file, size), columns=columns)
-    labels = [_label(value, columns.names, file) for value in found.column(columns.label).to_pylist()]
-    files = found.column(columns.image).combine_chunks().flatten()[0].to_pylist() if paths else [None] * len(labels)
-    names = [(each or "").rpartition("/")[2] for each in files]
+    labels = [_label(value, columns.names, file) for value in values]
+    files = found.column(columns.image).combine_chunks().flatten()[0] if paths else pyarrow.nulls(len(labels))
+    names = [_last(each) for each in files.cast(pyarrow.binary()).to_pylist()]
     return [Row(table, n, label, name) for n, (label, name) in enumerate(zip(labels, names, strict=True))]
+
+
+def _last(path: bytes | None) -> str:
+    """Name of a file, in which any byte may be."""
+    return (path or b"").decode(errors="surrogateescape").rpartition("/")[2]
 
 
 def _footer(file: File, size: int) -> str:

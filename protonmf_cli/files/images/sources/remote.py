@@ -194,7 +194,7 @@ class RemoteFolder:
         """Last part of the address."""
         return self.url.rstrip("/").rpartition("/")[2]
 
-    def entries(self) -> tuple[list[str], list[str]]:
+    def entries(self) -> tuple[list[str], list[str], list[str]]:
         """By one request."""
         files, root = opened(self.url)
         with explained(self.url):
@@ -205,7 +205,7 @@ class RemoteFolder:
             name = each["name"].rstrip("/").rpartition("/")[2]
             if each["name"].rstrip("/") != root.rstrip("/"):
                 (folders if each["type"] == "directory" else others).append(name)
-        return sorted(folders), sorted(others)
+        return sorted(folders), sorted(others), []
 
     def child(self, name: str) -> "RemoteFolder":
         """A folder in it."""
@@ -215,11 +215,11 @@ class RemoteFolder:
         """A file in it."""
         return RemoteFile(Store(self.url), name)
 
-    def images_in(self, folders: Iterable[str]) -> dict[str, list[tuple[str, Member]]]:
+    def images_in(self, folders: Iterable[str]) -> tuple[dict[str, list[tuple[str, Member]]], list[str]]:
         """All files below it are listed at once, with their sizes."""
         found: dict[str, list[tuple[str, Member]]] = {folder: [] for folder in folders}
         if not found:
-            return {}
+            return {}, []
         files, root = opened(self.url)
         with explained(self.url):
             listed = patiently(lambda: files.find(root, detail=True))
@@ -229,7 +229,7 @@ class RemoteFolder:
             folder, _, below = name.partition("/")
             if folder in found and is_image(name) and not any(part.startswith(".") for part in below.split("/")):
                 found[folder].append((name, RemoteFile(store, name, info.get("size"))))
-        return {folder: by_name(images) for folder, images in found.items()}
+        return {folder: by_name(images) for folder, images in found.items()}, []
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol, runtime_checkable
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, printable
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MOST_BYTES = 512 * 2**20
@@ -115,8 +115,8 @@ class Folder(Protocol):
     def name(self) -> str:
         """Last part of its address."""
 
-    def entries(self) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files that lie in it, sorted.
+    def entries(self) -> tuple[list[str], list[str], list[str]]:
+        """Names of the folders, of the files, and of what is neither (pipes, links to nothing) in it, sorted.
 
         Raises:
             InputError: it cannot be read.
@@ -128,8 +128,9 @@ class Folder(Protocol):
     def file(self, name: str) -> File:
         """A file in it, or below it."""
 
-    def images_in(self, folders: Iterable[str]) -> dict[str, list[tuple[str, Member]]]:
-        """Folder -> its image files and those below it, with their names as of `Listing.groups`.
+    def images_in(self, folders: Iterable[str]) -> tuple[dict[str, list[tuple[str, Member]]], list[str]]:
+        """Folder -> its image files and those below it, with their names as of `Listing.groups`; and names of what is
+        neither file nor folder there.
 
         Raises:
             InputError: one cannot be read.
@@ -200,6 +201,6 @@ def stem(name: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
-    found = [name.encode(errors="backslashreplace").decode() for name in names]
+    found = [printable(name) for name in names]
     more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return ", ".join(found[:LISTED]) + more

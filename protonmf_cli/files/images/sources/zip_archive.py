@@ -82,7 +82,7 @@ class ZipMember:
         )  # fmt: skip
         try:
             with zipfile.ZipExtFile(io.BytesIO(content), "r", info) as member:
-                return member.read()
+                return member.read(self.unpacked)  # and no more, whatever it would unpack to
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError) as failure:
             raise OSError(str(failure)) from failure
 
