@@ -17,8 +17,9 @@ import typer
 import yaml
 
 from protonmf_cli import errors
-from protonmf_cli.cli.app import INTERRUPTED, TERMINATED, app
+from protonmf_cli.cli.app import app
 from protonmf_cli.cli.manual import about
+from protonmf_cli.cli.signals import ENDS
 from toys import Toy, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -242,7 +243,7 @@ def test_links_and_paths_exist(name):
 def test_exit_codes_are_the_programs():
     told = re.findall(r"^\| ([\d, ]+) \|", TEXT["batch-jobs"], flags=re.MULTILINE)
     kinds = {getattr(errors, name) for name in vars(errors) if name.endswith("Error")}
-    codes = {kind.exit_code for kind in kinds} | {0, 1, 6, INTERRUPTED, TERMINATED}  # 6: of explain, some images
+    codes = {kind.exit_code for kind in kinds} | {0, 1, 6, *(128 + n for n in ENDS)}  # 6: of explain, some images
     assert {int(code) for cell in told for code in cell.split(",")} == codes
 
 
@@ -250,6 +251,20 @@ def test_exit_codes_are_the_programs():
 def test_topics_exist(name):
     pages = {path.stem for path in MANUAL}
     assert set(re.findall(r"protonmf\s+manual\s+([a-z][a-z-]+)", TEXT[name])) <= pages
+
+
+def test_what_holds_a_line_about_security_exists():
+    """Every row of the page names tests, and these are there."""
+    rows = [
+        row for row in re.findall(r"^\| (.+) \| (.+) \|$", TEXT["security"], flags=re.MULTILINE) if row[1] != "test"
+    ]
+    assert len(rows) > 15
+    for said, held in rows:
+        files = re.findall(r"(tests/[\w/]+\.py)", held)
+        assert files, said
+        code = "".join((ROOT / path).read_text(encoding="utf-8") for path in files)
+        for name in re.findall(r"\b(test_\w+)(?!\w*\.py)", held):
+            assert f"def {name}(" in code, (said, name)
 
 
 def test_every_measurement_has_its_command():
@@ -303,7 +318,7 @@ def test_unknown_topic(word, near):
 
 def test_manual_is_in_the_package():
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert data["protonmf_cli.manual"] == ["*.md"]
+    assert "manual/*.md" in data["protonmf_cli"]
 
 
 def test_manual_needs_nothing_heavy():

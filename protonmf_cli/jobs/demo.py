@@ -6,6 +6,7 @@ from pathlib import Path
 from protonmf_cli.errors import InputError
 from protonmf_cli.files.images.digits import save_network, untrained_network, write_digits
 from protonmf_cli.files.store import load_model
+from protonmf_cli.files.work.locks import claim
 from protonmf_cli.options import Output
 from protonmf_cli.pipelines.demo_training import accuracy, train_classifier
 from protonmf_cli.pipelines.progress import Progress
@@ -38,6 +39,7 @@ def prepare_demo(output: Output, seed: int, progress: Progress) -> PreparedDemo:
         InputError: the folder holds something already.
     """
     folder = output.path
+    claim(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not output.force:
         raise InputError(f"{folder} exists already and is not empty. Give another folder, or --force to write into it.")
     progress.stage("writing images")

@@ -13,9 +13,11 @@ from protonmf_cli.errors import InputError, NotExactError, UsageError
 from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.reader import crop_of_jpeg
+from protonmf_cli.files.leftovers import sweep
 from protonmf_cli.files.networks.checkpoints import save_checkpoint, save_weights
 from protonmf_cli.files.networks.loading import TIMM
 from protonmf_cli.files.onnx_graph import check_packages, check_size, run_graph, save_graph
+from protonmf_cli.files.work.locks import claim
 from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.models.backbone import Backbone
@@ -203,5 +205,7 @@ def _check_folder(output: Output) -> None:
         raise UsageError(f"-o {folder} looks like a file of ONNX: give --format onnx, or the name of a folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; -o names a folder for config.json and model.safetensors.")
+    if claim(folder) and folder.is_dir():
+        sweep(folder)
     if folder.is_dir() and any(folder.iterdir()) and not output.force:
         raise InputError(f"the folder {folder} is not empty. Give --force to write into it, or another -o.")

@@ -16,6 +16,7 @@ from protonmf_cli.files.images.sources.source import listed
 from protonmf_cli.files.images.training_images import TrainingImages
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.folder import digest_of_facts
+from protonmf_cli.files.work.locks import claiming
 from protonmf_cli.files.work.training_folder import TrainingFolder
 from protonmf_cli.jobs.early import check
 from protonmf_cli.jobs.fewshot.data import LAST_LAYER, drawn, find_test, images_by_folder, open_features
@@ -27,9 +28,9 @@ from protonmf_cli.jobs.networks import check_kept
 from protonmf_cli.models.backbone import Backbone, ClassName
 from protonmf_cli.models.card import DataFacts
 from protonmf_cli.models.image_batches import Skipped, digest_of_images
+from protonmf_cli.models.protopnet.training_state import TrainingState
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.soft_matching import Samples
-from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import FewShotOptions, FineTuneOptions, ImageWords, Machine, NetworkWords, Output
 from protonmf_cli.pipelines.fewshot.features import read_samples, readout_of
 from protonmf_cli.pipelines.fewshot.finetuning import FineTuner
@@ -105,6 +106,7 @@ class _Tuned:
     """To be removed once the result is safe."""
 
 
+@claiming()
 def fit_fewshot(
     model: str | NetworkWords,
     data: str | PathLike[str] | ImageWords,
@@ -169,11 +171,11 @@ def fit_fewshot(
             fitted = _fitted(given, progress)
         found = _finished(given, fitted, tuned, progress)
         size = save_model(target.path, found, given.backbone.weights() if embed else None)
-        if tuned is not None:
-            tuned.folder.discard()
         interpretation = interpret(found)
         if drawn_to is not None:
             draw_plane(interpretation, drawn_to.path, progress)
+        if tuned is not None:
+            tuned.folder.discard()
     loaded = Loaded(path=target.path, model=found, backbone=given.backbone, reader=given.reader, embedded=embed)
     return FewShotFit(
         loaded=loaded, network=network.name, interpretation=interpretation, bytes=size,

@@ -12,15 +12,16 @@ from protonmf_cli.errors import ModelFileError, UsageError
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
 from protonmf_cli.files.store import load_model, save_model
+from protonmf_cli.files.work.locks import claiming
 from protonmf_cli.jobs.images import check_skipped, images_of_model
 from protonmf_cli.jobs.loaded import Loaded, loaded_from, local_file
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.jobs.protopnet.finished import Trained, figures_of, finished_model, save_finished
 from protonmf_cli.jobs.stored_options import note_unknown
 from protonmf_cli.models.card import DataFacts
-from protonmf_cli.models.combination import combined_model, combined_weights
 from protonmf_cli.models.image_batches import ImageBatch
-from protonmf_cli.models.protopnet import ProtoPNet
+from protonmf_cli.models.protopnet.combination import combined_model, combined_weights
+from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.options import ImageWords, Machine, Output, ProtoPNetOptions
 from protonmf_cli.pipelines.progress import LOGGED, Progress
@@ -100,6 +101,7 @@ class OpenedProtoPNet:
         return self.loaded.reader.batches(self.images.of(self.images.files))
 
 
+@claiming()
 def push_protopnet(
     file: Loaded | str | PathLike[str],
     data: str | PathLike[str] | ImageWords,
@@ -141,6 +143,7 @@ def push_protopnet(
     return ProtoPNetPush(file=opened.loaded.path, loaded=loaded, images=opened.count, facts=facts)
 
 
+@claiming()
 def prune_protopnet(
     file: Loaded | str | PathLike[str],
     data: str | PathLike[str] | ImageWords,
@@ -194,6 +197,7 @@ def prune_protopnet(
     )  # fmt: skip
 
 
+@claiming()
 def combine_protopnets(
     files: Sequence[str | PathLike[str]], *, output: str | PathLike[str] | Output
 ) -> ProtoPNetCombination:

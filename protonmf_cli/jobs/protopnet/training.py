@@ -21,6 +21,7 @@ from protonmf_cli.files.networks.backbones import load_features
 from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.folder import digest_of_facts
+from protonmf_cli.files.work.locks import claiming
 from protonmf_cli.files.work.training_folder import TrainingFolder
 from protonmf_cli.jobs.early import make_folder
 from protonmf_cli.jobs.images import check_data
@@ -37,8 +38,8 @@ from protonmf_cli.jobs.protopnet.images import (
 )
 from protonmf_cli.models.backbone import Source
 from protonmf_cli.models.card import DataFacts
+from protonmf_cli.models.protopnet.training_state import TrainingState
 from protonmf_cli.models.readouts.readout import Network
-from protonmf_cli.models.training_state import TrainingState
 from protonmf_cli.options import (
     FROM_SCRATCH,
     PROTOPNET_RECIPES,
@@ -134,6 +135,7 @@ class _Net(Trained):
     source: TrainingData
 
 
+@claiming()
 def train_protopnet(
     model: str | NetworkWords,
     train: str | PathLike[str] | ImageWords,
@@ -204,11 +206,12 @@ def train_protopnet(
     )
     machine = machine or Machine()
     with threads_of(machine):
-        training = _train(_prepared(asked, machine, progress))
-    if training is not None:
-        training = replace(training, seconds=time.monotonic() - started)
-        _write_extras(training, log, figure, progress)
-    return training
+        return _train(
+            _prepared(asked, machine, progress),
+            lambda training: _write_extras(
+                replace(training, seconds=time.monotonic() - started), log, figure, progress
+            ),
+        )
 
 
 def usual_options(recipe: Recipe = "default", *, pretrained: bool = True) -> ProtoPNetOptions:
@@ -238,8 +241,8 @@ def _prepared(asked: _Asked, machine: Machine, progress: Progress) -> _Run:
     )  # fmt: skip
 
 
-def _train(run: _Run) -> ProtoPNetTraining | None:
-    """Train or go on, then write the model; None in a process that only helps."""
+def _train(run: _Run, write_extras: Callable[[ProtoPNetTraining], ProtoPNetTraining]) -> ProtoPNetTraining | None:
+    """Train or go on, then write the model and what goes with it; None in a process that only helps."""
     facts = _facts(run)
     digest = digest_of_facts(facts)
     if not run.processes.leads:
@@ -260,7 +263,7 @@ def _train(run: _Run) -> ProtoPNetTraining | None:
             if not state.done:  # nothing to go on with
                 folder.discard()
             raise
-        training = _finish(run, trained, state)
+        training = write_extras(_finish(run, trained, state))
         folder.discard()
     return training
 
@@ -305,9 +308,9 @@ def _fit(run: _Run, folder: TrainingFolder, state: TrainingState, keep: Callable
     steps = plan(options)
 
     def after_step(now: TrainingState) -> None:
-        keep(now)
         if run.asked.keep_cycles is not None and run.processes.leads and ends_cycle(steps, now.done - 1):
-            _write_cycle(run.asked.keep_cycles, run, trained, now)
+            _write_cycle(run.asked.keep_cycles, run, trained, now)  # first: a state is not trained again
+        keep(now)
 
     _go(run, trained, state, after_step, lambda row: run.progress.log(epoch_line(row, options)))
     return trained
@@ -398,7 +401,9 @@ def _test(run: _Run, trained: _Net) -> float | None:
     return accuracy(trained.net, read_activations(trained.net, trained.backbone, batches, progress=run.progress))
 
 
-def _write_extras(training: ProtoPNetTraining, log: Path | None, figure: Path | None, progress: Progress) -> None:
+def _write_extras(
+    training: ProtoPNetTraining, log: Path | None, figure: Path | None, progress: Progress
+) -> ProtoPNetTraining:
     """The log and the curves, where they are asked for."""
     record = training_json(training)
     if log is not None:
@@ -407,3 +412,4 @@ def _write_extras(training: ProtoPNetTraining, log: Path | None, figure: Path | 
     if figure is not None:
         write_atomically(figure, rendered(training_figure(record), figure.name))
         progress.note(f"wrote {figure}")
+    return training

@@ -1,5 +1,7 @@
 """The report as one HTML page: data in, bytes out. What it is made of lies beside: page.html, page.css, js."""
 
+import base64
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,8 +23,10 @@ NUMBER = 16 / 3
 """Bytes of a float32 in base64."""
 SAMPLED = 48
 """Pictures encoded to guess the size of all."""
+WITHOUT_SCRIPT = "nav { display: none !important; }"
+"""Style of a page whose script does not run."""
 SCRIPT = (
-    "data", "numbers", "answers", "evidence", "elements", "help", "pictures", "state", "images", "headline", "explain",
+    "data", "numbers", "evidence", "elements", "help", "pictures", "state", "images", "headline", "explain",
     "cards", "contrast", "beside", "intervene", "plane", "audit", "overview", "gallery", "main",
 )  # fmt: skip
 """Parts of the page's script, in js, in their order: values are made of those before them, functions use any."""
@@ -131,16 +135,29 @@ def _size_without_pictures(report: Report, words: PageWords) -> int:
 
 def _render(report: Report, words: PageWords, pictures: Pictures, left_out: tuple[str, ...]) -> bytes:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    data = page_data(report, words, pictures)
+    data, style, own = page_data(report, words, pictures), _text("page.css"), script()
     text = environment.from_string(_text("page.html")).render(
         title=words.title, subtitle=words.subtitle, about=words.about, badge=words.badge, lines=words.lines,
         tables=words.tables, skipped=words.skipped, provenance=words.provenance, glossary=words.glossary,
         version=words.version, cases=len(report.cases), shortcuts=_shortcuts(report),
         classes=len(report.gallery.classes), prototypes=_owned(report), left_out=left_out,
-        style=Markup(_text("page.css")), script=Markup(script()),
+        style=Markup(style), script=Markup(own), without_script=Markup(WITHOUT_SCRIPT),
+        policy=Markup(_policy(own, (style, WITHOUT_SCRIPT))),
         data=jinja2.utils.htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
     )  # fmt: skip
     return text.encode()
+
+
+def _policy(script: str, styles: Sequence[str]) -> str:
+    """The page's Content-Security-Policy: its own script and styles, known by their hashes, and pictures alone."""
+    return (
+        f"default-src 'none'; img-src data: 'self' file:; style-src {' '.join(map(_hash, styles))}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _shortcuts(report: Report) -> int | None:
