@@ -210,14 +210,15 @@ def test_what_was_not_looked_at_closer_gets_no_verdict(tried):
 def test_reasons_are_in_words():
     words = reason_of("tick", transplant(0.61, left=0.02, elsewhere=0.05), need(0.8, 0.8), (0.7, 0.4))
     assert words == (
-        "flips 61% of other images when pasted in (2% still without it, other pieces of its pictures 5%); tick keeps 100% "
-        "without it; 70% of it lies outside the object (of an even map 40%)"
+        "pasted into other images it turns 61% of them into its class (2% also when it is taken out, other pieces of its "
+        "pictures 5%); without it tick keeps 100% of what is right; 70% of it lies outside the object (of an even map 40%)"
     )
     assert "the colours of its pictures alone flip 70%" in reason_of(
         "tick", transplant(0.1, colours=0.7, carries=True), need(0.5, 0.75), (None, None)
     )
     assert (
-        reason_of("tick", None, need(0.0, 0.0), (None, None)) == "nothing could be pasted; tick keeps none without it"
+        reason_of("tick", None, need(0.0, 0.0), (None, None))
+        == "nothing could be pasted; without it tick keeps none of what is right"
     )
 
 

@@ -70,15 +70,15 @@ def _taken(transplant: Transplant) -> str:
         words = f"the colours of its pictures alone flip {rounded(taken.value)} of other images"
     else:
         taken, left, baseline = transplant.flips, transplant.left, transplant.elsewhere
-        words = f"flips {rounded(taken.value)} of other images when pasted in"
+        words = f"pasted into other images it turns {rounded(taken.value)} of them into its class"
         beside = [f"other pieces of its pictures {rounded(baseline.value)}"] if baseline.trials else []
-    still = [f"{rounded(left.value)} still without it"] if taken.hits else []
+    still = [f"{rounded(left.value)} also when it is taken out"] if taken.hits else []
     return f"{words} ({', '.join([*still, *beside])})" if still or beside else words
 
 
 def _needed(name: str, need: Need) -> str:
     before, after = need.own
     if after > before:
-        return f"{name} gains {rounded(after - before)} without it"
+        return f"without it {name} gains {rounded(after - before)}"
     kept = rounded(after / before) if before else "none"
-    return f"{name} keeps {kept} without it"
+    return f"without it {name} keeps {kept} of what is right"
