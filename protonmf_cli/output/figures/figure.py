@@ -33,6 +33,8 @@ UNITS = {
 """Of maps of presence."""
 LOGIT = "logit per place"
 """Unit of maps of contributions."""
+OF_THE_STRONGEST = 0.2
+"""Of the strongest place of all prototypes: what of the residual is drawn at full strength, unless it has more."""
 
 
 def explanation_figure(explanation: Explanation, top: int) -> Figure:
@@ -110,8 +112,10 @@ def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: S
     if explanation.residual_codes is not None:
         _picture(residual, heat(crop, explanation.residual_codes.clip(0)), "where the residual is")
     elif explanation.residual_map is not None and explanation.residual:
-        _picture(residual, heat(crop, explanation.residual_map, signed=True), "the residual: for and against")
-        strongest = _strongest(explanation.residual_map, crop, None)
+        top = max((float(np.abs(c.maps["contribution"]).max()) for c in shown if c.maps), default=0.0)
+        strongest = max(_strongest(explanation.residual_map, crop, None), OF_THE_STRONGEST * top)
+        seen = heat(crop, explanation.residual_map, signed=True, full=strongest)
+        _picture(residual, seen, "the residual: for and against")
         _scale(residual, -strongest, strongest, LOGIT)
     else:
         _words(residual, "the prototypes carry\nthe residual" if explanation.form == "augmented" else "")

@@ -136,17 +136,24 @@ function residualCard(one, c) {
   return el("section", { class: "card part", "aria-label": "Residual" },
     fold("residual", [swatch("var(--dark-bar)"), "Residual", shared ? "" : ` ${signed(left)}`],
       el("p", { class: "soft" }, words),
-      el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], drawn))));
+      el("div", { class: "pictures" }, shared || !drawn ? [] : residualMaps(one.pictures[0], c, drawn))));
 }
+
+/** Of the strongest place of all prototypes: what of the residual is drawn at full strength, unless it has more. */
+const OF_THE_STRONGEST = 0.2;
 
 /**
  * @param {number} picture
+ * @param {number} c
  * @param {Drawn} drawn
  */
-function residualMaps(picture, { residual, codes }) {
+function residualMaps(picture, c, { residual, codes, parts }) {
+  const maps = Object.entries(parts).map(([j, part]) => contributionMap(c, Number(j), part)).filter((map) => !!map);
+  const top = links.amounts ? OF_THE_STRONGEST * Math.max(0, ...maps.map(strongestOf)) : 0;
   return [
     residual && figure({
-      picture, map: residual, style: "signed", alt: "what the residual adds at each place",
+      picture, map: residual, style: "signed", full: Math.max(top, strongestOf(residual)),
+      alt: "what the residual adds at each place",
       caption: `what each place adds, at most ${plain(strongestOf(residual))}: red for the class, blue against it`,
     }),
     codes && figure({

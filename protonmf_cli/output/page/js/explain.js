@@ -240,7 +240,7 @@ function drawWaterfall(one, c, logit) {
     return [
       el("span", { title: name, "data-light": j },
         swatch(shade), j === undefined ? word(name) : rowButton(one, c, j, name),
-        factor === 1 ? "" : el("span", { class: "flipped" }, ` × ${factor}`)),
+        factor === 1 ? "" : el("span", { class: "flipped" }, `\u00a0× ${factor}`)),
       drawn,
       el("span", { class: "number", "data-light": j }, signed(value)),
     ];
