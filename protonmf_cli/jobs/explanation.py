@@ -14,6 +14,7 @@ from protonmf_cli.files.atomic import write_atomically
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.ahead import ahead
 from protonmf_cli.files.images.in_memory import Named, named_pictures
+from protonmf_cli.files.images.reader import is_turned
 from protonmf_cli.files.last_explanation import LastExplanation, remember
 from protonmf_cli.files.networks.failures import naming
 from protonmf_cli.jobs.early import Targets
@@ -99,7 +100,7 @@ def explained_each(
     explain = _Explaining(loaded, options)
     seen: dict[str, Tensor] = {}
     unread: list[Skipped] = []
-    said = False
+    said, turned = False, pictures is not None or loaded.backbone.preprocessing.exif_transpose
     for path, target, answer in _answers(loaded, targets, pictures):
         if isinstance(answer, Skipped):
             unread.append(answer)
@@ -107,6 +108,7 @@ def explained_each(
             continue
         if targets.page is not None:
             seen[printable(path)] = answer.crop
+        turned = turned or _note_of_turning(path, progress)
         found = explain(printable(path), answer)
         said = said or _note_of_choice(found.explanation, loaded.model, progress)
         if target is not None:
@@ -194,6 +196,17 @@ def _note_of_choice(explanation: Explanation, model: PrototypeModel, progress: P
         f"{len(model.active_classes)} of {len(model.bias)} classes have prototypes, and the best of them is explained: "
         f"{explanation.name} ({explanation.probability:.1%}). The network's first answer is {first.name} "
         f"({first.probability:.1%}); --among all explains it."
+    )
+    return True
+
+
+def _note_of_turning(path: str, progress: Progress) -> bool:
+    """Say that a picture was read as it is stored, not as its camera says."""
+    if not is_turned(Path(path)):
+        return False
+    progress.note(
+        f"{path} is stored turned (EXIF) and was read so, as the network's own preprocessing does. To have such pictures "
+        "turned, convert with --exif-transpose."
     )
     return True
 

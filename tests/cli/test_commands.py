@@ -624,3 +624,18 @@ def test_a_process_whose_output_is_full_says_nothing_more(converted):
         _, err = process.communicate(timeout=60)
     assert process.returncode == 3
     assert err == "error: the output could not be written or read: No space left on device.\n"
+
+
+def test_a_picture_that_its_camera_turned_is_noted_once(toy, converted, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for n in range(2):
+        Image.open(toy.image(n)).convert("RGB").save(tmp_path / f"{n}.jpg", exif=exif)
+    code, _, err = run("explain", tmp_path / "0.jpg", tmp_path / "1.jpg", "--model", converted)
+    assert code == 0, err
+    assert err.count("is stored turned (EXIF)") == 1 and "0.jpg is stored" in err
+    assert "is stored turned" not in run("explain", toy.image(0), "--model", converted)[2]
+    turning = tmp_path / "turning.safetensors"
+    words = ("--data", toy.data, "-p", 1, "--no-stability", "--exif-transpose", "-o", turning, "-q")
+    assert run("convert", toy.name, *words)[0] == 0
+    assert "is stored turned" not in run("explain", tmp_path / "0.jpg", "--model", turning)[2]

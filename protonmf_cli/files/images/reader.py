@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from protonmf_cli.errors import InputError, ModelFileError
@@ -116,6 +116,15 @@ def size_of(path: Path | Member) -> tuple[int, int]:
     """Width and height of an image file, without decoding it."""
     with Image.open(io.BytesIO(content_of(path)), formats=FORMATS) as picture:
         return picture.size
+
+
+def is_turned(path: Path) -> bool:
+    """Whether a picture is stored otherwise than its camera says that it is to be shown (EXIF)."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
 
 
 def decode(content: bytes, *, channels: int = 3, exif_transpose: bool = False) -> Image.Image:
