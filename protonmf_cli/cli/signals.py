@@ -75,6 +75,8 @@ def heeded() -> Iterator[None]:
 def heed_to_the_end() -> None:
     """As `heeded`, for a process whose only purpose is a command: it has ended `GRACE` seconds after a signal."""
     _heed()
+    if not hasattr(os, "register_at_fork"):  # Windows, where signals are no way to end a process
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     _tell(writer)

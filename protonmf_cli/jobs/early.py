@@ -80,7 +80,11 @@ def make_folder(folder: Path, option: str = "--figures", *, alone: bool = True) 
     except OSError as failure:
         raise InputError(f"the folder {folder} of {option} cannot be made: {failure.strerror}.") from failure
     if claimed or (alone and claim(folder, option)):  # whose parents were not there, either
-        sweep(folder)
+        sweep(folder, age=HOUR)
+
+
+HOUR = 3600.0
+"""Seconds for which nobody wrote, in a folder that other commands may write into at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

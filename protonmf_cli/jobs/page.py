@@ -190,7 +190,7 @@ def _loose_images(paths: Iterable[Path]) -> Iterator[ImageFile]:
 
 
 def _labelled(loaded: Loaded, words: ImageWords, options: PageOptions, progress: Progress) -> list[ImageFile]:
-    found = images_of_model(words, loaded.model.card).once().limited(options.per_class, options.seed)
+    found = images_of_model(words, loaded.model.card).limited(options.per_class, options.seed).once()
     for note in found.notes:
         progress.note(note)
     return [replace(file, name=_below(file, words.data)) for file in found.of(found.files)]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -55,6 +56,9 @@ CANDIDATES: dict[str, tuple[Candidate, ...]] = {
 
 MISFITS = (RuntimeError, AssertionError, IndexError, ValueError)
 """What networks raise on images of a size that they cannot read."""
+
+NO_MEMORY = re.compile("out of memory|allocate memory|not enough memory", re.IGNORECASE)
+"""In what torch says where there is none: on a CPU it is no error of its own kind."""
 
 BACKBONE, ADDON = "backbone.", "addon."
 """Prefixes of the weights of the network, and of trained layers between its features and the rows."""
@@ -170,6 +174,8 @@ class Backbone:
         except torch.OutOfMemoryError:
             raise
         except Exception as failure:  # whatever a network raises that a damaged file describes
+            if NO_MEMORY.search(str(failure)):
+                raise
             raise ModelFileError(f"the network in {self.file} reads no images: {reason_of(failure)}.") from failure
         rows = (len(crops), self.readout.count, self.readout.width)
         logits = (len(crops), len(self.classes) if self.readout.has_head else 0)

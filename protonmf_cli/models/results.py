@@ -283,7 +283,7 @@ class Explanation(ShortRepr):
     @property
     def is_said(self) -> bool:
         """Whether the class that is explained is one of them."""
-        return any(p.class_index == self.class_index for p in self.said)
+        return self.logit > 0 if self.multi_label else self.predictions[0].class_index == self.class_index
 
     @property
     def beside(self) -> tuple[Prediction, ...]:

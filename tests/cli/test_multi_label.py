@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 import protonmf_cli
-from pages import opened
+from pages import data_of, opened
+from protonmf_cli.errors import UsageError
 from protonmf_cli.models.answers import answers, jaccard, probabilities, said
 from toys import run
 
@@ -42,6 +44,22 @@ class Colours(nn.Module):
         return self.end(logits) if hasattr(self, "end") else logits
 
 
+class Twice(Colours):
+    def forward(self, pixels):
+        seen = self.detect(pixels).relu().mean(dim=(2, 3))
+        return self.end(self.fc(seen * self.end(seen)))
+
+
+class TwoNames(Twice):
+    def __init__(self):
+        super().__init__()
+        self.gate = self.end
+
+    def forward(self, pixels):
+        seen = self.detect(pixels).relu().mean(dim=(2, 3))
+        return self.end(self.fc(seen * self.gate(seen)))
+
+
 class Functional(Colours):
     def forward(self, pixels):
         return torch.sigmoid(super().forward(pixels))
@@ -50,6 +68,10 @@ class Functional(Colours):
 def build(end="sigmoid"):
     if end == "functional":
         return Functional(None)
+    if end == "twice":
+        return Twice()
+    if end == "two names":
+        return TwoNames()
     return Colours({"sigmoid": nn.Sigmoid, "softmax": nn.Softmax, "none": None}[end])
 """
 
@@ -259,8 +281,10 @@ def test_softmax_is_left_out_too_and_excludes(here, tmp_path):
     assert not protonmf_cli.load(file, network=network("softmax")).model.multi_label
 
 
-def test_a_sigmoid_that_is_no_module_is_refused(here, tmp_path):
-    words = ("--model-arg", "end=functional", "--data", "train.csv", "-o", tmp_path / "m.safetensors")
+@pytest.mark.parametrize("end", ["functional", "twice", "two names"])
+def test_a_sigmoid_that_cannot_be_left_out_is_refused(here, tmp_path, end):
+    """Because it is no module, or one that does something else in the network, too."""
+    words = ("--model-arg", f"end={end}", "--data", "train.csv", "-o", tmp_path / "m.safetensors")
     code, _, err = run("convert", "--network", "colours:build", *words)
     assert code == 4
     assert "gives numbers between 0 and 1" in err and "returns what goes into that" in err
@@ -332,3 +356,37 @@ def test_answers():
     sets = torch.tensor([[True, True, False], [False] * 3, [True, False, False]])
     others = torch.tensor([[True, False, True], [False] * 3, [True, False, False]])
     assert jaccard(sets, others).tolist() == pytest.approx([1 / 3, 1, 1])
+
+
+def test_a_page_of_few_images_leaves_no_label_out(here, model, tmp_path):
+    """Each label has as many images as were asked for, though most images have another one before it."""
+    listed = here / "both.csv"
+    pairs = [(name, labels) for name, labels in labels_of(here, "val").items() if labels[:2] == ["red", "green"]]
+    listed.write_text("".join(f"{name},{';'.join(labels)}\n" for name, labels in pairs))
+    page = tmp_path / "page.html"
+    words = ("--data", listed, "--per-class", 1, "--model", model, *OWN, "-o", page, "--json")
+    code, out, err = run("report", *words)
+    assert code == 0, err
+    told = {label for case in data_of(page)["cases"] for label in case["targets"]}
+    assert told >= {0, 1}
+
+
+def test_a_model_without_its_weights_knows_that_labels_are_several(toy, tmp_path):
+    file = tmp_path / "several.safetensors"
+    words = ("--data", toy.data, "-p", 1, "--no-stability", "--multi-label", "--no-embed-backbone", "-q")
+    code, _, err = run("convert", toy.name, *words, "-o", file)
+    assert code == 0, err
+    assert protonmf_cli.load(file).backbone.source.multi_label
+
+
+@pytest.mark.parametrize("fit", [protonmf_cli.fit_fewshot, protonmf_cli.train_protopnet])
+def test_models_of_one_class_are_not_trained_for_labels(toy, tmp_path, fit):
+    words = protonmf_cli.NetworkWords(name=toy.name, multi_label=True)
+    with pytest.raises(UsageError, match="classes that exclude each other"):
+        fit(words, toy.data, output=tmp_path / "m.safetensors")
+
+
+def test_more_labels_than_are_listed_can_be_said(here, model):
+    found = protonmf_cli.load(model, network=network("none")).explain(here / "val13.png", "blue")
+    few = replace(found, predictions=found.predictions[:1], class_index=2)
+    assert few.is_said and not replace(few, logit=-0.1).is_said

@@ -63,10 +63,13 @@ class LabelledImages:
         return [file for c in classes for file in self.files[c]]
 
     def once(self) -> "LabelledImages":
-        """Each image under the first of its classes alone; classes whose images are all under another one stay."""
-        return replace(
-            self, files={c: tuple(f for f in found if f.labels[:1] == (c,)) for c, found in self.files.items()}
-        )
+        """Each image that is of several classes under the first of these alone; classes without any left stay."""
+        seen: set[Path | Member] = set()
+        files = {}
+        for c, found in self.files.items():
+            files[c] = tuple(file for file in found if len(file.labels) < 2 or file.path not in seen)
+            seen.update(file.path for file in files[c] if len(file.labels) > 1)
+        return replace(self, files=files)
 
     def limited(self, most: int, seed: int) -> "LabelledImages":
         """At most so many files per class, drawn with a recorded seed, in their old order."""

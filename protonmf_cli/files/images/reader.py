@@ -22,6 +22,7 @@ from protonmf_cli.files.images.sources.source import Member, SourceError
 from protonmf_cli.models.image_batches import ImageBatch, ImageSource, Skipped
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+WITH_EXIF = ("JPEG", "MPO", "TIFF", "WEBP")
 MOST_PIXELS = 64_000_000
 MOST_TIMES_AS_LONG = 500
 """Longest side against shortest; beyond it, resizing the short side makes a giant of the long one."""
@@ -122,7 +123,9 @@ def is_turned(path: Path) -> bool:
     """Whether a picture is stored otherwise than its camera says that it is to be shown (EXIF)."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+            # of others it would decode the whole picture
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format in WITH_EXIF else 1
+            return orientation not in (0, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 

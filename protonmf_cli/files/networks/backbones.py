@@ -72,6 +72,8 @@ def load_features(request: BackboneRequest) -> tuple[Network, Preprocessing, Sou
             f"ProtoPNet and few-shot models are trained on networks of timm; {request.name} is one of {library}. "
             "`protonmf convert` takes it."
         )
+    if request.multi_label:
+        raise UsageError("ProtoPNet and few-shot models are of classes that exclude each other: leave out multi_label.")
     network, preprocessing, _, source, notes = load_network(request, for_features=True)
     try:
         drop_unused(network, preprocessing.input_size)
@@ -147,12 +149,12 @@ def _network_of(card: Card, weights: Mapping[str, Tensor], trusted: str | None, 
         _load_into(network, weights, card)
         return network
     try:
-        network = built(build, weights, device="meta")
+        network = built(build, weights, library=card.source.library, device="meta")
     except (NotImplementedError, RuntimeError):  # what cannot be built without memory
-        network = built(build, weights)
+        network = built(build, weights, library=card.source.library)
     _load_into(network, weights, card)
     if any(buffer.is_meta for buffer in network.buffers()):  # which are made when a network is built, not stored
-        network = built(build, weights)
+        network = built(build, weights, library=card.source.library)
         _load_into(network, weights, card)
     return network
 
@@ -197,6 +199,7 @@ def _request_of(card: Card, offline: bool) -> BackboneRequest:
         name=card.source.name,
         model_args={k: v for k, v in card.source.model_args.items() if k != "num_classes"},
         rows=card.readout.rows,
+        multi_label=card.source.multi_label,
         exif_transpose=card.preprocessing.exif_transpose,
         offline=offline,
     )

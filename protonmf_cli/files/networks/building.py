@@ -27,34 +27,39 @@ WORDS = frozenset((
     "id2label", "label2id", "label_names", "label_descriptions", "pretrained_cfg", "_name_or_path", "auto_map",
 ))  # fmt: skip
 """Arguments with words that nobody follows: of a configuration of transformers, which keeps where it came from."""
+OF_BACKBONES = frozenset(("backbone", "model_name", "checkpoint", "timm_model_name"))
+"""Words of a configuration of transformers that name another network."""
 OF_LOADERS = frozenset((
     "pretrained", "pretrained_custom_load", "pretrained_backbone", "use_pretrained_backbone", "weights",
     "weights_backbone", "checkpoint_path", "cache_dir",
 ))  # fmt: skip
 """Arguments of any library that say how a network is loaded, not what it is."""
-SPARE_NUMBERS, SPARE_MODULES = 2**24, 2000
+SPARE_NUMBERS, SPARE_MODULES = 2**26, 2000
 """That a network may have beyond those of its file: a classifier that is left out, and layers without weights."""
+SPARE_OF_TOWERS = 2**33
+"""The same of open_clip, which builds the text tower too; its networks are of its own list, whose sizes are known."""
+OWN, TOWERS = "python", "open_clip"
 MODULES_OF_A_TENSOR = 20
 
 
 def check_source(source: Source) -> None:
-    """Refuse a network that asks for more than its library's own code.
+    """Refuse a network that asks for more than its library's own code; a function of the user's own may take anything.
 
     Raises:
         ModelFileError: it names a place to load something from, or has arguments that no network has.
     """
-    if any(sign in source.architecture for sign in OF_A_PLACE) and source.library != OWN:
+    if source.library == OWN:
+        return
+    if any(sign in source.architecture for sign in OF_A_PLACE):
         raise ModelFileError(f"its network {source.architecture[:80]!r} is no name of {source.library}'s own")
     for count, (key, value) in enumerate(_values(source.model_args, ""), start=1):
         if key in OF_LOADERS and value not in (None, False):
             raise ModelFileError(f"its network wants {key!r}, which says how to load one")
         if count > MOST_VALUES or (isinstance(value, int | float) and not abs(value) <= MOST_NUMBER):
             raise ModelFileError(f"no network has the argument {key[:40]!r} of its file ({str(value)[:40]})")
-        if isinstance(value, str) and source.library != OWN and any(sign in value for sign in OF_A_PLACE):
+        followed = source.library != "transformers" or key in OF_BACKBONES  # whose configurations hold notes, too
+        if isinstance(value, str) and followed and any(sign in value for sign in OF_A_PLACE):
             raise ModelFileError(f"the argument {key[:40]!r} of its network names a place ({value[:80]!r})")
-
-
-OWN = "python"
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
@@ -72,27 +77,31 @@ def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def built(build: Callable[[], Network], weights: Mapping[str, Tensor], *, device: str = "cpu") -> Network:
+def built(
+    build: Callable[[], Network], weights: Mapping[str, Tensor], *, library: str = "", device: str = "cpu"
+) -> Network:
     """What a function builds, without the hub, and no larger than its weights ask for.
 
     Args:
         build: without arguments.
         weights: that it shall take, by name.
+        library: that builds it.
         device: "meta" for a network without memory.
 
     Raises:
         ModelFileError: it is larger; nothing beyond the limit was allocated.
     """
-    with hub_asked(False), _no_larger_than(weights), torch.device(device), _Bounded(weights):
+    spare = SPARE_OF_TOWERS if library == TOWERS else SPARE_NUMBERS
+    with hub_asked(False), _no_larger_than(weights, spare), torch.device(device), _Bounded(weights, spare):
         return build()
 
 
 class _Bounded(TorchFunctionMode):
     """Refuses tensors far larger than the largest weight before they are allocated."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], spare: int) -> None:
         super().__init__()
-        self.most = SPARE_NUMBERS + max((tensor.numel() for tensor in weights.values()), default=0)
+        self.most = spare + max((tensor.numel() for tensor in weights.values()), default=0)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -114,10 +123,10 @@ def _numbers(function: Any, args: Any, kwargs: Any) -> int:
 
 
 @contextmanager
-def _no_larger_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+def _no_larger_than(weights: Mapping[str, Tensor], spare: int) -> Iterator[None]:
     """Within it modules may have so many numbers and parts, and no more."""
     left = [
-        SPARE_NUMBERS + 2 * sum(tensor.numel() for tensor in weights.values()),
+        spare + 2 * sum(tensor.numel() for tensor in weights.values()),
         SPARE_MODULES + MODULES_OF_A_TENSOR * len(weights),
     ]
 

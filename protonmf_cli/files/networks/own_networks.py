@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError
 from protonmf_cli.files.networks.failures import first_line, loading_error
@@ -73,18 +73,15 @@ def described(
             "to say otherwise",
         ]
     try:
-        pixels = torch.zeros(1, *config["input_size"])
-        left_out = last_squash(network, pixels)
-        if left_out:
-            kind = type(network.get_submodule(left_out))
-            leave_out(network, left_out)
-            notes = [
-                *notes,
-                f"{words} ends with {left_out} ({kind.__name__}), which is left out: a logit is what goes into it",
-            ]
-            config["multi_label"] = kind is nn.Sigmoid
+        pixels = torch.rand(1, *config["input_size"], generator=torch.Generator().manual_seed(7))
+        left_out, kind = _ended_before_probabilities(network, words, pixels)
+        if kind is not None:
+            said_so = f"{words} ends with {left_out} ({kind.__name__}), which is left out: a logit is what goes into it"
+            notes, config["multi_label"] = [*notes, said_so], kind is nn.Sigmoid
         with torch.no_grad():
             logits = logits_of(network(pixels))
+    except ProtonmfError:
+        raise
     except Exception as failure:  # whatever code of the user's raises
         raise InputError(
             f"{words} cannot read images of {tuple(config['input_size'])} (channels, height, width): "
@@ -99,6 +96,28 @@ def described(
         notes=tuple(notes),
         left_out=left_out,
     )
+
+
+def _ended_before_probabilities(network: nn.Module, words: str, pixels: Tensor) -> tuple[str, type[nn.Module] | None]:
+    """Leave out a last sigmoid or softmax; its name and kind, or nothing where there is none.
+
+    Raises:
+        InputError: the network is not the same without it.
+    """
+    name = last_squash(network, pixels)
+    if not name:
+        return "", None
+    module = network.get_submodule(name)
+    with torch.no_grad():
+        before = logits_of(network(pixels))
+        leave_out(network, name)
+        same = torch.equal(module(logits_of(network(pixels))), before)
+    if not same:
+        raise InputError(
+            f"{words} ends with {name} ({type(module).__name__}) and uses it elsewhere, too: give a network that "
+            "returns what goes into it at its end."
+        )
+    return name, type(module)
 
 
 def config_of(network: nn.Module) -> dict[str, Any]:

@@ -200,7 +200,8 @@ def _check_weights(folder: Path) -> None:
             f"the model folder {folder} holds no weights: put model.safetensors beside its config.json, or give "
             "--weights FILE."
         )
-    for file in held:
+    first = [file for file in held if file.name == "model.safetensors"]  # which timm prefers
+    for file in first or held[:1]:
         if not file.is_file():
             raise InputError(
                 f"the weights {file} are {'a folder' if file.is_dir() else 'a link that leads to no file'}: put the "

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,10 +124,12 @@ def acquired(lock: filelock.FileLock) -> bool:
 def released(lock: filelock.FileLock) -> None:
     """Give a lock back; its file goes with the last one who holds it."""
     if lock.lock_counter == 1:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(PermissionError):  # Windows removes no open file
+            Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 
 
 def _helps() -> bool:
     """Whether this is a process of torchrun that leaves writing to the first one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    processes = os.environ.get("WORLD_SIZE", "")
+    return processes.isdecimal() and int(processes) > 1 and os.environ.get("RANK", "0") != "0"

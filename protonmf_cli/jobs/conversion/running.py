@@ -10,6 +10,7 @@ from typing import Any
 from protonmf_cli.errors import InputError, ProtonmfError
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.sources.source import listed
+from protonmf_cli.files.leftovers import sweep
 from protonmf_cli.files.store import save_model
 from protonmf_cli.files.work.finished_classes import FinishedElsewhere, Shards
 from protonmf_cli.jobs.conversion.filling import convert_missing, features_of, reader_of
@@ -209,6 +210,7 @@ def finish_conversion(
     _check_read(prepared, shards, progress)
     model = assemble_model(backbone, shards, options, data=facts, progress=progress)
     head = time.monotonic() - clock
+    sweep(prepared.output.parent, prepared.output.name)  # what a killed one left, as no other one is at it
     size = save_model(prepared.output, model, backbone.weights() if prepared.embed else None)
     shards.discard()
     whole = {**seconds, "head": head, "residual": None, "total": time.monotonic() - prepared.started}

@@ -12,24 +12,25 @@ SQUASHES = (nn.Sigmoid, nn.Softmax, nn.LogSoftmax)
 
 
 def last_squash(network: nn.Module, pixels: Tensor) -> str:
-    """Name of the module whose output, probabilities, is what the network gives; empty where there is none.
+    """Name of the module whose output, probabilities, is what the network gives; empty where there is none, or where it
+    does something else, too.
 
     Args:
         network: in evaluation mode.
         pixels: (B, channels, H, W)
     """
-    given: dict[str, Tensor] = {}
+    given: dict[str, list[Tensor]] = {}
 
     def note(name: str) -> Any:
         def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            given[name] = output
+            given.setdefault(name, []).append(output)
 
         return keep
 
     found = [(name, module) for name, module in network.named_modules() if name and isinstance(module, SQUASHES)]
     with hooked([module.register_forward_hook(note(name)) for name, module in found]), torch.no_grad():
         last = logits_of(network(pixels))
-    return next((name for name, output in given.items() if output is last), "")
+    return next((name for name, outputs in given.items() if len(outputs) == 1 and outputs[0] is last), "")
 
 
 def leave_out(network: nn.Module, name: str) -> None:

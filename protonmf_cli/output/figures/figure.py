@@ -58,7 +58,9 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
         also = f"   (also: {', '.join(p.name for p in beside)})" if beside else ""
         verdict = f"{explanation.name}   {explanation.probability:.1%}{also}"
     else:
-        verdict = f"why {explanation.name}?   (predicted: {best.name}, {best.probability:.1%})"
+        none = explanation.multi_label and not explanation.said
+        said = "no label above 50 %; best" if none else "predicted"
+        verdict = f"why {explanation.name}?   ({said}: {best.name}, {best.probability:.1%})"
     figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
     figure.text(
         0.985,

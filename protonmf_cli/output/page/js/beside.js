@@ -50,7 +50,7 @@ function besideCard(one, c) {
 function twin(each, c, side) {
   const alt = `what the network saw of ${each.image}, ${side}`, caption = fileOf(each.image);
   return el("div", {}, lightable(each, c, { picture: each.pictures[0], alt, caption, big: true }),
-    el("p", {}, el("b", {}, nameOf(each.top)), ` ${percent(each.probability)} `, truthChip(each.targets, each.said)),
+    el("p", {}, el("b", {}, namesOf(each.said) || nameOf(each.top)), ` ${percent(each.probability)} `, truthChip(each.targets, each.said)),
     el("p", { class: "soft" }, speaksFor(each, each.top)));
 }
 

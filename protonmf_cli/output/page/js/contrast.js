@@ -101,7 +101,9 @@ function drawContrast(one, a, b) {
   };
   const head = (/** @type {Child} */ words, /** @type {string | null} */ kind = null) =>
     el("th", { scope: "col", class: kind }, words);
-  node.replaceChildren(fold("contrast", `Why ${nameOf(a)} and not ${nameOf(b)}?`,
+  const both = data.multiLabel; // of labels, which may both be said
+  node.replaceChildren(fold("contrast",
+    both ? `${nameOf(a)} compared with ${nameOf(b)}` : `Why ${nameOf(a)} and not ${nameOf(b)}?`,
     el("p", { class: "soft" }, "Its ", word("logit"),
       ` is ${plain(Math.abs(off))} ${off >= 0 ? "higher" : "lower"}; this is where that comes from.`,
       same ? " Amounts are those of the prototypes of both classes, read together; above, of one class alone." : ""),
