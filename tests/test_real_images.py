@@ -64,7 +64,7 @@ def test_a_class_without_images_is_said_to_be_made_of_others(flamingo, shared):
     words = ("--class", "schooner", "--zero", 1, "--model", folder / "m.safetensors")
     code, out, err = run("intervene", image, *words)
     assert (code, out) == (3, "")
-    assert "has no prototype 1; it has none" in err
+    assert "has no prototypes of its own in this model; its rows are of other classes" in err
 
 
 def test_removing_the_largest_contribution_lowers_the_logit(flamingo):

@@ -440,7 +440,7 @@ BAD_CONVERSIONS = [
     (("local-dir:/nowhere", "--data", "DATA"), 3, "the model folder /nowhere does not exist"),
     (("TOY", "--data", "/nowhere"), 3, "the data /nowhere does not exist"),
     (("TOY", "--data", "EMPTY"), 3, "holds no class folder with images"),
-    (("TOY", "--data", "STRANGE"), 3, "1 of 1 class folders"),
+    (("TOY", "--data", "STRANGE"), 3, "1 of 1 classes"),
     (("TOY", "--data", "DATA", "-p", "500"), 3, "at most 96 are possible"),
     (("TOY", "--data", "DATA", "-p", "0"), 2, ""),
     (("TOY", "--data", "DATA", "--rows", "all-layers"), 4, "could not be written as a sum over rows"),

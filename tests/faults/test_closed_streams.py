@@ -48,8 +48,8 @@ def test_processes_of_a_conversion_whose_streams_are_closed(toy, tmp_path):
 @pytest.mark.parametrize(
     ("words", "ends"),
     [
-        ("explain - --model MODEL <&-", 2),
-        slow("--version >/dev/full", 3),
+        slow("explain - --model MODEL <&-", 2),
+        ("--version >/dev/full", 3),
         slow("--help >/dev/full", 3),
     ],
 )

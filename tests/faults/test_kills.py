@@ -11,7 +11,7 @@ import pytest
 from kills import Server
 
 from protonmf_cli.jobs.protopnet import training
-from toys import run
+from toys import run, slow
 
 TRAIN = ("--epochs", 2, "--warm-epochs", 1, "--cycles", 1, "--batch-size", 8, "-p", 2, "--width", 16, "--device", "cpu")
 TUNE = ("--shots", 3, "--device", "cpu", "--finetune", "last", "--epochs", 2)
@@ -117,7 +117,7 @@ def kill_and_start_again(bench: Bench, name: str, seed: int, folder: Path) -> No
     assert [path for path in whole if whole[path] != found[path]] == [], (told, again)
 
 
-@pytest.mark.parametrize(("name", "seed"), [("intervene", 3), ("report folder", 1), ("export", 2)])
+@pytest.mark.parametrize(("name", "seed"), [slow("intervene", 3), ("report folder", 1), ("export", 2)])
 def test_a_killed_command_started_again_gives_the_same_bytes(bench, name, seed, tmp_path):
     kill_and_start_again(bench, name, seed, tmp_path / "folder")
 
