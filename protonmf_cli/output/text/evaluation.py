@@ -43,7 +43,8 @@ def _scores_lines(evaluation: "Evaluation") -> Iterator[str]:
     """What stands below the table: logit share, exactness, and among which classes was counted."""
     scores = evaluation.scores
     if scores.logit_share is not None:
-        yield f"the prototypes carry {scores.logit_share:.0%} of the true class's logit (median), the residual the rest"
+        whose = "logit of an image's first label" if scores.multi_label else "true class's logit"
+        yield f"the prototypes carry {scores.logit_share:.0%} of the {whose} (median), the residual the rest"
     if scores.max_abs_logit_difference is not None:
         yield f"largest difference of a logit from the black box: {scores.max_abs_logit_difference:.1e}"
     if scores.multi_label:
