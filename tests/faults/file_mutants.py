@@ -184,7 +184,7 @@ def _tensor(content: Content, rng: random.Random) -> str:
     elif how == "longer" and old.ndim:
         changed = torch.cat([changed, changed[:1]])
     elif how == "shuffle":
-        changed = changed.view(-1)[
+        changed = changed.reshape(-1)[
             torch.randperm(old.numel(), generator=torch.Generator().manual_seed(rng.randrange(99)))
         ].reshape(old.shape)
     elif how == "scale" and floating:
