@@ -55,6 +55,12 @@ def printable(text: str, keep: str = "") -> str:
     return UNPRINTABLE.sub(escaped, text)
 
 
+def first_line(failure: Exception) -> str:
+    """Of what an exception says, else its kind."""
+    lines = str(failure).strip().splitlines()
+    return lines[0][:300] if lines else type(failure).__name__
+
+
 class ProtonmfError(Exception):
     """A failure that is not a bug: its text is shown to the user as it is."""
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, constants, errors, get_token
 from huggingface_hub import hf_hub_download as download
 
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, first_line
 from protonmf_cli.files.checks import HUB
-from protonmf_cli.files.networks.failures import first_line
 from protonmf_cli.files.networks.hub_access import NOT_THERE, UNREACHABLE, hub_answers, hub_asked
 from protonmf_cli.files.networks.timm_import import import_timm
 

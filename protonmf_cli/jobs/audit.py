@@ -195,7 +195,7 @@ def _gates(options: AuditOptions, found: Audit) -> tuple[Gate, ...]:
 def _write_page(loaded: Loaded, found: Audit, words: ImageWords, page: Output, progress: Progress) -> None:
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, (), file=printable(str(loaded.path)), decode=decoded, audit=found,
+        loaded.backbone, loaded.model, (), file=loaded.named, decode=decoded, audit=found,
         audit_data=tuple(map(printable, words.named)), interpretation=interpretation,
     )  # fmt: skip
     write_page(page.path, drawn_page(loaded, content, interpretation, PageOptions()), progress)

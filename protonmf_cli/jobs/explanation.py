@@ -141,7 +141,7 @@ class _Explaining:
         """Why one image is what it is, from what the model answered to it."""
         model, options = self.loaded.model, self.options
         explanation = explain_answer(
-            self.loaded.backbone, model, answer, image=image, model_name=printable(str(self.loaded.path)),
+            self.loaded.backbone, model, answer, image=image, model_name=self.loaded.named,
             class_index=self.class_index, among=options.among, map_kind=options.map_kind, form=self.form,
             kept=self.loaded.kept,
         )  # fmt: skip
@@ -241,7 +241,7 @@ def _write_page(
     ]
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, batches, file=printable(str(loaded.path)), decode=decoded, form=options.form,
+        loaded.backbone, loaded.model, batches, file=loaded.named, decode=decoded, form=options.form,
         class_index=class_index, among=options.among, explained_only=True, interpretation=interpretation,
     )  # fmt: skip
     write_page(target, drawn_page(loaded, content, interpretation, PageOptions()), progress)

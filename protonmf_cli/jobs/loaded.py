@@ -91,6 +91,11 @@ class Loaded:
     embedded: bool
     """Whether the file holds the network's weights."""
 
+    @property
+    def named(self) -> str:
+        """The path as texts, pages and records hold it."""
+        return printable(str(self.path))
+
     @cached_property
     def kept(self) -> Kept:
         """What explanations of several images share."""
@@ -202,7 +207,7 @@ class Loaded:
         found = [
             shown(
                 explain_answer(
-                    self.backbone, self.model, answer, image=name, model_name=printable(str(self.path)), class_index=chosen,
+                    self.backbone, self.model, answer, image=name, model_name=self.named, class_index=chosen,
                     among=words.among, map_kind=words.map_kind, form=words.form, kept=self.kept,
                 )
             )

@@ -107,7 +107,7 @@ def _written(
     progress.stage("explaining the images", len(files))
     interpretation = interpretation_of(loaded.model)
     content = report_of(
-        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=printable(str(loaded.path)), decode=decoded,
+        loaded.backbone, loaded.model, loaded.reader.batches(list(files)), file=loaded.named, decode=decoded,
         form=options.form, among=options.among, evaluation=known, interpretation=interpretation, progress=progress,
     )  # fmt: skip
     if files and not content.cases:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, ModelFileError, NotExactError
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, first_line
 from protonmf_cli.models.readouts.attention_pool import attention_pool
 from protonmf_cli.models.readouts.branches import branches_head
 from protonmf_cli.models.readouts.class_token import token_writes
@@ -176,7 +176,9 @@ class Backbone:
         except Exception as failure:  # whatever a network raises that a damaged file describes
             if NO_MEMORY.search(str(failure)):
                 raise
-            raise ModelFileError(f"the network in {self.file} reads no images: {reason_of(failure)}.") from failure
+            raise ModelFileError(
+                f"the network in {self.file} reads no images: {first_line(failure).rstrip('.')}."
+            ) from failure
         rows = (len(crops), self.readout.count, self.readout.width)
         logits = (len(crops), len(self.classes) if self.readout.has_head else 0)
         if (found.rows.shape, found.logits.shape) != (rows, logits):
@@ -290,7 +292,7 @@ def probe_readout(
                     continue
                 reading = readout.read(network, pixels)
                 difference = relative_difference(readout.logits(reading.rows), reading.logits)
-                if reading.rows.shape[1] != readout.places + len(readout.unplaced):
+                if reading.rows.shape[1] != readout.count:
                     difference = math.inf
             except (*MISFITS, TypeError, AttributeError, KeyError) as failure:  # a head unlike any that is known
                 tried.append(f"{type(failure).__name__} while probing: {failure}")
@@ -308,15 +310,11 @@ def probe_readout(
 
 def unreadable(name: str, input_size: tuple[int, int, int], failure: Exception) -> InputError:
     """The refusal of a network that failed on images of a size."""
+    why = first_line(failure).rstrip(".")
     return InputError(
-        f"{name} cannot read images of {input_size} (channels, height, width): {reason_of(failure)}. If it was trained "
+        f"{name} cannot read images of {input_size} (channels, height, width): {why}. If it was trained "
         "for another size, give that with --img-size."
     )
-
-
-def reason_of(failure: Exception) -> str:
-    """The first line of what an exception says, else its kind."""
-    return (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300].rstrip(".")
 
 
 def _copied(features: object) -> object:

@@ -60,6 +60,10 @@ class Prediction:
     probability: float
 
 
+NONE_SAID = "no label above 50 %; best"
+"""Of labels of which none is said, before the one that comes nearest."""
+
+
 def said_of(predictions: tuple[Prediction, ...], *, multi_label: bool) -> tuple[Prediction, ...]:
     """The answer: of predictions, the best first, the first one, or all labels above 50 %."""
     return tuple(p for p in predictions if p.logit > 0) if multi_label else predictions[:1]
@@ -284,6 +288,11 @@ class Explanation(ShortRepr):
     def is_said(self) -> bool:
         """Whether the class that is explained is one of them."""
         return self.logit > 0 if self.multi_label else self.predictions[0].class_index == self.class_index
+
+    @property
+    def first_is(self) -> str:
+        """What the first of the predictions is, in words."""
+        return "predicted" if self.said else NONE_SAID
 
     @property
     def beside(self) -> tuple[Prediction, ...]:

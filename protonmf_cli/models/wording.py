@@ -12,6 +12,16 @@ def rounded(share: float) -> str:
     return f"{round(share, 2) + 0.0:.0%}"
 
 
+def usual_words(usual: tuple[float, float]) -> str:
+    """A range of amounts, never "-0.0".
+
+    >>> usual_words((-0.04, 1.24))
+    '0.0 to 1.2'
+    """
+    low, high = (round(value, 1) + 0.0 for value in usual)
+    return f"{low:.1f} to {high:.1f}"
+
+
 def shortened(name: str, length: int) -> str:
     """A name that fits, with an ellipsis where it was cut.
 

@@ -56,7 +56,7 @@ def readout_facts(backbone: Backbone) -> ReadoutFacts:
     return ReadoutFacts(
         kind=rows.kind,
         rows=backbone.rows_option,
-        rows_per_image=rows.places + len(rows.unplaced),
+        rows_per_image=rows.count,
         width=rows.width,
         grid=rows.grid,
         unplaced=tuple(rows.unplaced),

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,8 +109,8 @@ def content_of(path: Path | Member) -> bytes:
     """
     if not isinstance(path, Path):
         return path.read_bytes()
-    if path.exists() and not path.is_file():  # whoever writes to a pipe is not to be woken
-        raise OSError(no_file(path.stat().st_mode))
+    if not stat.S_ISREG(mode := path.stat().st_mode):  # not opened: whoever writes to a pipe is not to be woken
+        raise OSError(no_file(mode))
     return read_local(path)
 
 

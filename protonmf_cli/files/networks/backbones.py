@@ -6,9 +6,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from protonmf_cli.errors import ModelFileError, UsageError
+from protonmf_cli.errors import ModelFileError, UsageError, first_line
 from protonmf_cli.files.networks.building import built, check_shapes, check_source
-from protonmf_cli.files.networks.failures import first_line
 from protonmf_cli.files.networks.given_modules import rebuilt
 from protonmf_cli.files.networks.loading import (
     LIBRARIES,

@@ -14,6 +14,7 @@ from torch.utils._device import _device_constructors
 
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.networks.hub_access import hub_asked
+from protonmf_cli.files.networks.loading import OWN
 from protonmf_cli.models.backbone import Source
 from protonmf_cli.models.readouts.readout import Network
 
@@ -38,7 +39,7 @@ SPARE_NUMBERS, SPARE_MODULES = 2**26, 2000
 """That a network may have beyond those of its file: a classifier that is left out, and layers without weights."""
 SPARE_OF_TOWERS = 2**33
 """The same of open_clip, which builds the text tower too; its networks are of its own list, whose sizes are known."""
-OWN, TOWERS = "python", "open_clip"
+TOWERS = "open_clip"
 MODULES_OF_A_TENSOR = 20
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from protonmf_cli.errors import InputError, ModelFileError, ProtonmfError
+from protonmf_cli.errors import InputError, ModelFileError, ProtonmfError, first_line
 from protonmf_cli.files.networks.hub_access import NOT_THERE, UNREACHABLE
 
 
@@ -37,12 +37,6 @@ def loading_error(name: str, weights: Path | None, failure: Exception) -> InputE
     if "No pretrained weights exist" in text:
         return InputError(f"timm has no pretrained weights for {name}. Give --weights FILE.")
     return InputError(f"the weights {what} cannot be read ({type(failure).__name__}: {first_line(failure)}).")
-
-
-def first_line(failure: Exception) -> str:
-    """Of what an exception says, else its kind."""
-    lines = str(failure).strip().splitlines()
-    return lines[0][:300] if lines else type(failure).__name__
 
 
 @contextmanager

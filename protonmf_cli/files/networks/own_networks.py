@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, ProtonmfError, UsageError
-from protonmf_cli.files.networks.failures import first_line, loading_error
+from protonmf_cli.errors import InputError, ProtonmfError, UsageError, first_line
+from protonmf_cli.files.networks.failures import loading_error
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.weights import check_checkpoint, load_weights
 from protonmf_cli.models.networks.last_squash import last_squash, leave_out

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, UsageError
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, UsageError, first_line
 from protonmf_cli.files.images.reader import LFS_POINTER
-from protonmf_cli.files.networks.failures import first_line, loading_error
+from protonmf_cli.files.networks.failures import loading_error
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.timm_import import import_timm
@@ -200,16 +200,15 @@ def _check_weights(folder: Path) -> None:
             f"the model folder {folder} holds no weights: put model.safetensors beside its config.json, or give "
             "--weights FILE."
         )
-    first = [file for file in held if file.name == "model.safetensors"]  # which timm prefers
-    for file in first or held[:1]:
-        if not file.is_file():
-            raise InputError(
-                f"the weights {file} are {'a folder' if file.is_dir() else 'a link that leads to no file'}: put the "
-                "file itself there, or give --weights FILE."
-            )
-        with file.open("rb") as weights:
-            if weights.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise InputError(f"{file} is a pointer of git-lfs and not the weights: fetch them with `git lfs pull`.")
+    file = next((file for file in held if file.name == "model.safetensors"), held[0])  # which timm prefers
+    if not file.is_file():
+        raise InputError(
+            f"the weights {file} are {'a folder' if file.is_dir() else 'a link that leads to no file'}: put the file "
+            "itself there, or give --weights FILE."
+        )
+    with file.open("rb") as weights:
+        if weights.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{file} is a pointer of git-lfs and not the weights: fetch them with `git lfs pull`.")
 
 
 def encoder(name: str) -> NotExactError:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, ModelFileError, NotExactError, UsageError
-from protonmf_cli.files.networks.failures import first_line, loading_error, silenced
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, UsageError, first_line
+from protonmf_cli.files.networks.failures import loading_error, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.weights import check_checkpoint, load_weights

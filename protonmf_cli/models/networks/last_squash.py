@@ -28,6 +28,8 @@ def last_squash(network: nn.Module, pixels: Tensor) -> str:
         return keep
 
     found = [(name, module) for name, module in network.named_modules() if name and isinstance(module, SQUASHES)]
+    if not found:
+        return ""
     with hooked([module.register_forward_hook(note(name)) for name, module in found]), torch.no_grad():
         last = logits_of(network(pixels))
     return next((name for name, outputs in given.items() if len(outputs) == 1 and outputs[0] is last), "")

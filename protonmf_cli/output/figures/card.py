@@ -50,9 +50,8 @@ def _verdict(explanation: Explanation) -> Markup:
         others = ", ".join(f"{p.name} {p.probability:.1%}" for p in beside or explanation.predictions[1:3])
         said = Markup("<b>{}</b> {:.1%}").format(explanation.name, explanation.probability)
         return said + Markup(" <small>{} {}</small>").format("also" if beside else "then", others) if others else said
-    told = "no label above 50 %; best" if explanation.multi_label and not explanation.said else "predicted"
     return Markup("why <b>{}</b>? {:.1%} <small>{}: {} {:.1%}</small>").format(
-        explanation.name, explanation.probability, told, best.name, best.probability
+        explanation.name, explanation.probability, explanation.first_is, best.name, best.probability
     )
 
 

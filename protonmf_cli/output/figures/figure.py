@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
-from protonmf_cli.models.wording import rounded, shortened, shortened_path
+from protonmf_cli.models.wording import rounded, shortened, shortened_path, usual_words
 from protonmf_cli.output.figures.overlay import PALETTE, Pixels, as_rgb, colour, composite, enlarge, heat
 from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar
 from protonmf_cli.output.page.pictures import opened
@@ -58,9 +58,7 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
         also = f"   (also: {', '.join(p.name for p in beside)})" if beside else ""
         verdict = f"{explanation.name}   {explanation.probability:.1%}{also}"
     else:
-        none = explanation.multi_label and not explanation.said
-        said = "no label above 50 %; best" if none else "predicted"
-        verdict = f"why {explanation.name}?   ({said}: {best.name}, {best.probability:.1%})"
+        verdict = f"why {explanation.name}?   ({explanation.first_is}: {best.name}, {best.probability:.1%})"
     figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
     figure.text(
         0.985,
@@ -224,8 +222,7 @@ def _sum_words(contribution: Contribution) -> tuple[str, str]:
     """The product that a contribution is, and what its factors are."""
     if contribution.usual is None:
         return f"{contribution.weight:+.3f}  ×  {contribution.evidence:.2f}", "weight × evidence"
-    low, high = contribution.usual
-    said = f"amount × weight; usual {round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f}"  # never -0.0
+    said = f"amount × weight; usual {usual_words(contribution.usual)}"
     amount, weight = (round(value, 2) + 0.0 for value in (contribution.evidence, contribution.weight))  # never -0.00
     return f"{amount:.2f}  ×  {weight:+.2f}", said
 

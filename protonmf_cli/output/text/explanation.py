@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from protonmf_cli.models.stability import is_unstable
-from protonmf_cli.models.wording import rounded, shortened, shortened_path
+from protonmf_cli.models.wording import rounded, shortened, shortened_path, usual_words
 from protonmf_cli.output.text.blocks import Block, Row, TextTable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _answer_block(explanation: "Explanation") -> Block:
     words: list[str | tuple[str, str]] = []
     for n, p in enumerate(told):
         words += [", " if n else "", (p.name, "bold"), f" {p.probability:.1%}"]
-    then = "   then" if told else "no label above 50 %; best"
+    then = "   then" if told else explanation.first_is
     return (*words, (f"{then} {others}" if others else "", "dim"), f"   {explanation.image}")
 
 
@@ -147,10 +147,7 @@ def _prototype_row(explanation: "Explanation", c: "Contribution") -> Row:
 
 def range_words(contribution: "Contribution") -> str:
     """The usual amounts of a prototype, e.g. "0.7 to 1.2"; empty where evidence is no amount."""
-    if contribution.usual is None:
-        return ""
-    low, high = contribution.usual
-    return f"{round(low, 1) + 0.0:.1f} to {round(high, 1) + 0.0:.1f}"  # never -0.0
+    return "" if contribution.usual is None else usual_words(contribution.usual)
 
 
 def _contrast_blocks(contrast: "Contrast", top: int) -> Iterator[Block]:

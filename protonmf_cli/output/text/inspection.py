@@ -80,7 +80,7 @@ def network_lines(inspection: "NetworkInspection") -> dict[str, str]:
     readout, source = backbone.readout, backbone.source
     size = " x ".join(map(str, backbone.preprocessing.input_size[1:]))
     grid = f"{readout.grid[0]} x {readout.grid[1]} places" if readout.grid else "no places (not spatial)"
-    count, classes = readout.places + len(readout.unplaced), len(backbone.classes)
+    count, classes = readout.count, len(backbone.classes)
     placed = "nothing: contributions are exact, but no position can be shown"
     if readout.spatial:
         placed = f"{readout.places} of {count} rows"

@@ -69,7 +69,7 @@ def _targets(batch: ImageBatch) -> list[tuple[int, ...]]:
     return [labels or own for labels in batch.labels or [()] * len(batch.sources)]
 
 
-MOST_LABELS = 5
+MOST_EXPLAINED = 5
 """Labels of an image that are explained because they are said."""
 
 
@@ -83,7 +83,7 @@ def _case(
     explained: int,
     targets: tuple[int, ...],
 ) -> Case:
-    count = MOST_LABELS if model.multi_label else 2
+    count = MOST_EXPLAINED if model.multi_label else 2
     best = answer.logits.topk(min(count, len(answer.logits))).indices.tolist()
     best = best[:2] + [c for c in best[2:] if answer.logits[c] > 0]
     nearest = next_class(model, answer.logits, explained)

@@ -199,9 +199,7 @@ function drawPrediction({ targets, unlike }, before, after) {
  */
 function flippedWords(before, after) {
   if (!data.multiLabel) return `flipped from ${namesOf(before)}`;
-  const gone = beyond(before, after), come = beyond(after, before);
-  return [gone.length ? `no longer: ${namesOf(gone)}` : "", come.length ? `now also: ${namesOf(come)}` : ""]
-    .filter((words) => words).join("; ");
+  return inWords([["no longer", beyond(before, after)], ["now also", beyond(after, before)]]);
 }
 
 /**

@@ -91,6 +91,13 @@ const differ = (some, others) => beyond(some, others).length + beyond(others, so
 /** @param {number[]} classes */
 const namesOf = (classes) => classes.map(nameOf).join(", ");
 
+/**
+ * Names behind words, where there are any.
+ * @param {[words: string, classes: number[]][]} parts
+ */
+const inWords = (parts) => parts.filter(([, classes]) => classes.length)
+  .map(([words, classes]) => `${words}: ${namesOf(classes)}`).join("; ");
+
 /** Whether the answer to an image is wrong, as far as its classes are known. @param {Case} one */
 const isWrong = (one) => one.targets.length > 0 && differ(one.targets, one.said);
 /** @param {Case} one */
@@ -103,9 +110,7 @@ const isRight = (one) => one.targets.length > 0 && !differ(one.targets, one.said
  */
 function wrongWords(targets, told) {
   if (!data.multiLabel) return `wrong: it is ${namesOf(targets)}`;
-  const missing = beyond(targets, told), others = beyond(told, targets);
-  return [missing.length ? `not found: ${namesOf(missing)}` : "", others.length ? `wrong: ${namesOf(others)}` : ""]
-    .filter((words) => words).join("; ");
+  return inWords([["not found", beyond(targets, told)], ["wrong", beyond(told, targets)]]);
 }
 
 /**
