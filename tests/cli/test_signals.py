@@ -10,6 +10,12 @@ import pytest
 from protonmf_cli.files.images.ahead import ahead
 from toys import run, start
 
+HEARS = """
+import signal
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+"""
+"""Nothing of what the tests themselves were started to ignore, as nohup and a shell's & have it."""
 BEGIN = """
 import hashlib, signal, sys, time
 from protonmf_cli.cli import app, signals
@@ -34,7 +40,7 @@ SWALLOWED = """try:
 IN_PYTHON = "time.sleep(300)"
 
 
-def ended(work, *signals, grace=300.0, program=BEGIN):
+def ended(work, *signals, grace=300.0, program=HEARS + BEGIN):
     process = start(
         program=program.format(work=work, grace=grace), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )  # fmt: skip
@@ -73,7 +79,7 @@ def test_a_signal_that_comes_twice_at_once_ends_a_command_once():
 
 
 def test_what_a_process_was_started_to_ignore_it_ignores():
-    program = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + BEGIN
+    program = HEARS + "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + BEGIN
     assert ended(IN_PYTHON, signal.SIGHUP, signal.SIGINT, program=program) == (130, "interrupted\n")
 
 
