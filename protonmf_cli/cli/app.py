@@ -28,6 +28,7 @@ from protonmf_cli.cli.help import HelpfulCommand
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import OrderedCommand, intervene
 from protonmf_cli.cli.manual import manual
+from protonmf_cli.cli.naming import name
 from protonmf_cli.cli.protopnet.analyse import evaluate as evaluate_protopnet
 from protonmf_cli.cli.protopnet.analyse import local
 from protonmf_cli.cli.protopnet.edit import combine, prune, push
@@ -136,6 +137,7 @@ for _command in (
     evaluate,
     report,
     inspect,
+    name,
     export,
     push_to_hub,
     demo,
@@ -152,10 +154,16 @@ for _name, (_help, _commands) in GROUPS.items():
     app.add_typer(_group)
 
 
+@functools.cache
+def _program() -> Callable[..., Any]:
+    """The table of commands as click has it, made once: it takes longer than many a command."""
+    return typer.main.get_command(app)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code instead of leaving the process."""
     try:
-        app(args=argv, prog_name="protonmf")
+        _program()(args=argv, prog_name="protonmf")
     except SystemExit as end:
         return exit_code(end.code if isinstance(end.code, int) else int(end.code is not None))
     except OSError as failure:  # of what says how commands are used
