@@ -97,6 +97,10 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+SEEDS = (0, 2**63 - 1)
+"""That torch and numpy both take."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine(Checked):
     """Where and how a job computes."""
@@ -361,7 +365,7 @@ class ConversionOptions(Checked):
 
     LIMITS: ClassVar = {
         "prototypes": (1, inf), "max_prototypes": (1, inf), "near": (0, inf), "ridge": (0, inf), "examples": (0, inf),
-        "batch_size": (1, inf), "group": (1, inf), "memory": (1e6, inf), "sample": (1, inf), "seed": (0, inf),
+        "batch_size": (1, inf), "group": (1, inf), "memory": (1e6, inf), "sample": (1, inf), "seed": SEEDS,
     }  # fmt: skip
 
     prototypes: int | None = 3
@@ -436,7 +440,7 @@ class EditWords(Checked):
 class AuditOptions(Checked):
     """How hard an audit looks."""
 
-    LIMITS: ClassVar = {"hosts": (1, inf), "seed": (0, inf), "max_shortcuts": (0, inf)}
+    LIMITS: ClassVar = {"hosts": (1, inf), "seed": SEEDS, "max_shortcuts": (0, inf)}
 
     hosts: int = 5
     """Images of other classes that each patch of a telling prototype is pasted into."""
@@ -455,7 +459,7 @@ class AuditOptions(Checked):
 class PageOptions(Checked):
     """What a report shows, and how large it may be."""
 
-    LIMITS: ClassVar = {"per_class": (1, inf), "seed": (0, inf)}
+    LIMITS: ClassVar = {"per_class": (1, inf), "seed": SEEDS}
 
     form: Form | None = None
     """Whether prototypes carry the residual; as the file is stored if None."""
@@ -631,7 +635,7 @@ class FewShotOptions(Checked):
     LIMITS: ClassVar = {
         "scales": (0, inf), "alphas": (0, inf), "sparse_alphas": (0, inf), "refits": (0, inf), "anchors": (0, inf),
         "dense_anchors": (0, inf), "folds": (2, inf), "prototypes": (1, inf), "most": (1, inf), "rounds": (1, inf),
-        "steps": (0, inf), "seed": (0, inf),
+        "steps": (0, inf), "seed": SEEDS,
     }  # fmt: skip
 
     norm: WeightNorm = "l2"
@@ -678,7 +682,7 @@ class FineTuneOptions(Checked):
 
     LIMITS: ClassVar = {
         "epochs": (1, inf), "rate": (0, inf), "prototype_rate": (0, inf), "pull": (0, inf), "ways": (2, inf),
-        "per_class": (2, inf), "batch_size": (1, inf), "seed": (0, inf),
+        "per_class": (2, inf), "batch_size": (1, inf), "seed": SEEDS,
     }  # fmt: skip
 
     stages: FineTuned = "none"
@@ -725,7 +729,7 @@ class GateOptions(Checked):
 class TableOptions(Checked):
     """What the further tables of an evaluation are made of."""
 
-    LIMITS: ClassVar = {"counts": (1, inf), "limit": (1, inf), "seed": (0, inf)}
+    LIMITS: ClassVar = {"counts": (1, inf), "limit": (1, inf), "seed": SEEDS}
 
     counts: tuple[int, ...] = (1, 3, 5, 10)
     """Numbers of prototypes per class of the table parts."""

@@ -26,7 +26,7 @@ from protonmf_cli.models.readouts.head_writing import write_head
 from protonmf_cli.models.readouts.readout import relative_difference
 from protonmf_cli.options import ExportFormat, Machine, Output
 from protonmf_cli.output.records.graph import graph_metadata
-from protonmf_cli.pipelines.exporting.graph import Outputs, check_single, expected_outputs, graph_of
+from protonmf_cli.pipelines.exporting.graph import Outputs, expected_outputs, graph_of
 from protonmf_cli.pipelines.exporting.tracing import traced
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 
@@ -83,8 +83,9 @@ def export(
 
     Raises:
         UsageError: the output looks like one of the other format.
-        InputError: the output cannot be written or holds something already; for ONNX: a package is missing, or the
-            model is too large for one file or a combination of several networks.
+        ModelFileError: the network reads no images in the way that the file says.
+        InputError: the output cannot be written or holds something already, or the model is a combination of several
+            networks; for ONNX: a package is missing, or the model is too large for one file.
         NotExactError: the head is not one layer that the edit could be written into, or the graph cannot be written, or
             its outputs differ by more than `LIMIT` and `LIMIT_OF_PARTS`.
     """
@@ -97,9 +98,11 @@ def export(
     with threads_of(machine):
         progress.stage("loading the model")
         loaded = loaded_from(model, machine, progress)
+        _check_single(loaded)
         # moving and writing change a network in place
         own = deepcopy(loaded.backbone) if isinstance(model, Loaded) else loaded.backbone
         backbone = own.to(torch.device("cpu"), torch.float32)
+        backbone.read(torch.zeros(1, *backbone.preprocessing.input_size, dtype=torch.uint8))  # as its file says, or not
         if format == "onnx":
             here = loaded.model.to(torch.device("cpu"), torch.float32)
             differences, rounding = _write_graph(target.path, here, backbone, progress)
@@ -112,6 +115,14 @@ def export(
         model=loaded.path, format=format, path=target.path, architecture=card.source.architecture,
         library=card.source.library, edits=len(card.edits), relative_difference=difference, differences=differences, rounding=rounding,
     )  # fmt: skip
+
+
+def _check_single(loaded: Loaded) -> None:
+    if members := len(loaded.model.card.members):
+        raise InputError(
+            f"{members} networks are combined in this model, each of which sees its own crop, and one is exported. "
+            "Export their files one by one."
+        )
 
 
 def _write_checkpoint(folder: Path, model: PrototypeModel, backbone: Backbone) -> float:
@@ -140,7 +151,6 @@ def _write_graph(
     Raises:
         InputError, NotExactError: nothing was written.
     """
-    check_single(model)
     check_size(backbone.weights().values())
     crops = _crops(model, backbone)
     progress.stage("reading images in float64")

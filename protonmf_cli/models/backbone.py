@@ -159,7 +159,8 @@ class Backbone:
         """Rows and logits of uint8 crops (B, channels, height, width); a CPU takes `at_once` of them at a time.
 
         Raises:
-            ModelFileError: the network comes from a file, and reads no images in the way that the file says.
+            ModelFileError: the network comes from a file, and reads no images in the way that the file says, or gives
+                what is no finite number.
         """
         with torch.inference_mode():
             parts = [self._read(some) for some in crops.split(self.at_once)]
@@ -183,6 +184,8 @@ class Backbone:
         logits = (len(crops), len(self.classes) if self.readout.has_head else 0)
         if (found.rows.shape, found.logits.shape) != (rows, logits):
             raise ModelFileError(f"the network in {self.file} gives other rows and logits than its card speaks of.")
+        if not (found.rows.isfinite().all() and found.logits.isfinite().all()):
+            raise self.no_numbers("rows or logits")
         return found
 
     @property

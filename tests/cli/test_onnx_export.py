@@ -150,13 +150,18 @@ def test_refusals_before_any_work(converted, tmp_path, monkeypatch):
         check_size([torch.empty(2**30, device="meta")])
 
 
-@pytest.mark.parametrize("kind", [slow("fewshot"), slow("protopnet"), slow("combined")])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "checkpoint"])
+def test_several_networks_are_not_one(files_of_other_kinds, tmp_path, kind):
+    code, _, err = run("export", files_of_other_kinds["combined"], "--format", kind, "-o", tmp_path / "it")
+    assert code == 3 and err.startswith("error: 2 networks are combined in this model, each of which sees its own")
+    assert not (tmp_path / "it").exists()
+
+
+@pytest.mark.parametrize("kind", [slow("fewshot"), slow("protopnet")])
 def test_other_models(request, kind, toy, tmp_path):
     model = request.getfixturevalue("files_of_other_kinds")[kind]
     code, out, err = run("export", model, "--format", "onnx", "-o", tmp_path / "m.onnx", "--json")
-    if kind == "combined":
-        assert code == 3 and "networks are combined in this model" in err
-        return
     assert code == 0, err
     check_other(tmp_path / "m.onnx", protonmf_cli.load(model), toy.image(1))
 

@@ -156,7 +156,7 @@ def _tensor(content: Content, rng: random.Random) -> str:
     how = rng.choice(
         ("one", "one", "all", "type", "shape", "shorter", "longer", "remove", "rename", "shuffle", "scale")
     )
-    floating, changed = old.is_floating_point(), old.clone()
+    floating, changed = old.is_floating_point(), old.clone(memory_format=torch.contiguous_format)
     number = rng.choice(
         (math.nan, math.inf, 1e38, -1e38, 0.0, -1.0, 1e-40, 1e10) if floating else (-1, 0, 1, 7, 10**9, 2**62)
     )
@@ -203,7 +203,7 @@ def _plan(content: Content, rng: random.Random) -> str:
     try:
         plan = json.loads(bytes(content.tensors[PLAN].numpy().tobytes()))
         said = _changed(plan["readout"], rng) if rng.random() < 0.9 else _changed(plan, rng)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "nothing left"
     text = json.dumps(plan).replace(json.dumps(DEEP), "[" * 5000 + "]" * 5000).encode()
     content.tensors[PLAN] = torch.frombuffer(bytearray(text), dtype=torch.uint8)

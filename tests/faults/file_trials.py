@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -17,9 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from file_mutants import Content, mutant
+from file_seeds import KINDS, made
 
 from protonmf_cli.errors import ProtonmfError
-from toys import run
+from toys import Toy, make, run
 
 MEMORY = 2**30
 """Bytes that a command may take beyond what was taken before it."""
@@ -47,10 +49,11 @@ class Trial:
 Commands = list[tuple[list[object], list[Path]]]
 
 
-def commands(seed: int, file: Path, image: Path, out: Path, share: float | None = None) -> Commands:
+def commands(seed: int, file: Path, toy: Toy, out: Path, share: float | None = None) -> Commands:
     """What is done with a mutant, and what may then be written: explained always, the others for a share."""
     rng = random.Random(seed + 1)
-    model = ("--model", file)
+    image, model, data, edit = toy.image(), ("--model", file), ("--data", toy.data), ("--class", 0, "--zero", 1)
+    new, folder = out / "m.safetensors", out / "exported"
     found: Commands = [(["explain", image, *model, "--offline", "--json"], [])]
     others: list[tuple[float, list[object], list[Path]]] = [
         (0.1, ["explain", image, *model], []),
@@ -59,17 +62,34 @@ def commands(seed: int, file: Path, image: Path, out: Path, share: float | None 
         (0.1, ["inspect", file, "--json"], []),
         (0.05, ["inspect", file, "--class", 1, "--figure", out / "i.png"], [out / "i.png"]),
         (0.05, ["report", *model, "--images", image, "-o", out / "r.html"], [out / "r.html"]),
-        (0.1, ["intervene", image, *model, "--class", 0, "--zero", 1, "-o", out / "m.safetensors"], [out / "m.safetensors"]),
-        (0.1, ["intervene", image, *model, "--class", 0, "--zero", 1, "--json"], []),
-    ]  # fmt: skip
+        (0.1, ["intervene", image, *model, *edit, "-o", new], [new]),
+        (0.1, ["intervene", image, *model, *edit, "--json"], []),
+        (0.05, ["evaluate", *model, *data, "--json"], []),
+        (0.03, ["evaluate", *model, *data], []),
+        (0.02, ["audit", *model, *data], []),
+        (0.03, ["export", file, "-o", folder], [folder]),
+        (0.002, ["export", file, "-o", folder, "--format", "onnx"], [folder]),
+        (0.03, ["protopnet", "evaluate", file, *data], []),
+        (0.03, ["protopnet", "local", image, *model], []),
+        (0.02, ["protopnet", "push", file, *data, "-o", new], [new]),
+        (0.02, ["protopnet", "prune", file, *data, "-o", new], [new]),
+        (0.03, ["fewshot", "predict", image, *model], []),
+        (0.03, ["fewshot", "interpret", file], []),
+    ]
     return found + [(words, written) for usual, words, written in others if rng.random() < (share or usual)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def tried(words: list[object], written: list[Path]) -> tuple[str, int, str]:
     """The failure of one command or nothing, its exit code, and what it said."""
     before = time.process_time()
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [path.unlink(missing_ok=True) for path in written])
+        stack.callback(lambda: [_remove(path) for path in written])
         try:
             code, out, err = run(*words)
         except ProtonmfError as failure:
@@ -93,12 +113,12 @@ def tried(words: list[object], written: list[Path]) -> tuple[str, int, str]:
     return "", code, err
 
 
-def one(source: Content, seed: int, image: Path, folder: Path) -> Trial:
+def one(source: Content, seed: int, toy: Toy, folder: Path) -> Trial:
     """Write a mutant and try every command on it."""
     file = folder / "mutant.safetensors"
     changes = mutant(source, seed, file)
     first: tuple[int, str] | None = None
-    for words, written in commands(seed, file, image, folder):
+    for words, written in commands(seed, file, toy, folder):
         failure, code, said = tried(words, written)
         first = first or (code, said)
         if failure:
@@ -107,7 +127,7 @@ def one(source: Content, seed: int, image: Path, folder: Path) -> Trial:
     return Trial(seed, changes, "", *first)
 
 
-def _work(pipe: Connection, path: Path, image: Path, seeds: list[int]) -> None:
+def _work(pipe: Connection, path: Path, toy: Toy, seeds: list[int]) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -118,25 +138,25 @@ def _work(pipe: Connection, path: Path, image: Path, seeds: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds:
             pipe.send(seed)
-            pipe.send(one(source, seed, image, Path(folder)))
+            pipe.send(one(source, seed, toy, Path(folder)))
     pipe.send(None)
 
 
-def warmed(path: Path, image: Path) -> None:
+def warmed(path: Path, toy: Toy) -> None:
     """Import what the commands need, so that no process does it again; the file itself must be without fault."""
     with tempfile.TemporaryDirectory() as folder:
-        for words, written in commands(0, path, image, Path(folder), share=1.0):
+        for words, written in commands(0, path, toy, Path(folder), share=1.0):
             failure, _, said = tried(words, written)
             assert not failure, f"{failure}: {said}"
 
 
-def trials(path: Path, image: Path, seeds: list[int]) -> list[Trial]:
+def trials(path: Path, toy: Toy, seeds: list[int]) -> list[Trial]:
     """What becomes of the mutants of a file with these seeds."""
     context, found, left = multiprocessing.get_context("fork"), list[Trial](), list(seeds)
     while left:
         batch = left[:BATCH]
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(theirs, path, image, batch))
+        process = context.Process(target=_work, args=(theirs, path, toy, batch))
         process.start()
         theirs.close()
         found += _heard(ours, process)
@@ -165,30 +185,35 @@ def _heard(pipe: Connection, process: "multiprocessing.context.ForkProcess") -> 
 
 
 def main() -> int:
-    """Try many mutants of one file: `PYTHONPATH=tests python tests/faults/file_trials.py FILE IMAGE --count 20000`."""
+    """Try many mutants of each kind: `PYTHONPATH=tests python tests/faults/file_trials.py KIND... --count 20000`."""
     words = argparse.ArgumentParser(description=main.__doc__)
-    words.add_argument("file", type=Path)
-    words.add_argument("image", type=Path)
+    words.add_argument("kinds", nargs="+", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     words.add_argument("--count", type=int, default=20_000)
     words.add_argument("--first", type=int, default=0, help="the first seed")
     words.add_argument("--log", type=Path, help="a line of JSON for each failure")
     given = words.parse_args()
-    warmed(given.file, given.image)
-    codes, kinds, start = Counter[int](), Counter[str](), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        toy = make(Path(folder))
+        return max([_tried_many(kind, made(kind, toy, Path(folder)), toy, given) for kind in given.kinds])
+
+
+def _tried_many(kind: str, file: Path, toy: Toy, given: argparse.Namespace) -> int:
+    """Print what became of the mutants of a file; 1 if something failed."""
+    warmed(file, toy)
+    codes, failures, start = Counter[int](), Counter[str](), time.monotonic()
     for begin in range(given.first, given.first + given.count, BATCH):
-        for trial in trials(given.file, given.image, list(range(begin, min(begin + BATCH, given.first + given.count)))):
+        for trial in trials(file, toy, list(range(begin, min(begin + BATCH, given.first + given.count)))):
             codes[trial.code] += 1
             if trial.failure:
-                kinds[trial.failure[:110]] += 1
+                failures[trial.failure[:110]] += 1
                 if given.log:
                     with given.log.open("a") as log:
-                        log.write(json.dumps(vars(trial)) + "\n")
-    for failure, count in kinds.most_common():
+                        log.write(json.dumps({"kind": kind} | vars(trial)) + "\n")
+        print(f"{kind}: {sum(codes.values())} of {given.count}, {sum(failures.values())} failures", file=sys.stderr)
+    for failure, count in failures.most_common():
         print(f"{count:6} {failure}")
-    total, failed = sum(codes.values()), sum(kinds.values())
-    print(
-        f"{given.file.name}: {total} mutants, {failed} failures, exit codes {dict(codes)}, {time.monotonic() - start:.0f} s"
-    )
+    total, failed, took = sum(codes.values()), sum(failures.values()), time.monotonic() - start
+    print(f"{kind}: {total} mutants, {failed} failures, exit codes {dict(codes)}, {took:.0f} s", flush=True)
     return int(failed > 0)
 
 

@@ -1,6 +1,7 @@
 """Disks that are full: one sentence that names the file, and what was there before stays as it was."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,17 +64,43 @@ QUICK = ("e.safetensors", "r", "c", "x.png")
 LONG = ("m.safetensors", "n.safetensors", "f.safetensors", "r.html", "a.html", "g.onnx", "figures", "x.html")
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def check_nothing_changed(ended, before, folder, why):
+    assert ended.code == 3, ended
+    errors = [line for line in ended.said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "Traceback" not in ended.said, ended.said
+    assert "could not be written" in errors[0] and why in errors[0], errors
+    found = files_in(folder)
+    assert before.items() <= found.items()
+    assert not {path for path in found.keys() - before.keys() if not path.startswith(".")}
+
+
 @pytest.mark.parametrize("name", [*QUICK, *(slow(name) for name in LONG)])
-def test_a_full_disk_is_one_sentence_and_changes_nothing(server, toy, converted, tmp_path, name):
+def test_files_that_may_not_grow_are_one_sentence_and_change_nothing(server, toy, converted, tmp_path, name):
     older(tmp_path, name)
     before = files_in(tmp_path)
     words = commands(toy, converted)[name]
     ended = server.run([*words, *(() if name == "figures" else ("--force",))], tmp_path, most_bytes=MOST)
-    assert ended.code == 3, ended
-    errors = [line for line in ended.said.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "Traceback" not in ended.said, ended.said
-    assert "could not be written" in errors[0] and "File too large" in errors[0], errors
-    found = files_in(tmp_path)
-    assert before.items() <= found.items()
-    left = {path for path in found.keys() - before.keys() if not path.startswith(".")}
-    assert not left
+    check_nothing_changed(ended, before, tmp_path, "File too large")
+
+
+@pytest.mark.parametrize("name", [*QUICK[:2], *(slow(name) for name in (*QUICK[2:], *LONG))])
+def test_a_full_disk_is_one_sentence_and_changes_nothing(server, toy, converted, small_disk, name):
+    older(small_disk, name)
+    before = files_in(small_disk)
+    words = commands(toy, converted)[name]
+    ended = server.run([*words, *(() if name == "figures" else ("--force",))], small_disk)
+    check_nothing_changed(ended, before, small_disk, "No space left on device")

@@ -11,62 +11,22 @@ import pytest
 import safetensors.torch
 import torch
 from file_mutants import ADDRESS, DEEP, Content
+from file_seeds import KINDS as ALL
+from file_seeds import made
 from file_trials import Trial, trials, tried
 
-import toys
 from protonmf_cli.files.store import KEY, load_model
 from toys import run, slow
 
 FEW, MANY = 6, 40
 """Mutants of each file in the fast and in the slow run; `file_trials.py` tries any number of one."""
-PROTOPNET = (
-    "--epochs",
-    2,
-    "--warm-epochs",
-    1,
-    "--cycles",
-    1,
-    "--batch-size",
-    8,
-    "-p",
-    2,
-    "--width",
-    16,
-    "--device",
-    "cpu",
-)
 
 
 @pytest.fixture(scope="module")
 def files(toy, tmp_path_factory):
     """Makes and keeps a model file of each kind, without fault."""
     folder = tmp_path_factory.mktemp("files")
-    words = {
-        "amounts": ("convert", toy.name, "--data", toy.data, "-p", 2, "--near", 1, "-q"),
-        "paper": ("convert", toy.name, "--data", toy.data, "-p", 2, "--near", 0, "--recipe", "paper", "-q"),
-        "augmented": ("convert", toy.name, "--data", toy.data, "-p", 2, "--near", 1, "--augment", "min-norm", "-q"),
-        "vit": ("convert", f"local-dir:{toy.folder / 'vit'}", "--data", toy.data, "-p", 2, "--near", 1, "-q"),
-        "protopnet": ("protopnet", "train", toy.name, "--data", toy.data, *PROTOPNET),
-        "fewshot": ("fewshot", "fit", toy.name, "--data", toy.data, "--shots", 5, "--device", "cpu"),
-    }
-
-    def of(kind: str) -> Path:
-        path = folder / f"{kind}.safetensors"
-        if path.exists():
-            return path
-        if kind == "vit":
-            toys.make_vit(toy)
-        if kind == "edited":
-            made = ("intervene", toy.image(), "--class", 0, "--zero", 1, "--model", of("amounts"))
-        elif kind == "combined":
-            made = ("protopnet", "combine", of("protopnet"), of("protopnet"))
-        else:
-            made = words[kind]
-        code, _, err = run(*made, "-o", path)
-        assert code == 0, err
-        return path
-
-    return of
+    return lambda kind: made(kind, toy, folder)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +34,8 @@ def _own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-KINDS = ("amounts", "protopnet", "fewshot", *map(slow, ("paper", "augmented", "edited", "vit", "combined")))
+QUICK = ("amounts", "protopnet", "fewshot")
+KINDS = (*QUICK, *map(slow, sorted(set(ALL) - {*QUICK})))
 
 
 def said_of(found: list[Trial]) -> str:
@@ -85,15 +46,15 @@ def said_of(found: list[Trial]) -> str:
 def test_mutants_are_refused_or_answered(files, toy, kind):
     path = files(kind)
     assert not load_fault(path, toy.image()), "without a change there is no fault"
-    found = trials(path, toy.image(), list(range(FEW)))
+    found = trials(path, toy, list(range(FEW)))
     assert len(found) == FEW
     assert not any(each.failure for each in found), said_of([each for each in found if each.failure])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [getattr(kind, "values", (kind,))[0] for kind in KINDS])
+@pytest.mark.parametrize("kind", ALL)
 def test_many_mutants_are_refused_or_answered(files, toy, kind):
-    found = trials(files(kind), toy.image(), list(range(FEW, FEW + MANY)))
+    found = trials(files(kind), toy, list(range(FEW, FEW + MANY)))
     failures = [each for each in found if each.failure]
     assert not failures, said_of(failures)
     assert {each.code for each in found} >= {0, 3}, "some are still models, and others are none"
@@ -170,6 +131,7 @@ FAULTS = {
     "half a letter": ("amounts", card_with("classes", 0, "label", value="\ud800"), "half a letter"),
     "no similarity": ("amounts", card_with("similarity", value=KeyError), "similarity"),
     "no seed": ("amounts", card_with("seed", value=KeyError), "seed"),
+    "a seed of nothing": ("fewshot", card_with("seed", value=-1), "its seed is -1"),
     "a number as a label": ("amounts", card_with("classes", 0, "label", value=3), "classes.label is '3'|classes is '3'|label is '3'"),
     "words as arguments": ("amounts", card_with("source", "model_args", value="x"), "model_args is 'x'"),
     "weights that are no numbers": ("fewshot", tensor_with(WEIGHT, first_is(math.nan)), "holds NaN or infinite"),
@@ -207,6 +169,44 @@ FAULTS = {
     ),
     "networks that do not add up": ("combined", card_with("readout", "rows_per_image", value=16), "do not add up"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("amounts", ("evaluate", "--data", "DATA", "--json")),
+        ("protopnet", ("protopnet", "evaluate", "--data", "DATA")),
+        ("fewshot", ("fewshot", "predict", "IMAGE")),
+    ],
+)
+def test_answers_that_are_no_numbers_are_not_counted(files, toy, tmp_path, kind, words):
+    file = changed(
+        files(kind), tmp_path / "bad.safetensors", tensor_with("backbone.bn1.weight", lambda old: old.fill_(-1e38))
+    )
+    meant = {"DATA": toy.data, "IMAGE": toy.image()}
+    code, out, err = run(*(meant.get(word, word) for word in words), "--model", file)
+    assert (code, out) == (3, "") and f"error: {file} gives rows or logits that are no finite numbers" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("protopnet", ("protopnet", "local", "IMAGE")), ("fewshot", ("protopnet", "evaluate"))]
+)
+def test_a_method_of_tomorrow_is_none_of_todays(files, toy, tmp_path, kind, words):
+    file = changed(files(kind), tmp_path / "new.safetensors", card_with("method", value="tomorrow"))
+    more = (toy.image(),) if "IMAGE" in words else ("--data", toy.data)
+    code, _, err = run(*words[:2], *more, "--model", file)
+    assert code == 3 and f"error: {file} holds a tomorrow model, not a ProtoPNet" in err
+
+
+def test_what_is_exported_reads_images_as_its_file_says(files, toy, tmp_path):
+    file = changed(
+        files("amounts"),
+        tmp_path / "bad.safetensors",
+        card_with("source", "model_args", "output_stride", value=KeyError),
+    )
+    code, _, err = run("export", file, "-o", tmp_path / "it")
+    assert code == 3 and err.startswith(f"error: the network in {file} reads no images: index 4 is out of bounds")
+    assert not (tmp_path / "it").exists()
 
 
 @pytest.mark.parametrize("name", [slow(name) if FAULTS[name][0] in ("vit", "combined") else name for name in FAULTS])

@@ -72,7 +72,8 @@ def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     library = _import()
     if architecture not in library.list_models():
         raise ModelFileError(f"its network is {architecture[:80]!r}, which this open_clip does not have")
-    visual = library.create_model(architecture, pretrained=None, precision="fp32").visual
+    with silenced(None, logging.CRITICAL):  # it warns that weights are drawn
+        visual = library.create_model(architecture, pretrained=None, precision="fp32").visual
     return ZeroShotClassifier(visual, int(arguments["width"]), int(arguments["num_classes"])).eval()
 
 

@@ -77,6 +77,8 @@ def _predicted(loaded: Loaded, path: str, crop: Tensor, neighbours: int) -> FewS
     model = loaded.model
     rows = loaded.backbone.read(crop[None]).rows[0].cpu()
     position = position_of(model, rows, count=neighbours)
+    if not position.logits.isfinite().all():
+        raise loaded.backbone.no_numbers("logits")
     return FewShotPrediction(
         image=printable(path),
         loaded=loaded,

@@ -274,7 +274,8 @@ def check_protopnet(model: PrototypeModel, file: Path) -> None:
     Raises:
         ModelFileError: naming what the file holds.
     """
-    if not model.evidence.kind.is_of_patches:
+    known = isinstance(model.card.options, ProtoPNetOptions) or model.card.members
+    if not (model.evidence.kind.is_of_patches and known):
         raise ModelFileError(
             f"{file} holds a {model.card.method} model, not a ProtoPNet. Train one with `protonmf protopnet train`."
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from protonmf_cli.models.card import Card, ConversionFigures, FewShotFigures, ProtoPNetFigures, ReadoutFacts
 from protonmf_cli.models.card.stored import read_value
 from protonmf_cli.models.evidence_kind import EvidenceKind
+from protonmf_cli.options import SEEDS
 
 if TYPE_CHECKING:
     from protonmf_cli.models.prototype import PrototypeModel
@@ -121,6 +122,8 @@ def _check_reading(card: Card) -> None:
         )
     if not card.classes:
         raise ValueError("there are no classes")
+    if not SEEDS[0] <= card.seed <= SEEDS[1]:
+        raise ValueError(f"its seed is {card.seed}")
 
 
 def _places(readout: ReadoutFacts) -> int:

@@ -6,7 +6,6 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.evidence import NearestPatch, SoftMatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -120,21 +119,8 @@ class ComparedGraph(PrototypeGraph):
 
 
 def graph_of(backbone: Backbone, model: PrototypeModel) -> PrototypeGraph:
-    """The graph of a model that `check_single` lets pass, on the CPU, in float32."""
+    """The graph of a model of one network, on the CPU, in float32."""
     return (SummedGraph if model.adds_up else ComparedGraph)(backbone, model)
-
-
-def check_single(model: PrototypeModel) -> None:
-    """Refuse a model of several networks.
-
-    Raises:
-        InputError: with what to do instead.
-    """
-    if model.card.members:
-        raise InputError(
-            f"{len(model.card.members)} networks are combined in this model, each of which sees its own crop; one "
-            "graph takes one image. Export their files one by one."
-        )
 
 
 def expected_outputs(backbone: Backbone, model: PrototypeModel, crops: Tensor) -> Outputs:

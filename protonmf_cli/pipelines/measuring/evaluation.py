@@ -87,7 +87,7 @@ def evaluate_model(
         keep: takes what further tables need.
 
     Raises:
-        InputError: no image could be read.
+        InputError: no image could be read, or a logit is no finite number.
     """
     moved = model.to(backbone.device, backbone.dtype)
     among, multi_label = torch.tensor(sorted(present)), model.card.source.multi_label
@@ -115,6 +115,8 @@ def evaluate_model(
                 unlike.append(measure.scores(kept[:, 0], parts.logits))
             shares.append(logit_share(parts.carried.cpu(), parts.logits.cpu(), target, model.active_classes))
         answers, targets = {name: logits.cpu() for name, logits in answers.items()}, batch.targets(len(model.bias))
+        if not all(logits.isfinite().all() for logits in answers.values()):
+            raise backbone.no_numbers("logits")
         everywhere.add(answers, targets)
         restricted.add({name: logits[:, among] for name, logits in answers.items()}, targets[:, among])
         if keep is not None:

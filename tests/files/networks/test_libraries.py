@@ -23,36 +23,7 @@ from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.files.networks.transformers_networks import preprocessing_as_timm
 from protonmf_cli.models.readouts.readout import relative_difference
 from protonmf_cli.options import Machine
-
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 64}
-TYPES = {
-    "vit": (SMALL | {"patch_size": 16}, "token-writes"),
-    "deit": (SMALL | {"patch_size": 16}, "token-writes"),
-    "beit": (SMALL | {"patch_size": 16}, "scaled"),
-    "dinov2": (SMALL | {"patch_size": 16, "mlp_ratio": 2}, "token-writes and mean"),
-    "dinov2_with_registers": (SMALL | {"patch_size": 16, "mlp_ratio": 2}, "token-writes and mean"),
-    "convnext": ({"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1]}, "scaled"),
-    "resnet": (
-        {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 1, 1], "layer_type": "basic"},
-        "average",
-    ),
-}
-"""Arguments of small ones, and how their heads are read."""
-
-
-def transformers_folder(folder, kind: str, seed: int = 0):
-    """A small classifier with drawn weights and four named classes, as its library saves it."""
-    arguments, _ = TYPES[kind]
-    config = transformers.AutoConfig.for_model(
-        kind, **arguments, id2label=dict(enumerate(toys.LABELS)), label2id={n: i for i, n in enumerate(toys.LABELS)}
-    )
-    config.architectures = []
-    torch.manual_seed(seed)
-    network = toys.randomised(transformers.AutoModelForImageClassification.from_config(config))
-    network.save_pretrained(folder)
-    processor = transformers.ViTImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.4, 0.5, 0.6])
-    processor.save_pretrained(folder)
-    return network
+from small_networks import TYPES, clip, transformers_folder
 
 
 @pytest.mark.parametrize("asked", [None, False])
@@ -229,11 +200,7 @@ def test_torchvision_is_read_exactly_by_places(name, kind):
 @pytest.fixture
 def tiny_clip(tmp_path):
     """Name of a CLIP small enough for a test, known to open_clip."""
-    tower = {"layers": 2, "width": 32, "patch_size": 16, "image_size": 64, "head_width": 8}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-    (tmp_path / "tiny-clip.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": tower, "text_cfg": text}))
-    open_clip.add_model_config(tmp_path / "tiny-clip.json")
-    return "open_clip:tiny-clip"
+    return clip(tmp_path)
 
 
 def test_clip_is_a_classifier_of_the_classes_in_a_list(tiny_clip, tmp_path):

@@ -118,7 +118,7 @@ def _images(archive: File) -> tuple[tuple[str, Member], ...]:
     try:
         with archive.open() as file, zipfile.ZipFile(file) as opened:
             infos = opened.infolist()
-    except (zipfile.BadZipFile, ValueError) as failure:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as failure:  # the last of a version beyond all
         raise InputError(f"{archive} is damaged or not a zip archive: {str(failure).rstrip('.')}.") from failure
     return tuple((plain_name(info.filename), _member(archive, info)) for info in infos if is_image(info.filename))
 
