@@ -87,7 +87,7 @@ def _place(value: Any, rng: random.Random, stop: float) -> tuple[Any, Any, str]:
         value = inner
 
 
-def _changed(value: Any, rng: random.Random) -> str:
+def changed_value(value: Any, rng: random.Random) -> str:
     """Change one place in a value of JSON."""
     inside, key, way = _place(value, rng, 0.15)
     how = rng.choice(("replace", "replace", "replace", "remove", "near", "swap", "more", "wrap"))
@@ -113,7 +113,7 @@ def _changed(value: Any, rng: random.Random) -> str:
 def _card(content: Content, rng: random.Random) -> str:
     if not isinstance(content.header.get("card"), dict) or not content.header["card"]:
         return "nothing left"
-    return _changed(content.header["card"], rng)
+    return changed_value(content.header["card"], rng)
 
 
 def _group(content: Content, rng: random.Random) -> str:
@@ -122,11 +122,11 @@ def _group(content: Content, rng: random.Random) -> str:
     if isinstance(card, dict) and isinstance(card.get("members"), list) and card["members"] and rng.random() < 0.5:
         card = card["members"][0]
     group = card.get(rng.choice(("readout", "preprocessing", "source", "measured"))) if isinstance(card, dict) else None
-    return _changed(group, rng) if isinstance(group, dict) and group else "nothing left"
+    return changed_value(group, rng) if isinstance(group, dict) and group else "nothing left"
 
 
 def _header(content: Content, rng: random.Random) -> str:
-    return _changed(content.header, rng) if content.header else "nothing left"
+    return changed_value(content.header, rng) if content.header else "nothing left"
 
 
 def _source(content: Content, rng: random.Random) -> str:
@@ -202,7 +202,7 @@ def _plan(content: Content, rng: random.Random) -> str:
         return _group(content, rng)
     try:
         plan = json.loads(bytes(content.tensors[PLAN].numpy().tobytes()))
-        said = _changed(plan["readout"], rng) if rng.random() < 0.9 else _changed(plan, rng)
+        said = changed_value(plan["readout"], rng) if rng.random() < 0.9 else changed_value(plan, rng)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "nothing left"
     text = json.dumps(plan).replace(json.dumps(DEEP), "[" * 5000 + "]" * 5000).encode()

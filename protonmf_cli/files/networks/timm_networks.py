@@ -1,7 +1,6 @@
 """From a model's name to a timm network."""
 
 import difflib
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.files.networks.weights import Rename, check_checkpoint, load_weights
 from protonmf_cli.models.readouts.readout import Network
+from protonmf_cli.models.strict_json import strict_json
 
 REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
@@ -175,7 +175,7 @@ def _config_of(folder: Path) -> dict[str, Any]:
             f"the model folder {folder} {reason}. local-dir: wants timm's config.json and model.safetensors."
         )
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = strict_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as failure:
         raise InputError(f"{config} cannot be read as JSON: {failure}.") from failure
     if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from protonmf_cli.errors import InputError, ModelFileError, NotExactError, UsageError, first_line
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, UsageError, first_line
 from protonmf_cli.files.networks.failures import loading_error, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
@@ -49,9 +49,19 @@ def load(request: BackboneRequest) -> LoadedNetwork:
     transformers = import_transformers()
     with hub_asked(not Path(path).is_dir() and not request.offline) as asked, _quiet():
         where["local_files_only"] = not asked
-        config = _config(transformers, path, where, request)
-        network, notes = _network(transformers, path, config, where, request)
-        seen, more = _seen(transformers, path, config, where, request)
+        try:
+            return _loaded(transformers, path, where, request)
+        except ProtonmfError:
+            raise
+        except Exception as failure:  # whatever the library raises at a configuration that is damaged
+            what = f"{type(failure).__name__}: {first_line(failure).rstrip('.')}"
+            raise InputError(f"{request.name} cannot be read as a model of transformers ({what}).") from failure
+
+
+def _loaded(transformers: Any, path: str, where: Mapping[str, Any], request: BackboneRequest) -> LoadedNetwork:
+    config = _config(transformers, path, where, request)
+    network, notes = _network(transformers, path, config, where, request)
+    seen, more = _seen(transformers, path, config, where, request)
     labels = [str(config.id2label[n]) for n in range(config.num_labels)]
     told: dict[str, Any] = {"multi_label": config.problem_type == "multi_label_classification"}
     if labels != [f"LABEL_{n}" for n in range(len(labels))]:
