@@ -9,7 +9,7 @@ from file_mutants import DEEP, changed_value
 
 import small_networks
 import toys
-from protonmf_cli.errors import ProtonmfError
+from protonmf_cli.errors import InputError, ProtonmfError
 from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.request import BackboneRequest
 from toys import slow
@@ -62,3 +62,21 @@ def test_a_damaged_configuration_is_read_or_refused(folders, tmp_path, kind, cou
         except Exception as failure:
             raise AssertionError(f"{kind}, seed {seed}") from failure
     assert 0 < refused < count
+
+
+@pytest.mark.parametrize("kind", ["timm with images of one size", "transformers"])
+@pytest.mark.parametrize(
+    ("layers", "words"), [(2**62, "no network has the argument"), (900_000, "more than 20,000 modules")]
+)
+def test_a_network_of_endless_layers_is_not_built(folders, tmp_path, kind, layers, words):
+    name, file = DAMAGED[kind]
+    shutil.copytree(folders / name, tmp_path / name)
+    config = json.loads((tmp_path / name / file).read_text())
+    if kind == "transformers":
+        config["num_hidden_layers"] = layers
+    else:
+        config["model_args"]["depth"] = layers
+    (tmp_path / name / file).write_text(json.dumps(config))
+    folder = f"{'' if kind == 'transformers' else 'local-dir:'}{tmp_path / name}"
+    with pytest.raises(InputError, match=f"{words}.*"):
+        load_backbone(BackboneRequest(name=folder, offline=True))

@@ -1,40 +1,26 @@
 """Networks that a model file describes: built by a library's own name alone, no larger than the weights in the file."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from threading import get_ident
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as registration
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from protonmf_cli.errors import ModelFileError
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.loading import OWN
+from protonmf_cli.files.networks.sizes import MOST_NUMBER, OF_LOADERS, no_larger_than, values_in
 from protonmf_cli.models.backbone import Source
 from protonmf_cli.models.readouts.readout import Network
 
-MOST_NUMBER = 10**6
-"""Of a network's arguments: more classes, layers or pixels than any has."""
 MOST_VALUES = 2**17
 """In the arguments of a network, class names included."""
 OF_A_PLACE = (":", "/", "\\")
 """Signs of names that lie on a hub, on the web or on this machine."""
-WORDS = frozenset((
-    "id2label", "label2id", "label_names", "label_descriptions", "pretrained_cfg", "_name_or_path", "auto_map",
-))  # fmt: skip
-"""Arguments with words that nobody follows: of a configuration of transformers, which keeps where it came from."""
 OF_BACKBONES = frozenset(("backbone", "model_name", "checkpoint", "timm_model_name"))
 """Words of a configuration of transformers that name another network."""
-OF_LOADERS = frozenset((
-    "pretrained", "pretrained_custom_load", "pretrained_backbone", "use_pretrained_backbone", "weights",
-    "weights_backbone", "checkpoint_path", "cache_dir",
-))  # fmt: skip
-"""Arguments of any library that say how a network is loaded, not what it is."""
 SPARE_NUMBERS, SPARE_MODULES = 2**26, 2000
 """That a network may have beyond those of its file: a classifier that is left out, and layers without weights."""
 SPARE_OF_TOWERS = 2**33
@@ -53,7 +39,7 @@ def check_source(source: Source) -> None:
         return
     if any(sign in source.architecture for sign in OF_A_PLACE):
         raise ModelFileError(f"its network {source.architecture[:80]!r} is no name of {source.library}'s own")
-    for count, (key, value) in enumerate(_values(source.model_args, ""), start=1):
+    for count, (key, value) in enumerate(values_in(source.model_args, ""), start=1):
         if key in OF_LOADERS and value not in (None, False):
             raise ModelFileError(f"its network wants {key!r}, which says how to load one")
         if count > MOST_VALUES or (isinstance(value, int | float) and not abs(value) <= MOST_NUMBER):
@@ -61,21 +47,6 @@ def check_source(source: Source) -> None:
         followed = source.library != "transformers" or key in OF_BACKBONES  # whose configurations hold notes, too
         if isinstance(value, str) and followed and any(sign in value for sign in OF_A_PLACE):
             raise ModelFileError(f"the argument {key[:40]!r} of its network names a place ({value[:80]!r})")
-
-
-def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """Every value of nested arguments, with the name it stands under."""
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            if name in OF_LOADERS:
-                yield name, part
-            elif name not in WORDS:
-                yield from _values(part, str(name))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _values(part, key)
-    else:
-        yield key, value
 
 
 def built(
@@ -93,7 +64,13 @@ def built(
         ModelFileError: it is larger; nothing beyond the limit was allocated.
     """
     spare = SPARE_OF_TOWERS if library == TOWERS else SPARE_NUMBERS
-    with hub_asked(False), _no_larger_than(weights, spare), torch.device(device), _Bounded(weights, spare):
+    numbers = spare + 2 * sum(tensor.numel() for tensor in weights.values())
+    limited = no_larger_than(
+        numbers, SPARE_MODULES + MODULES_OF_A_TENSOR * len(weights),
+        ModelFileError("its network is larger than its weights"),
+        ModelFileError("its network has more layers than its weights are of"),
+    )  # fmt: skip
+    with hub_asked(False), limited, torch.device(device), _Bounded(weights, spare):
         return build()
 
 
@@ -121,38 +98,6 @@ def _numbers(function: Any, args: Any, kwargs: Any) -> int:
     except (RuntimeError, TypeError, NotImplementedError):  # which the call itself will say
         return 0
     return found.numel() if isinstance(found, Tensor) else 0
-
-
-@contextmanager
-def _no_larger_than(weights: Mapping[str, Tensor], spare: int) -> Iterator[None]:
-    """Within it modules may have so many numbers and parts, and no more."""
-    left = [
-        spare + 2 * sum(tensor.numel() for tensor in weights.values()),
-        SPARE_MODULES + MODULES_OF_A_TENSOR * len(weights),
-    ]
-
-    thread = get_ident()  # others may build networks of their own
-
-    def count_tensor(_: nn.Module, __: str, tensor: Tensor | None) -> None:
-        left[0] -= math.prod(tensor.shape) if tensor is not None and get_ident() == thread else 0
-        if left[0] < 0 and get_ident() == thread:
-            raise ModelFileError("its network is larger than its weights")
-
-    def count_module(_: nn.Module, __: str, ___: nn.Module | None) -> None:
-        left[1] -= get_ident() == thread
-        if left[1] < 0 and get_ident() == thread:
-            raise ModelFileError("its network has more layers than its weights are of")
-
-    handles = [
-        registration.register_module_parameter_registration_hook(count_tensor),
-        registration.register_module_buffer_registration_hook(count_tensor),
-        registration.register_module_module_registration_hook(count_module),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_shapes(network: Network, weights: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from protonmf_cli.files.images.reader import LFS_POINTER
 from protonmf_cli.files.networks.failures import loading_error
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
+from protonmf_cli.files.networks.sizes import of_usual_size
 from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.files.networks.weights import Rename, check_checkpoint, load_weights
 from protonmf_cli.models.readouts.readout import Network
@@ -113,7 +114,11 @@ def _with_weights(name: str, request: BackboneRequest) -> tuple[Network, list[st
     _check_here(name, wanted=from_hub and request.offline)
     arguments = dict(request.model_args)
     try:
-        with hub_asked(from_hub and not request.offline), torch.random.fork_rng(devices=[]):
+        hub, sizes = (
+            hub_asked(from_hub and not request.offline),
+            of_usual_size({**config, "arguments": arguments}, name),
+        )
+        with hub, sizes, torch.random.fork_rng(devices=[]):
             if request.img_size and _wants_img_size(timm, name, config):
                 arguments["img_size"] = request.img_size
             torch.manual_seed(request.seed)

@@ -17,6 +17,7 @@ from protonmf_cli.errors import InputError, ModelFileError, NotExactError, Proto
 from protonmf_cli.files.networks.failures import loading_error, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
+from protonmf_cli.files.networks.sizes import of_usual_size
 from protonmf_cli.files.networks.weights import check_checkpoint, load_weights
 from protonmf_cli.models.readouts.readout import Network
 
@@ -163,7 +164,7 @@ def _network(
         raise UsageError(f"--num-classes: {request.name} has {config.num_labels} classes, as its config.json says.")
     kind, notes = transformers.AutoModelForImageClassification, []
     try:
-        with torch.random.fork_rng(devices=[]):
+        with of_usual_size(config.to_dict(), request.name), torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.seed)
             if request.weights is not None:
                 check_checkpoint(request.weights)
