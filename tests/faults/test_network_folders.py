@@ -14,7 +14,7 @@ from protonmf_cli.files.networks.backbones import load_backbone
 from protonmf_cli.files.networks.request import BackboneRequest
 from toys import slow
 
-FEW, MANY = 12, 250
+FEW, MANY = 12, 120
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 DAMAGED = {
     "timm": ("network", CONFIG),

@@ -30,7 +30,7 @@ def is_folder_of_transformers(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers."""
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "model_type" in found and "architecture" not in found
 
