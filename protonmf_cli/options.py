@@ -513,6 +513,9 @@ class AugmentationOptions(Checked):
     """Augmented copies of every image in one epoch."""
     fresh: bool = True
     """New copies in every epoch; the original code made its copies once."""
+    equal_kinds: bool = False
+    """As many rotated as skewed and sheared copies, each enlarged until no corner is empty, as the original made them
+    with Augmentor; else every copy draws its kind, and the picture is continued by reflection."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -523,8 +526,9 @@ class ProtoPNetOptions(Checked):
         "prototypes": (1, inf), "width": (1, inf), "widths": (1, inf), "patch": (1, inf), "epochs": (1, inf),
         "warm_epochs": (0, inf), "cycles": (1, inf), "push_every": (1, inf), "backbone_rate": (0, inf),
         "addon_rate": (0, inf), "prototype_rate": (0, inf), "backbone_decay": (0, inf), "addon_decay": (0, inf),
-        "rate_step": (1, inf), "batch_size": (1, inf), "l1": (0, inf), "head_epochs": (0, inf), "head_rate": (0, inf),
-        "per_image": (1, inf), "validation": (0, 0.9), "examples": (1, inf), "seed": (0, inf),
+        "rate_step": (1, inf), "batch_size": (1, inf), "l1": (0, inf), "head_epochs": (0, inf),
+        "prune_epochs": (0, inf), "head_rate": (0, inf), "per_image": (1, inf), "validation": (0, 0.9),
+        "examples": (1, inf), "seed": SEEDS,
     }  # fmt: skip
 
     prototypes: int = 10
@@ -574,6 +578,8 @@ class ProtoPNetOptions(Checked):
     last_layer: LastLayer = "exact"
     """Solve the convex problem, or train the head for `head_epochs` passes."""
     head_epochs: int = 20
+    prune_epochs: int = 100
+    """Passes over the head after pruning, where the last layer is trained."""
     head_rate: float = 1e-4
     tolerance: float = 1e-6
     """Largest KKT residual of an exact last layer."""
@@ -581,6 +587,9 @@ class ProtoPNetOptions(Checked):
     """Prototypes of a class come from different patches, and from as many images as `per_image` allows."""
     per_image: int = 2
     """Most prototypes of a class that one image may give, unless the class has too few images."""
+    boxes_before_push: bool = False
+    """A prototype's own patch is kept with the map of the prototype before it became that patch, and boxed around all
+    its strongest pixels, as the original code does; else with its map as it is now."""
     validation: float = 0.1
     """Share of the training images held out, by class, to choose the best cycle; 0 keeps the last one."""
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
@@ -609,8 +618,9 @@ PROTOPNET_RECIPES: dict[str, ProtoPNetOptions] = {
         reset_head=False,
         last_layer="passes",
         distinct=False,
+        boxes_before_push=True,
         validation=0.0,
-        augmentation=AugmentationOptions(copies=30, fresh=False),
+        augmentation=AugmentationOptions(copies=30, fresh=False, equal_kinds=True),
     ),
 }
 """Whole sets of options; "paper" is the original code: its start, schedule, batch statistics and head passes."""

@@ -43,12 +43,18 @@ def _box_around_peak(pixels: np.ndarray, cut: float) -> tuple[int, int, int, int
     """Around the connected region of pixels at or above a cut that holds the strongest one."""
     regions, _ = scipy.ndimage.label(pixels >= cut)
     peak = np.unravel_index(int(pixels.argmax()), pixels.shape)
-    inside = regions == regions[peak]
+    return _bounds(regions == regions[peak])
+
+
+def _bounds(inside: np.ndarray) -> tuple[int, int, int, int]:
+    """Around all pixels of a mask (height, width)."""
     rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
-def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0) -> tuple[int, int, int, int]:
+def percentile_box(
+    grid: Tensor, size: tuple[int, int], percentile: float = 95.0, *, connected: bool = True
+) -> tuple[int, int, int, int]:
     """Smallest rectangle around the region at or above a percentile of the up-sampled map that holds its peak.
 
     ProtoPNet's own percentile (Chen et al. 2019, section 2.5), without `peak_box`'s cut at half the peak. The original
@@ -59,6 +65,7 @@ def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0
         grid: (h, w) map.
         size: (height, width) of the crop in pixels.
         percentile: share of pixels below the cut, in percent.
+        connected: only the region of the peak; False: all regions together, as the original code.
 
     Returns:
         (left, top, right, bottom) in pixels of the crop, right and bottom exclusive.
@@ -69,7 +76,8 @@ def percentile_box(grid: Tensor, size: tuple[int, int], percentile: float = 95.0
     if bool(grid.max() == grid.min()):  # whose up-sampled pixels would differ by rounding
         return 0, 0, size[1], size[0]
     pixels = upsample(grid, size).cpu().numpy()
-    return _box_around_peak(pixels, float(np.percentile(pixels, percentile)))
+    cut = float(np.percentile(pixels, percentile))
+    return _box_around_peak(pixels, cut) if connected else _bounds(pixels >= cut)
 
 
 def strongest_images(codes: Tensor, count: int) -> Tensor:

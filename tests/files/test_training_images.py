@@ -217,6 +217,67 @@ def test_augmentation_moves_no_further_than_the_options_say(kind):
     assert sum(move < 0.5 for move in some) > 10, "one of three kinds per copy"
 
 
+ORIGINAL = AugmentationOptions(copies=30, fresh=False, equal_kinds=True)
+"""What the original code made its training set of."""
+
+
+def seen_places(copy: torch.Tensor, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Places (n, 2) inside a copy of `places_as_colours`, and which places of the picture are shown there."""
+    height, width = copy.shape[1:]
+    rows, columns = np.meshgrid(np.arange(6, height - 6, 4), np.arange(6, width - 6, 4), indexing="ij")
+    at = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(float)
+    colours = copy[:2, rows.ravel(), columns.ravel()].numpy().T.astype(float)
+    return at, colours / 255 * (np.array(size) - 1)
+
+
+def places_as_colours(size: tuple[int, int]) -> Image.Image:
+    """A picture whose red says how far right a pixel is, and whose green how far down."""
+    width, height = size
+    red, green = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([red, green, 0 * red], axis=2).round().astype(np.uint8))
+
+
+def kind_of(at: np.ndarray, seen: np.ndarray) -> str:
+    """Rotation, shear, skew or none, by the affine map nearest to what a copy shows."""
+    known = np.c_[at, np.ones(len(at))]
+    matrix, *_ = np.linalg.lstsq(known, seen, rcond=None)
+    if np.abs(known @ matrix - seen).max() > 1.2:
+        return "skew"
+    if np.abs(seen - at).max() <= 1.2:
+        return "none"
+    return "shear" if np.abs([matrix[0, 1], matrix[1, 0]]).min() < 0.003 else "rotation"
+
+
+@pytest.mark.parametrize("kind", ["rotation", "skew", "shear"])
+def test_the_original_s_training_set_is_ten_copies_of_each_kind(files, tmp_path, kind):
+    options = replace(STILL, copies=30, fresh=False, equal_kinds=True, **{kind: getattr(ORIGINAL, kind)})
+    found = TrainingImages(files=files, reader=reader(), augmentation=options, batch_size=20, seed=0)
+    labels, crops = listed(found, 0)
+    moved = [n for n, crop in zip(labels, crops, strict=True) if not near(crop, as_tensor(noise(n)))]
+    assert Counter(labels) == dict.fromkeys(range(7), 30)
+    assert Counter(moved) == dict.fromkeys(range(7), 10), "the others are of kinds that this test leaves still"
+    assert contents(found, 0) == contents(found, 7), "made once"
+    picture, unflipped = places_as_colours((160, 120)), replace(options, flip=0.0)
+    kinds = Counter(
+        kind_of(*seen_places(as_tensor(augmented(picture, unflipped, (0, n))), (160, 120))) for n in range(90)
+    )
+    assert 60 <= kinds["none"] <= 63 and kinds[kind] >= 25, kinds  # the least skews are nearly affine
+
+
+def test_copies_of_each_kind_have_no_empty_corner_and_no_mirrored_edge():
+    white = Image.new("RGB", (90, 60), "white")
+    for n in range(60):
+        copy = np.asarray(augmented(white, ORIGINAL, (0, n)))
+        assert copy.shape == (60, 90, 3)
+        assert (copy[1:-1, 1:-1] == 255).all()  # the outermost pixels are half outside
+    picture = places_as_colours((160, 120))
+    for n in range(30):
+        at, seen = seen_places(as_tensor(augmented(picture, replace(ORIGINAL, flip=0.0), (0, n))), (160, 120))
+        for axis in (0, 1):  # reflection would turn round; enlargement never does
+            order = seen[at[:, 1 - axis] == at[0, 1 - axis]][:, axis]
+            assert (np.diff(order) > 0).all()
+
+
 # -- held-out images -----------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from protonmf_cli import jobs
+from protonmf_cli import jobs, options
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
@@ -18,6 +18,12 @@ DEFAULT_MODEL = Path("protopnet.safetensors")
 """What `train` writes and the other commands read, unless they are told otherwise."""
 File = Annotated[Path | None, typer.Argument(help="ProtoPNet file. Default: as --model.")]
 L1 = Annotated[float | None, typer.Option("--l1", min=0, show_default="as trained", help="Weight of the L1 term.")]
+LastLayer = Annotated[
+    options.LastLayer | None,
+    typer.Option(
+        "--last-layer", show_default="as trained", help="exact: solved; passes: trained as in the original code."
+    ),
+]
 OUTPUT = arguments.output("Model to write.")
 MACHINE = Group(
     Machine,
@@ -45,6 +51,7 @@ def push(
     file: File = None,
     model: arguments.Model = DEFAULT_MODEL,
     distinct: Annotated[bool | None, typer.Option("--distinct/--nearest", show_default="as trained", help="Different patches for the prototypes of a class, or each the nearest one.")] = None,
+    last_layer: LastLayer = None,
     l1: L1 = None,
     machine: Annotated[Machine, MACHINE] = Machine(),
     *,
@@ -57,8 +64,9 @@ def push(
     jobs.early.check(model=file or model, data=[images], outputs=[output])
     with shown.progress() as bars:
         found = jobs.protopnet.edits.push_protopnet(
-            file or model, images, output=output, distinct=distinct, l1=l1, machine=machine, progress=bars
-        )
+            file or model, images, output=output, distinct=distinct, last_layer=last_layer, l1=l1, machine=machine,
+            progress=bars,
+        )  # fmt: skip
     if shown.as_json:
         shown.json(push_json(found))
     else:
@@ -72,6 +80,7 @@ def prune(
     model: arguments.Model = DEFAULT_MODEL,
     nearest: Annotated[int, typer.Option("--nearest", min=1, help="Nearest training images that are looked at.")] = 6,
     least: Annotated[int, typer.Option("--least", min=1, help="How many of them must be of the prototype's class.")] = 3,
+    last_layer: LastLayer = None,
     l1: L1 = None,
     machine: Annotated[Machine, MACHINE] = Machine(),
     *,
@@ -84,8 +93,9 @@ def prune(
     jobs.early.check(model=file or model, data=[images], outputs=[output])
     with shown.progress() as bars:
         found = jobs.protopnet.edits.prune_protopnet(
-            file or model, images, output=output, nearest=nearest, least=least, l1=l1, machine=machine, progress=bars
-        )
+            file or model, images, output=output, nearest=nearest, least=least, last_layer=last_layer, l1=l1,
+            machine=machine, progress=bars,
+        )  # fmt: skip
     if shown.as_json:
         shown.json(pruning_json(found))
     else:

@@ -54,7 +54,7 @@ def train(
     network: Annotated[NetworkWords, NETWORK],
     images: Annotated[ImageWords, IMAGES],
     output: Annotated[Output, arguments.output("Prototype model to write.")] = Output(path=DEFAULT_MODEL),
-    recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: start, schedule and batch statistics of the original code.")] = "default",
+    recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: start, schedule, copies of images and batch statistics of the original code.")] = "default",
     prototypes: Annotated[int | None, typer.Option("--prototypes", "-p", min=1, show_default=str(DEFAULTS.prototypes), help="Per class.")] = None,
     per_class: Annotated[Path | None, typer.Option("--per-class", help="Lines `class,number` (or a JSON object) for classes with another number of prototypes.")] = None,
     width: Annotated[str | None, typer.Option("--width", show_default=str(DEFAULTS.width), help="Channels of the latent map; auto: 128, 256 or 512 by cross-validation.")] = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from protonmf_cli.errors import ModelFileError, UsageError
 from protonmf_cli.files.checks import check_writable
 from protonmf_cli.files.images.datasets import LabelledImages
+from protonmf_cli.files.images.training_images import TrainingData, TrainingImages, read_all
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.files.work.locks import claiming
 from protonmf_cli.jobs.images import check_skipped, images_of_model
@@ -23,11 +24,12 @@ from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.protopnet.combination import combined_model, combined_weights
 from protonmf_cli.models.protopnet.latent_patches import ProtoPNet
 from protonmf_cli.models.prototype import PrototypeModel
-from protonmf_cli.options import ImageWords, Machine, Output, ProtoPNetOptions
+from protonmf_cli.options import ImageWords, LastLayer, Machine, Output, ProtoPNetOptions
 from protonmf_cli.pipelines.progress import LOGGED, Progress
 from protonmf_cli.pipelines.protopnet.activations import Activations, accuracy, read_activations
 from protonmf_cli.pipelines.protopnet.model import restored_protopnet
 from protonmf_cli.pipelines.protopnet.push import check_pruning, fit_last_layer, prune, push
+from protonmf_cli.pipelines.protopnet.training import train_last_layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,16 @@ class OpenedProtoPNet:
         """The images, class after class."""
         return self.loaded.reader.batches(self.images.of(self.images.files))
 
+    def shuffled(self, options: ProtoPNetOptions) -> TrainingData:
+        """Those that can be read, in a new order per epoch and augmented, as in training."""
+        reader = self.loaded.reader
+        readable, _ = read_all(reader, self.images.of(self.images.files))
+        images = TrainingImages(
+            files=list(readable), reader=reader, augmentation=options.augmentation, batch_size=options.batch_size,
+            seed=options.seed,
+        )  # fmt: skip
+        return TrainingData(images=images)
+
 
 @claiming()
 def push_protopnet(
@@ -108,6 +120,7 @@ def push_protopnet(
     *,
     output: str | PathLike[str] | Output,
     distinct: bool | None = None,
+    last_layer: LastLayer | None = None,
     l1: float | None = None,
     machine: Machine | None = None,
     progress: Progress = LOGGED,
@@ -120,6 +133,7 @@ def push_protopnet(
             prototypes.
         output: file to write.
         distinct: different patches for the prototypes of a class, or each the nearest one; as trained if None.
+        last_layer: solve it exactly, or train it for as many passes as after a push in training; as trained if None.
         l1: weight of the L1 term of the last layer; as trained if None.
         machine: where to compute; it is done in float32.
         progress: is told stages, notes and warnings.
@@ -133,11 +147,14 @@ def push_protopnet(
     machine, target = machine or Machine(), Output.of(output)
     with threads_of(machine):
         opened = open_protopnet(file, ImageWords.of(data, split="train"), machine, progress, target)
-        changes = {name: value for name, value in {"l1": l1, "distinct": distinct}.items() if value is not None}
-        options = replace(opened.options, **changes, last_layer="exact")  # type: ignore[arg-type]
+        changes = {"l1": l1, "distinct": distinct, "last_layer": last_layer}
+        options = _changed(opened.options, changes)
         _warn_about_missing(opened, progress)
         net, backbone = opened.net, opened.loaded.backbone
         facts, sources = push(net, backbone, opened.batches, opened.count, options, progress)
+        if options.last_layer == "passes":
+            passes = 0 if options.similarity == "linear" else options.head_epochs
+            facts |= _trained_last_layer(opened, net, options, passes, progress)
         trained = Trained(net=net, backbone=backbone, options=options)
         loaded = _written(opened, trained, sources, target.path, progress, push=facts)
     return ProtoPNetPush(file=opened.loaded.path, loaded=loaded, images=opened.count, facts=facts)
@@ -151,6 +168,7 @@ def prune_protopnet(
     output: str | PathLike[str] | Output,
     nearest: int = 6,
     least: int = 3,
+    last_layer: LastLayer | None = None,
     l1: float | None = None,
     machine: Machine | None = None,
     progress: Progress = LOGGED,
@@ -163,6 +181,7 @@ def prune_protopnet(
         output: file to write.
         nearest: nearest training images of a prototype that are looked at.
         least: how many of them must be of the prototype's class.
+        last_layer: solve it exactly, or train it for `prune_epochs` passes; as trained if None.
         l1: weight of the L1 term of the last layer; as trained if None.
         machine: where to compute; it is done in float32.
         progress: is told stages, notes and warnings.
@@ -182,18 +201,23 @@ def prune_protopnet(
         old, backbone = opened.model, opened.loaded.backbone
         progress.stage("nearest images of every prototype", opened.count)
         found = read_activations(opened.net, backbone, opened.batches(), progress=progress)
+        before = accuracy(opened.net, found)
         kept = prune(opened.net, found, nearest=nearest, least=least)
         check_pruning(kept, opened.net, tuple(c.shown for c in backbone.classes), nearest, least)
         smaller, chosen, fewer = _without(opened, found, kept)
-        options = opened.options if l1 is None else replace(opened.options, l1=l1)
-        fitted = fit_last_layer(smaller, fewer, options)
+        options = _changed(opened.options, {"l1": l1, "last_layer": last_layer})
+        if options.last_layer == "passes":
+            found_after = _trained_last_layer(opened, smaller, options, options.prune_epochs, progress)
+            fitted, after = found_after["last_layer"], found_after["accuracy_last_layer"]
+        else:
+            fitted = fit_last_layer(smaller, fewer, options)
+            after = accuracy(smaller, fewer)
         facts = {"nearest": nearest, "least": least, "kept": chosen, "removed": _removed(old, kept)}
         sources = [_source_of(old, j) for j in chosen]
         trained = Trained(net=smaller, backbone=backbone, options=options)
         loaded = _written(opened, trained, sources, target.path, progress, push=figures_of(old).push, pruned=facts)
     return ProtoPNetPruning(
-        file=opened.loaded.path, loaded=loaded, facts=facts, last_layer=fitted, before=accuracy(opened.net, found),
-        after=accuracy(smaller, fewer),
+        file=opened.loaded.path, loaded=loaded, facts=facts, last_layer=fitted, before=before, after=after,
     )  # fmt: skip
 
 
@@ -281,13 +305,32 @@ def check_protopnet(model: PrototypeModel, file: Path) -> None:
         )
 
 
+def _changed(options: ProtoPNetOptions, changes: Mapping[str, Any]) -> ProtoPNetOptions:
+    """Options as a file was trained with, but for those that were given."""
+    return replace(options, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _trained_last_layer(
+    opened: OpenedProtoPNet, net: ProtoPNet, options: ProtoPNetOptions, passes: int, progress: Progress
+) -> dict[str, Any]:
+    """Train the head on augmented images; returns last_layer, and accuracy_last_layer on the images as they are."""
+    backbone = opened.loaded.backbone
+    fitted = train_last_layer(net, backbone, opened.shuffled(options), options, passes, progress=progress)
+    progress.stage("after the last layer", opened.count)
+    found = read_activations(net, backbone, opened.batches(), progress=progress)
+    return {"last_layer": fitted, "accuracy_last_layer": accuracy(net, found)}
+
+
 def _source_of(model: PrototypeModel, prototype: int) -> Mapping[str, Any] | None:
-    """Where a prototype's own patch is: its first example."""
+    """Where a prototype's own patch is: its first example, with the map it is shown with if that is of before a push."""
     examples = model.examples.of(prototype)
     if not examples:
         return None
     image = model.examples.sources[examples[0]]
-    return {"image": {"path": image.path, "sha256": image.sha256}, "row": None}
+    options = model.card.options
+    assert isinstance(options, ProtoPNetOptions)
+    shown = {"map": model.examples.map[examples[0]].flatten().tolist()} if options.boxes_before_push else {}
+    return {"image": {"path": image.path, "sha256": image.sha256}, "row": None, **shown}
 
 
 def _warn_about_missing(opened: OpenedProtoPNet, progress: Progress) -> None:

@@ -171,6 +171,12 @@ def per_class_counts(source: Path | None, classes: tuple[ClassName, ...], defaul
     return tuple(counts)
 
 
-def squashed(preprocessing: Preprocessing) -> Preprocessing:
-    """The whole picture pressed into the input, as ProtoPNet does with images cut to boxes."""
-    return replace(preprocessing, crop_pct=1.0, crop_mode="squash")
+def squashed(preprocessing: Preprocessing, *, bilinear: bool = False) -> Preprocessing:
+    """The whole picture pressed into the input, as ProtoPNet does with images cut to boxes.
+
+    Args:
+        preprocessing: the network's own.
+        bilinear: resize as the original code does, whatever the network was trained with.
+    """
+    resized = replace(preprocessing, interpolation="bilinear") if bilinear else preprocessing
+    return replace(resized, crop_pct=1.0, crop_mode="squash")

@@ -99,6 +99,8 @@ class _Asked:
     options: ProtoPNetOptions
     squash: bool
     """Whether whole pictures are pressed into the input."""
+    bilinear: bool
+    """Whether they are resized bilinearly, whatever the network's own preprocessing does."""
     per_class: Path | None
     output: Output
     keep_cycles: Path | None
@@ -160,8 +162,8 @@ def train_protopnet(
         train: images by class, or a folder with train/ and val/ above them.
         val: images that the trained network is tested on; None: the folder val/ beside train/, where there is one.
         options: architecture, losses and schedule; `usual_options` if None. Its batch size counts, not the machine's.
-        recipe: "paper": besides the options, whole pictures are pressed into the input as in the original code, and
-            without held-out images the best cycle is chosen on val.
+        recipe: "paper": besides the options, whole pictures are pressed into the input and resized bilinearly as in the
+            original code, and without held-out images the best cycle is chosen on val.
         per_class: file of lines `class,number` for classes with another number of prototypes.
         output: file to write.
         log: file for every epoch's figures as JSON.
@@ -200,6 +202,7 @@ def train_protopnet(
         images=TrainingWords.of(words, val, on_test=recipe == "paper" and chosen.validation == 0),
         options=chosen,
         squash=words.boxes is not None or recipe == "paper",
+        bilinear=recipe == "paper",
         per_class=None if per_class is None else Path(per_class),
         output=target,
         keep_cycles=cycles,
@@ -232,7 +235,7 @@ def _prepared(asked: _Asked, machine: Machine, progress: Progress) -> _Run:
     network, preprocessing, source, notes = load_features(request)
     for note in notes:
         progress.note(note)
-    preprocessing = squashed(preprocessing) if asked.squash else preprocessing
+    preprocessing = squashed(preprocessing, bilinear=asked.bilinear) if asked.squash else preprocessing
     images = read_training_set(asked.images, preprocessing, options, workers_of(machine), progress)
     return _Run(
         request=request, network=network, source=source, asked=asked, images=images,

@@ -70,10 +70,7 @@ def _push_facts(push: Mapping[str, Any]) -> dict[str, str]:
     if push["kept"]:
         lines["not projected"] = f"{push['kept']} prototypes of classes without images"
     if last:
-        lines["last layer"] = (
-            f"KKT residual {last['kkt']:.1e} after {last['iterations']} iterations, {last['other_class_weights']} weights "
-            "to other classes"
-        )
+        lines["last layer"] = _last_layer(last)
     if theorem:
         lines["push"] = (
             f"of {theorem['images']} images {theorem['changed']} changed class; certified {theorem['certified_by_theorem']} "
@@ -88,8 +85,16 @@ def pruning_facts(pruning: "ProtoPNetPruning") -> dict[str, str]:
     return {
         str(pruning.loaded.path): f"{gone} of {gone + left} prototypes removed, {left} left",
         "accuracy": f"{pruning.before:.1%} before, {pruning.after:.1%} after (training images)",
-        "last layer": f"KKT residual {fitted['kkt']:.1e}, {fitted['other_class_weights']} weights to other classes",
+        "last layer": _last_layer(fitted),
     }
+
+
+def _last_layer(fitted: Mapping[str, Any]) -> str:
+    """How the last layer was fitted: solved, or trained as the original code does."""
+    weights = f"{fitted['other_class_weights']} weights to other classes"
+    if "passes" in fitted:
+        return f"{fitted['passes']} passes of the optimiser, {weights}"
+    return f"KKT residual {fitted['kkt']:.1e} after {fitted['iterations']} iterations, {weights}"
 
 
 def combination_facts(combination: "ProtoPNetCombination") -> dict[str, str]:

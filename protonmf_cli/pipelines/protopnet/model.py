@@ -83,7 +83,8 @@ def nearest_examples(
     Args:
         net, backbone: the network in evaluation mode.
         activations: of the training images.
-        sources: image and row of each prototype's own patch, as a projection left them.
+        sources: image and row of each prototype's own patch, as a projection left them; with a map, that is what the
+            patch is shown and boxed with, as the original code does.
         read: batches of the given images, in that order.
         encode: crop -> JPEG file.
         count: examples per prototype, each from another image.
@@ -104,7 +105,7 @@ def nearest_examples(
             continue
         rows = backbone.read(batch.crops).rows.float()
         for place, image in enumerate(batch.sources):
-            _add_examples(net, backbone, rows[place], wanted[image], len(crops), found)
+            _add_examples(net, backbone, rows[place], wanted[image], sources, len(crops), found)
             apart += _apart(net, rows[place], wanted[image], sources)
             crops.append(encode(batch.crops[place]))
     return gathered_examples(found, crops, order), max(apart, default=None)
@@ -138,6 +139,7 @@ def _add_examples(
     backbone: Backbone,
     rows: Tensor,
     of: Sequence[tuple[int, int]],
+    sources: Sequence[Mapping[str, Any] | None],
     crop: int,
     found: FoundExamples,
 ) -> None:
@@ -146,8 +148,9 @@ def _add_examples(
     with torch.inference_mode():
         maps = net.similarities(net.distances_to(rows[None], net.prototypes[numbers]))[0].cpu()
     for (rank, j), values in zip(of, maps.T, strict=True):
-        grid = values.reshape(backbone.readout.grid or (1, -1)).clone()
-        found[j, rank] = (float(values.max()), percentile_box(grid, size), grid, crop)
+        before = (sources[j] or {}).get("map") if rank == 0 else None
+        grid = (values if before is None else torch.tensor(before)).reshape(backbone.readout.grid or (1, -1)).clone()
+        found[j, rank] = (float(values.max()), percentile_box(grid, size, connected=before is None), grid, crop)
 
 
 def restored_protopnet(backbone: Backbone, model: PrototypeModel) -> ProtoPNet:

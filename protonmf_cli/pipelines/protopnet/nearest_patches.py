@@ -1,5 +1,6 @@
 """ProtoPNet's push: every prototype becomes a latent patch of a training image of its class, in one pass."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,6 +35,8 @@ class Projection:
     """None: the class has no images, the prototype stayed as it was."""
     distance: Tensor
     """(P,) to the patch it became, as the network's similarity measures it."""
+    maps: Tensor | None
+    """(P, T) similarity of every place of the source's image to the prototype before it went there, where asked for."""
 
     @property
     def images(self) -> int:
@@ -58,6 +61,8 @@ class _Candidates:
     vector: list[Tensor] = field(default_factory=list)
     """(B, q, p, R)"""
     images: list[ImageSource] = field(default_factory=list)
+    everywhere: list[Tensor] = field(default_factory=list)
+    """(B, T, p) distance of every place, where maps are wanted."""
 
 
 def project(
@@ -67,6 +72,7 @@ def project(
     *,
     distinct: bool,
     per_image: int,
+    maps: bool = False,
     progress: Progress = SILENT,
 ) -> Projection:
     """Find the patch that each prototype becomes; the network is not changed.
@@ -78,6 +84,8 @@ def project(
         distinct: give every prototype of a class a patch of its own, at the least total distance; else each takes
             the nearest one, the first image and then the first position where several are equally near.
         per_image: most patches of one image with `distinct`, unless the class has too few images.
+        maps: give back each source's map too.
+        progress: is told images.
 
     Raises:
         InputError: a class has fewer patches than prototypes.
@@ -85,9 +93,10 @@ def project(
     prototypes = net.prototypes.detach().cpu().clone()
     sources: list[PatchSource | None] = [None] * len(prototypes)
     distance = torch.zeros(len(prototypes))
+    seen = torch.zeros(len(prototypes), math.prod(backbone.readout.grid or (1,))) if maps else None
     for class_index, of_class in groupby(batches, key=lambda batch: batch.class_index):
         own = (net.owner == class_index).nonzero()[:, 0]
-        found = _candidates(net, backbone, of_class, own, per_image if distinct else None, progress)
+        found = _candidates(net, backbone, of_class, own, per_image if distinct else None, maps, progress)
         if not len(own) or not found.images:
             continue
         near, rows = torch.cat(found.distance), torch.cat(found.row)
@@ -101,10 +110,12 @@ def project(
         number = torch.arange(len(own))
         prototypes[own.cpu()] = torch.cat(found.vector)[image, rank, number]
         distance[own.cpu()] = near[image, rank, number]
+        if seen is not None:
+            seen[own.cpu()] = net.similarities(torch.cat(found.everywhere)[image, :, number])
         row = rows[image, rank, number].tolist()
         for k, j in enumerate(own.tolist()):
             sources[j] = PatchSource(image=found.images[int(image[k])], row=row[k])
-    return Projection(prototypes=prototypes, sources=tuple(sources), distance=distance)
+    return Projection(prototypes=prototypes, sources=tuple(sources), distance=distance, maps=seen)
 
 
 def _distinct(near: Tensor, rows: Tensor, most: int, name: str) -> list[tuple[int, int]]:
@@ -123,6 +134,7 @@ def _candidates(
     batches: Iterator[ImageBatch],
     own: Tensor,
     per_image: int | None,
+    maps: bool,
     progress: Progress,
 ) -> _Candidates:
     """The nearest patches of every image, found on the device and kept on the CPU.
@@ -148,6 +160,8 @@ def _candidates(
         found.row.append(place.cpu())
         found.vector.append(vectors.cpu())
         found.images += batch.sources
+        if maps:
+            found.everywhere.append(distance.cpu())
     return found
 
 

@@ -37,7 +37,8 @@ def push(
         options: rules of the projection and of the last layer.
 
     Returns:
-        Figures of the push, and image and row of every prototype's patch.
+        Figures of the push, and image and row of every prototype's patch, with `boxes_before_push` also the map of the
+        image.
 
     Raises:
         InputError: a class has fewer patches than prototypes.
@@ -46,7 +47,10 @@ def push(
     if options.reset_head:
         net.head.data = start_of_head(net.owner, len(net.head))
     progress.stage("push: nearest patches", count)
-    found = project(net, backbone, images(), distinct=options.distinct, per_image=options.per_image, progress=progress)
+    found = project(
+        net, backbone, images(), distinct=options.distinct, per_image=options.per_image,
+        maps=options.boxes_before_push, progress=progress,
+    )  # fmt: skip
     progress.stage("push: before and after", count)
     old = net.prototypes.detach().cpu().clone()
     before, after = compare_activations(net, backbone, images(), [old, found.prototypes], progress)
@@ -65,7 +69,8 @@ def push(
     if options.last_layer == "exact":
         facts["last_layer"] = fit_last_layer(net, after, options)
         facts["accuracy_last_layer"] = accuracy(net, after)
-    return facts, [None if s is None else asdict(s) for s in found.sources]
+    maps = [{}] * len(old) if found.maps is None else [{"map": values} for values in found.maps.tolist()]
+    return facts, [None if s is None else asdict(s) | values for s, values in zip(found.sources, maps, strict=True)]
 
 
 def _theorem(net: ProtoPNet, before: Activations, after: Activations, old: Tensor) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Reference: Chen et al. 2019, section 2.2.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -157,7 +157,7 @@ class Trainer:
         for number in range(state.done, len(self.steps)):
             step = self.steps[number]
             began = time.monotonic()
-            row = self._push(step, state) if step.stage == "push" else self._epoch(step, number)
+            row = self._push(step, state) if step.stage == "push" else self.epoch(step, number)
             row |= {"seconds": time.monotonic() - began}
             state.log.append(row)
             self._choose_best(step, state, number, row)
@@ -170,7 +170,13 @@ class Trainer:
 
     # -- epochs ------------------------------------------------------------------------------------------------
 
-    def _epoch(self, step: Step, number: int) -> dict[str, Any]:
+    def epoch(self, step: Step, number: int) -> dict[str, Any]:
+        """One pass over the training images; returns its row of the log.
+
+        Args:
+            step: what is trained.
+            number: seeds the order of the images, and dropout layers.
+        """
         self.progress.stage(f"epoch {step.epoch} of {self.options.epochs} ({step.stage})", len(self.source))
         self._set_mode(step)
         if self.options.reset_head and step.stage != "head":
@@ -320,6 +326,44 @@ class Trainer:
 
 
 TERMS = ("cross_entropy", "cluster", "separation")
+
+
+def train_last_layer(
+    net: ProtoPNet,
+    backbone: Backbone,
+    source: TrainingSource,
+    options: ProtoPNetOptions,
+    passes: int,
+    *,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Train the head alone, with a new optimiser, as the original code does after a push and after pruning.
+
+    Args:
+        net, backbone: the network; its batch statistics move too, unless they are frozen.
+        source: images.
+        options: loss, rate and batch norms.
+        passes: over the images.
+        progress: is told every pass.
+
+    Returns:
+        passes, and of the last one the mean cross entropy and the share of right images; l1; other_class_weights.
+
+    Raises:
+        InputError: a term of the loss is not finite.
+    """
+    trainer = Trainer(net, backbone, source, replace(options, epochs=max(1, passes)), progress=progress)
+    row: dict[str, Any] = {}
+    for number in range(passes):
+        row = trainer.epoch(Step(stage="head", epoch=number + 1, cycle=0), number)
+    net.requires_grad_(False).eval()
+    return {
+        "passes": passes,
+        "cross_entropy": row.get("cross_entropy"),
+        "accuracy_in_training": row.get("accuracy"),
+        "l1": options.l1,
+        "other_class_weights": int((net.head.detach()[trainer.other] != 0).sum()),
+    }
 
 
 def _optimisers(net: ProtoPNet, options: ProtoPNetOptions) -> dict[str, torch.optim.Adam]:
