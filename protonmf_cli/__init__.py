@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from protonmf_cli.jobs.inspection import inspect
     from protonmf_cli.jobs.intervention import Intervention, intervene, suspicious_edits
     from protonmf_cli.jobs.loaded import Explanation, Loaded, load
+    from protonmf_cli.jobs.naming import Naming, drop_names, name
     from protonmf_cli.jobs.network_inspection import inspect_network
     from protonmf_cli.jobs.page import report
     from protonmf_cli.jobs.protopnet.training import train_protopnet
@@ -59,6 +60,7 @@ _PLACES = {
     "jobs.inspection": ("inspect",),
     "jobs.intervention": ("Intervention", "intervene", "suspicious_edits"),
     "jobs.loaded": ("Explanation", "Loaded", "load"),
+    "jobs.naming": ("Naming", "drop_names", "name"),
     "jobs.network_inspection": ("inspect_network",),
     "jobs.page": ("report",),
     "jobs.protopnet.training": ("train_protopnet",),
@@ -96,6 +98,7 @@ __all__ = [
     "Loaded",
     "Machine",
     "ModelFileError",
+    "Naming",
     "NetworkWords",
     "NmfOptions",
     "NotExactError",
@@ -112,6 +115,7 @@ __all__ = [
     "check_gates",
     "convert",
     "convert_share",
+    "drop_names",
     "evaluate",
     "explain",
     "export",
@@ -120,6 +124,7 @@ __all__ = [
     "inspect_network",
     "intervene",
     "load",
+    "name",
     "push",
     "report",
     "suspicious_edits",

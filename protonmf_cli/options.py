@@ -19,6 +19,7 @@ RowsOption = Literal["auto", "all-layers", "last-block", "cls", "image"]
 MapKind = Literal["contribution", "presence"]
 Reconstruction = Literal["amounts", "paper"]
 Augment = Literal["none", "min-norm", "paper"]
+NearAs = Literal["wholes", "parts"]
 Recipe = Literal["default", "paper"]
 Form = Literal["plain", "augmented"]
 Among = Literal["prototypes", "all"]
@@ -376,8 +377,10 @@ class ConversionOptions(Checked):
     reconstruction: Reconstruction = "amounts"
     """Amounts by the dual of a class's and its nearest classes' prototypes, or a fit of the head by a class's own
     prototypes (ProtoNMF, eq. 4)."""
-    near: int = 8
-    """Amounts: classes with the most similar rows of the head whose prototypes are weighed along."""
+    near: int = 12
+    """Amounts: classes with the most similar rows of the head that are weighed along."""
+    near_as: NearAs = "wholes"
+    """Amounts: whether each of those is weighed as a whole, as one row, or by every one of its prototypes."""
     ridge: float | None = None
     """Of the amounts; None takes the least of `RIDGES` at which the rows of an explanation hardly cancel."""
     augment: Augment = "none"
@@ -424,10 +427,10 @@ class ExplainOptions(Checked):
 class EditWords(Checked):
     """One prototype that is removed or scaled."""
 
-    LIMITS: ClassVar = {"number": (1, inf), "factor": (-1e6, 1e6)}
+    LIMITS: ClassVar = {"number": (0, inf), "factor": (-1e6, 1e6)}
 
     number: int
-    """Of the prototype within its owner, from 1."""
+    """Of the prototype within its owner, from 1; 0 is its owner as a whole, in the logit of another class."""
     factor: float = 0.0
     """0 removes it."""
     owner: str | int | None = None

@@ -16,6 +16,7 @@ import torch
 import typer
 import yaml
 
+import small_networks
 from protonmf_cli import errors
 from protonmf_cli.cli.app import app
 from protonmf_cli.cli.manual import about
@@ -100,6 +101,8 @@ def workshop(toy: Toy, converted: Path, tmp_path: Path, monkeypatch) -> Iterator
     for model in ("prototypes.safetensors", "protonmf-demo/prototypes.safetensors"):
         (tmp_path / model).write_bytes(converted.read_bytes())
     (tmp_path / "img.jpg").write_bytes(toy.image(0).read_bytes())
+    (tmp_path / "words.txt").write_text("curved neck\nlong legs\nwater\n")
+    small_networks.clip_folder(tmp_path / "clip")
     monkeypatch.chdir(tmp_path)
     _write_own_network(tmp_path)
     yield tmp_path
@@ -341,4 +344,4 @@ def test_the_versions_of_changelog_and_citation_are_those_of_the_project():
 def test_one_extra_holds_all_others_for_users():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     everything = extras.pop("all")
-    assert everything == [f"protonmf[{','.join(sorted(extras.keys() - {'test'}))}]"]
+    assert everything == [f"protonmf[{','.join(sorted(extras.keys() - {'rivals', 'test'}))}]"]

@@ -156,7 +156,7 @@ OUT_OF_RANGE = {
     "batch_size must be": lambda: Machine(batch_size=0),
     "workers must be": lambda: Machine(workers=-1),
     "max_skipped must be a number from 0 to 1, not 2": lambda: ImageWords(data=Path("data"), max_skipped=2),
-    "number must be": lambda: EditWords(number=0),
+    "number must be": lambda: EditWords(number=-1),
     "factor must be .* not nan": lambda: EditWords(number=1, factor=float("nan")),
     "top must be": lambda: ExplainOptions(top=0),
     "form 'round' is not one of plain, augmented": lambda: PageOptions(form="round"),
@@ -194,7 +194,7 @@ NOTHING = {
     "map_kind 'place' is not one of": lambda model, image: model.explain(image, map_kind="place"),
     "form 'round' is not one of": lambda model, image: model.explain(image, form="round"),
     "factor must be": lambda model, image: model.scale(LABELS[0], {1: float("nan")}),
-    "number must be": lambda model, image: model.scale_everywhere({(LABELS[0], 0): 0.0}),
+    "number must be": lambda model, image: model.scale_everywhere({(LABELS[0], -1): 0.0}),
     "recipe 'best' is not one of default, paper": lambda model, image: protonmf_cli.train_protopnet("n", "data", recipe="best"),
 }  # fmt: skip
 

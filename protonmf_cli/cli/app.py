@@ -28,6 +28,7 @@ from protonmf_cli.cli.help import HelpfulCommand
 from protonmf_cli.cli.inspect import inspect
 from protonmf_cli.cli.intervene import OrderedCommand, intervene
 from protonmf_cli.cli.manual import manual
+from protonmf_cli.cli.naming import name
 from protonmf_cli.cli.protopnet.analyse import evaluate as evaluate_protopnet
 from protonmf_cli.cli.protopnet.analyse import local
 from protonmf_cli.cli.protopnet.edit import combine, prune, push
@@ -136,6 +137,7 @@ for _command in (
     evaluate,
     report,
     inspect,
+    name,
     export,
     push_to_hub,
     demo,

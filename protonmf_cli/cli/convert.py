@@ -20,6 +20,7 @@ from protonmf_cli.options import (
     ImageWords,
     Init,
     Machine,
+    NearAs,
     NetworkWords,
     Output,
     Recipe,
@@ -50,7 +51,8 @@ def convert(
     max_prototypes: Annotated[int, typer.Option("--max-prototypes", min=1, help="Most that auto tries.")] = DEFAULTS.max_prototypes,
     recipe: Annotated[Recipe, typer.Option("--recipe", help="paper: everything as ProtoNMF was printed; single options still count.")] = "default",
     reconstruction: Annotated[Reconstruction | None, typer.Option("--reconstruction", show_default=DEFAULTS.reconstruction, help="Amounts of parts, or ProtoNMF's fit of the head by a class's own prototypes.")] = None,
-    near: Annotated[int | None, typer.Option("--near", min=0, show_default=str(DEFAULTS.near), help="Amounts: nearest classes of the head whose prototypes are weighed along.")] = None,
+    near: Annotated[int | None, typer.Option("--near", min=0, show_default=str(DEFAULTS.near), help="Amounts: nearest classes of the head that are weighed along.")] = None,
+    near_as: Annotated[NearAs | None, typer.Option("--near-as", show_default=DEFAULTS.near_as, help="Amounts: weigh each of those as a whole, or by its prototypes.")] = None,
     augment: Annotated[Augment | None, typer.Option("--augment", show_default=DEFAULTS.augment, help="How prototypes take up the residual.")] = None,
     stability: Annotated[bool, typer.Option("--stability/--no-stability", help="Compare the prototypes of two halves of the images.")] = DEFAULTS.stability,
     rows: Annotated[RowsOption, typer.Option("--rows", help="Which rows the head is read through.")] = DEFAULTS.rows,
@@ -73,11 +75,14 @@ def convert(
 
     Example: protonmf convert resnet18.a1_in1k --data imagenet -o prototypes.safetensors
     """
-    chosen = _with_recipe(recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment, near=near)
-    if near and chosen.reconstruction == "paper":
-        raise UsageError(
-            f"--near {near} needs --reconstruction amounts; the paper's uses a class's own prototypes alone."
-        )
+    chosen = _with_recipe(
+        recipe, init=init, solver=solver, reconstruction=reconstruction, augment=augment, near=near, near_as=near_as
+    )
+    for name, value in (("near", near), ("near-as", near_as)):
+        if value and chosen.reconstruction == "paper":
+            raise UsageError(
+                f"--{name} {value} needs --reconstruction amounts; the paper's uses a class's own prototypes alone."
+            )
     chosen = replace(
         chosen, prototypes=_count(prototypes), max_prototypes=max_prototypes, stability=stability, rows=rows,
         examples=examples, memory=int(memory * 2**30), sample=sample, seed=seed,

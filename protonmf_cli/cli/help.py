@@ -21,11 +21,12 @@ TOPICS = {
         "groups", "sample", "shots", "max_skipped",
     ),
     "Class": ("class_name", "among", "against"),
-    "Edits": ("zero", "scale", "everywhere", "audit", "remove_suspicious"),
+    "Edits": ("zero", "scale", "everywhere", "audit", "remove_suspicious", "drop"),
     "Prototypes": (
-        "prototypes", "max_prototypes", "recipe", "reconstruction", "near", "augment", "stability", "init", "solver",
-        "examples", "width", "patch", "similarity", "addon", "distinct", "nearest", "least", "l1", "norm",
-        "normalisation", "anchor",
+        "prototypes", "max_prototypes", "recipe", "reconstruction", "near", "near_as", "augment", "stability", "init",
+        "solver",
+        "examples", "width", "patch", "similarity", "addon", "distinct", "nearest", "least", "last_layer",
+        "l1", "norm", "normalisation", "anchor", "vocabulary", "tower", "template", "min_margin",
     ),
     "Training": (
         "epochs", "warm_epochs", "cycles", "backbone_rate", "rate", "cluster", "separation", "validation", "precision",

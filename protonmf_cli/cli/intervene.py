@@ -184,7 +184,8 @@ def words_of(order: Sequence[tuple[str, Any]]) -> list[EditWords]:
 
 def _zero_words(text: str) -> list[EditWords]:
     owner, _, numbers = text.rpartition(":")
-    return [EditWords(owner=owner or None, number=_number(part, "--zero", text)) for part in numbers.split(",")]
+    least = 0 if owner else 1
+    return [EditWords(owner=owner or None, number=_number(part, "--zero", text, least)) for part in numbers.split(",")]
 
 
 def _scale_words(text: str) -> EditWords:
@@ -198,10 +199,11 @@ def _scale_words(text: str) -> EditWords:
         raise UsageError(f"--scale {text!r}: {factor!r} is not a number.") from failure
     if not abs(value) < 1e6:
         raise InputError(f"--scale {text!r}: the factor must be a finite number below a million.")
-    return EditWords(owner=owner or None, number=_number(number, "--scale", text), factor=value)
+    return EditWords(owner=owner or None, number=_number(number, "--scale", text, 0 if owner else 1), factor=value)
 
 
-def _number(text: str, option: str, whole: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
+def _number(text: str, option: str, whole: str, least: int) -> int:
+    """Of a prototype; 0 is another class as a whole."""
+    if not text.strip().isdecimal() or int(text) < least:
         raise UsageError(f"{option} {whole!r}: {text!r} is not a prototype number (they start at 1).")
     return int(text)

@@ -102,7 +102,6 @@ def export(
         # moving and writing change a network in place
         own = deepcopy(loaded.backbone) if isinstance(model, Loaded) else loaded.backbone
         backbone = own.to(torch.device("cpu"), torch.float32)
-        backbone.read(torch.zeros(1, *backbone.preprocessing.input_size, dtype=torch.uint8))  # as its file says, or not
         if format == "onnx":
             here = loaded.model.to(torch.device("cpu"), torch.float32)
             differences, rounding = _write_graph(target.path, here, backbone, progress)
@@ -127,7 +126,8 @@ def _check_single(loaded: Loaded) -> None:
 
 def _write_checkpoint(folder: Path, model: PrototypeModel, backbone: Backbone) -> float:
     """The head inside the network; how far its logits are from the model's."""
-    difference = write_head(backbone, model.head_vectors(), model.exact.bias)
+    with backbone.reading():
+        difference = write_head(backbone, model.head_vectors(), model.exact.bias)
     card = model.card
     if card.source.library != TIMM:
         save_weights(folder, backbone.network, card.source)

@@ -15,7 +15,7 @@ def options_of(model: PrototypeModel, progress: Progress = LOGGED) -> Conversion
         model: of any version.
         progress: is told what is stored and not known here.
     """
-    stored = dict(model.card.stored_options)
+    stored = {"near_as": "parts", **model.card.stored_options}  # as before there was a choice
     if model.is_outdated:
         stored |= {"reconstruction": "amounts", "augment": "none"}
     found = read_options(ConversionOptions, stored)

@@ -3,7 +3,8 @@
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, ModelFileError, NotExactError, first_line
+from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, first_line
 from protonmf_cli.models.readouts.attention_pool import attention_pool
 from protonmf_cli.models.readouts.branches import branches_head
 from protonmf_cli.models.readouts.class_token import token_writes
@@ -167,19 +168,29 @@ class Backbone:
             rows, logits = ([getattr(part, name) for part in parts] for name in ("rows", "logits"))
             return parts[0] if len(parts) == 1 else Reading(rows=torch.cat(rows), logits=torch.cat(logits))
 
-    def _read(self, crops: Tensor) -> Reading:
-        if not self.file:
-            return self.readout.read(self.network, self.normalise(crops))
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within it whatever a network raises that a damaged file describes is the file's fault.
+
+        Raises:
+            ModelFileError: in one sentence; a network from elsewhere raises what it raises.
+        """
         try:
-            found = self.readout.read(self.network, self.normalise(crops))
-        except torch.OutOfMemoryError:
+            yield
+        except (torch.OutOfMemoryError, ProtonmfError):
             raise
-        except Exception as failure:  # whatever a network raises that a damaged file describes
-            if NO_MEMORY.search(str(failure)):
+        except Exception as failure:
+            if not self.file or NO_MEMORY.search(str(failure)):
                 raise
             raise ModelFileError(
                 f"the network in {self.file} reads no images: {first_line(failure).rstrip('.')}."
             ) from failure
+
+    def _read(self, crops: Tensor) -> Reading:
+        with self.reading():
+            found = self.readout.read(self.network, self.normalise(crops))
+        if not self.file:
+            return found
         rows = (len(crops), self.readout.count, self.readout.width)
         logits = (len(crops), len(self.classes) if self.readout.has_head else 0)
         if (found.rows.shape, found.logits.shape) != (rows, logits):

@@ -199,15 +199,43 @@ class PrototypeModel:
         """Number of the network that a prototype belongs to: 0 but in combined models."""
         return self.evidence.network_of(prototype) if isinstance(self.evidence, NearestPatch) else 0
 
+    def caption(self, prototype: int) -> str:
+        """What a prototype was named, e.g. “curved neck” 0.31; empty where it was not."""
+        return "" if self.card.names is None else self.card.names.caption(prototype)
+
+    @property
+    def named_by(self) -> str:
+        """Where the captions are from; empty where there are none."""
+        return "" if self.card.names is None else self.card.names.source
+
     def own(self, class_index: int) -> list[int]:
         """Rows of the prototypes found in a class, in their order."""
         order, owners = self._by_owner
         start, stop = torch.searchsorted(owners, torch.tensor([class_index, class_index + 1])).tolist()
-        return order[start:stop].tolist()
+        return [j for j in order[start:stop].tolist() if not self.wholes[j]]
+
+    @cached_property
+    def wholes(self) -> Tensor:
+        """(P,) bool, on the CPU: a class as a whole, which explanations of other classes weigh and those of its own
+        do not, for its parts make it up. Only where evidence is an amount."""
+        found = torch.full((len(self.owner),), self.amounts is not None)
+        prototype = self.weights.prototype.cpu()
+        found[prototype[self.owner.cpu()[prototype] == self.weights.class_index.cpu()]] = False
+        return found
+
+    @cached_property
+    def parts(self) -> list[int]:
+        """Rows of the prototypes that are no class as a whole."""
+        return (~self.wholes).nonzero()[:, 0].tolist()
+
+    def whole(self, class_index: int) -> int | None:
+        """Row of a class as a whole; None where the model has none."""
+        found = (self.wholes & (self.owner.cpu() == class_index)).nonzero()[:, 0].tolist()
+        return found[0] if found else None
 
     def number(self, prototype: int) -> int:
-        """Number of a prototype within its owner, as people see it: from 1."""
-        return self.own(int(self.owner[prototype])).index(prototype) + 1
+        """Number of a prototype within its owner, as people see it: from 1; 0 of a class as a whole."""
+        return 0 if self.wholes[prototype] else self.own(int(self.owner[prototype])).index(prototype) + 1
 
     @cached_property
     def _by_owner(self) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from protonmf_cli.models.evidence_kind import EvidenceKind
-from protonmf_cli.models.wording import shortened, shortened_path
+from protonmf_cli.models.wording import part_name, shortened, shortened_path
 
 
 class ShortRepr:
@@ -117,6 +117,8 @@ class Contribution(ShortRepr):
     """Name of the network that the prototype belongs to, in a combined model."""
     crop: np.ndarray | None = None
     """What that network saw, in a combined model; else the explanation's own crop."""
+    caption: str = ""
+    """What the prototype was named, with the score of the name; empty where it was not."""
     usual: tuple[float, float] | None = None
     """Amounts that are usual in the training images of the prototype's own class; None where evidence is no amount, or
     holds a share of the residual too."""
@@ -156,8 +158,8 @@ class UnusualAmount:
 
     def said(self, class_index: int) -> str:
         """In words, for the class that it is unusual in."""
-        owner = "" if self.owner_index == class_index else f" of {self.owner_name}"
-        return f"prototype {self.prototype}{owner} is {self.amount:.2f}, usually {self.usual + 0.0:.2f}"
+        name = part_name(self.prototype, "" if self.owner_index == class_index else self.owner_name)
+        return f"{name} is {self.amount:.2f}, usually {self.usual + 0.0:.2f}"
 
 
 SAID = 3
@@ -257,11 +259,14 @@ class Explanation(ShortRepr):
     multi_label: bool = False
     """Whether an image may be of several classes: probabilities are of each label by itself, and those above 50 % are
     said."""
+    named_by: str = ""
+    """Where the captions of the prototypes are from; empty where none of these has one."""
 
     def __repr__(self) -> str:
         """The image, its class and what the logit is made of, in two lines."""
         largest = [
-            f"{_signed(c.contribution)} {shortened(c.owner_name, 20)} {c.prototype}" for c in self.contributions[:SAID]
+            f"{_signed(c.contribution)} {shortened(c.owner_name, 20)} {c.prototype or 'as a whole'}"
+            for c in self.contributions[:SAID]
         ]
         left = self.contributions[SAID:]
         others = [(f"{len(left)} more", sum(c.contribution for c in left))] if left else []

@@ -40,6 +40,17 @@ def shortened_path(path: str, length: int) -> str:
     return path if len(path) <= length else "…" + path[1 - length :]
 
 
+def part_name(number: int, owner: str = "") -> str:
+    """What a prototype is called; `owner` where it is another class's. The number 0 is a class as a whole.
+
+    >>> part_name(2), part_name(2, "heron"), part_name(0, "heron")
+    ('prototype 2', 'prototype 2 of heron', 'heron as a whole')
+    """
+    if not number:
+        return f"{owner} as a whole"
+    return f"prototype {number}" + (f" of {owner}" if owner else "")
+
+
 def known(value: float, form: str) -> str:
     """A figure as a format says; "unknown" where a file does not hold it, which is NaN.
 

@@ -30,8 +30,8 @@ def test_json_holds_every_prototype_in_order(audited, converted):
     record, page = audited
     model = protonmf_cli.load(converted)
     assert record["schema"] == "protonmf.audit/1" and record["page"] == str(page)
-    assert [each["rank"] for each in record["ranking"]] == list(range(1, len(model.model.prototypes) + 1))
-    assert sorted(each["prototype_id"] for each in record["ranking"]) == list(range(len(model.model.prototypes)))
+    assert [each["rank"] for each in record["ranking"]] == list(range(1, len(model.model.parts) + 1))
+    assert sorted(each["prototype_id"] for each in record["ranking"]) == model.model.parts
     assert record["shortcuts"] == sum(each["shortcut"] for each in record["ranking"])
     for each in record["ranking"]:
         assert each["class"] == LABELS[each["class_index"]]

@@ -54,7 +54,7 @@ def candidate(model, prototype, **changes):
 
 def audit_of(model, *first, **changes):
     """An audit that ranks some prototypes first, and all others after them."""
-    others = [candidate(model, j) for j in range(len(model.prototypes)) if j not in [c.prototype_id for c in first]]
+    others = [candidate(model, j) for j in model.parts if j not in [c.prototype_id for c in first]]
     plain = Audit(images=16, accuracy=0.875, groups=None, candidates=(*first, *others), notes=())
     return replace(plain, **changes)
 

@@ -45,12 +45,12 @@ def test_single_options_count_beside_a_recipe(toy, tmp_path):
 def test_prototypes_of_near_classes_say_whose_they_are(converted, toy):
     rows = options_in(converted)["per_class"]
     others = [(c, p) for c in rows for p in c["prototypes"] if p["owner_index"] != c["class_index"]]
-    assert len(others) == 4 * 2  # of one class each
+    assert len(others) == 4  # one class each, as a whole
     class_of, part = others[0]
     words = ("--class", class_of["label"], "--model", converted)
     code, out, _ = run("explain", toy.image(0), *words)
     assert code == 0
-    assert f"prototype {part['prototype']} of {part['owner_label']}" in out
+    assert f"{part['owner_label']} as a whole" in out
     code, out, err = run(
         "intervene", toy.image(0), "--zero", f"{part['owner_label']}:{part['prototype']}", *words, "--json"
     )
@@ -58,7 +58,7 @@ def test_prototypes_of_near_classes_say_whose_they_are(converted, toy):
     assert json.loads(out)["edits"][0]["owner_label"] == part["owner_label"]
 
 
-@pytest.mark.parametrize(("near", "connections"), [(0, 2), (2, 6), (8, 8)])
+@pytest.mark.parametrize(("near", "connections"), [(0, 2), (2, 4), (8, 5)])
 def test_as_many_near_classes_as_there_are(toy, tmp_path, near, connections):
     target = convert(toy, tmp_path / "m.safetensors", "--near", near, "--no-stability")
     found = options_in(target)
@@ -149,6 +149,7 @@ def test_a_cut_cache_is_read_again(toy, converted, tmp_path):
         (("--near", -1), 2, "Invalid value for '--near'"),
         (("--near", 2, "--reconstruction", "paper"), 2, "--near 2 needs --reconstruction amounts"),
         (("--near", 2, "--recipe", "paper"), 2, "--near 2 needs --reconstruction amounts"),
+        (("--near-as", "parts", "--recipe", "paper"), 2, "--near-as parts needs --reconstruction amounts"),
         (("--borrow", 2), 2, "No such option: --borrow"),
         (("--reconstruction", "functional"), 2, "is not one of"),
         (("--augment", "dynamic"), 2, "is not one of"),

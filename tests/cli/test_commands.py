@@ -292,6 +292,20 @@ def test_several_classes_with_their_own_edits(toy, converted, tmp_path):
     assert first[0] == second[0] == 0 and first[1] == second[1]
 
 
+def test_a_near_class_is_one_row_that_an_edit_takes_out(toy, converted):
+    words = ("explain", toy.image(0), "--class", "red things", "--model", converted)
+    found = json.loads(run(*words, "--json")[1])
+    (whole,) = (part for part in found["contributions"] if part["owner_label"] != "red things")
+    assert (whole["prototype"], whole["stability"]) == (0, None)
+    assert f"{whole['owner_label']} as a whole" in run(*words)[1]
+    words = ("intervene", toy.image(0), "--class", "red things", "--model", converted)
+    code, out, err = run(*words, "--zero", f"{whole['owner_label']}:0", "--json")
+    assert code == 0, err
+    before, after = (json.loads(out)[when]["logit"] for when in ("before", "after"))
+    assert before - after == pytest.approx(whole["contribution"], abs=1e-4)
+    assert f"zero {whole['owner_label']} as a whole" in run(*words, "--zero", f"{whole['owner_label']}:0")[1]
+
+
 def test_everywhere_edits_every_class(toy, converted, tmp_path):
     words = ("intervene", toy.image(0), "--zero", "red things:1", "--class", "grey things", "--model", converted)
     target = tmp_path / "edited.safetensors"
@@ -343,6 +357,7 @@ def test_an_edited_model_is_saved_before_anything_is_printed(toy, converted, tmp
         (("--scale", "1=nan"), 3, "finite number"),
         (("--zero", "1", "--class", "purple things"), 3, "no class of the model is called 'purple things'"),
         (("--zero", "blue things:9"), 3, "blue things has no prototype 9"),
+        (("--zero", "red things:0"), 3, "red things has no prototype 0; it has 1 to 2"),
         (("--zero", "1,1"), 3, "prototype 1 of red things is edited twice"),
         (("--zero", "1", "--scale", "red things:1=0.5"), 3, "prototype 1 of red things is edited twice"),
         (("--zero", "1", "--zero", "1", "--everywhere"), 3, "prototype 1 of red things is edited twice"),

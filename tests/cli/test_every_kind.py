@@ -80,7 +80,7 @@ def test_convert_explain_and_intervene(kind, photographs, tmp_path):
     parts = [part["contribution"] for part in case["contributions"]]
     rest = case["residual"]["contribution"] + case["bias"] + (case["no_place"] or 0)
     assert sum(parts) + rest == pytest.approx(case["logit"], abs=1e-4)
-    assert len(parts) == 4
+    assert len(parts) == 3
     assert (case["no_place"] is not None) == (kind in WITHOUT_PLACE)
     for part in case["contributions"]:
         assert (part["map"] is not None) == spatial

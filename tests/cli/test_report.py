@@ -21,6 +21,7 @@ import toys
 from protonmf_cli.files.store import load_model, save_model
 from protonmf_cli.jobs.loaded import load
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.models.wording import part_name
 from protonmf_cli.output.page.page import SCRIPT, script
 from protonmf_cli.pipelines.page import cases, content
 from toys import run, slow
@@ -256,8 +257,7 @@ def test_amounts_contributions_and_logits_under_edits_are_those_of_the_commands(
 
 
 def title(contribution, class_index):
-    name = f"prototype {contribution.prototype}"
-    return name if contribution.owner_index == class_index else f"{name} of {contribution.owner_name}"
+    return part_name(contribution.prototype, "" if contribution.owner_index == class_index else contribution.owner_name)
 
 
 def test_cards_say_amount_usual_range_and_weight(browser, vit, toy, tmp_path):
@@ -269,7 +269,7 @@ def test_cards_say_amount_usual_range_and_weight(browser, vit, toy, tmp_path):
             low, high = (0.0 if abs(each) < 0.05 else each for each in x.usual)
             said = f"{x.evidence:.2f} × {x.weight:+.2f} amount (usual {low:.1f} to {high:.1f}) × weight = "
             assert " ".join(words.split()).startswith(said), words
-            assert words.split()[-1] == f"{x.contribution:+.2f}"
+            assert words.split()[-1] == f"{round(x.contribution, 2) + 0.0:+.2f}"
             card = page.inner_text(f'article.part[data-prototype="{x.prototype_id}"]')
             assert ("less than none of" in card) == (x.evidence < 0)
             # no box is drawn around what is not there
@@ -281,13 +281,17 @@ def test_cards_say_amount_usual_range_and_weight(browser, vit, toy, tmp_path):
 @pytest.mark.parametrize("kind", ["presence", "contribution"])
 def test_maps_are_drawn_on_the_scale_that_is_usual(browser, vit, toy, tmp_path, kind):
     """Full colour is the usual amount at the strongest place, so that a faint map is drawn faint."""
-    made(vit, tmp_path / "page.html", "--images", toy.image(2))
     loaded = load(vit)
-    found = loaded.explain(toy.image(2))
+    images = [toy.image(n, split) for n in range(4) for split in ("val", "train")]
+    image, found = next(
+        (image, found)
+        for image, found in ((each, loaded.explain(each)) for each in images)
+        if any(x.evidence < 0 for x in found.contributions)
+    )
+    made(vit, tmp_path / "page.html", "--images", image)
     data = pages.data_of(tmp_path / "page.html")
     with pages.opened(browser, tmp_path / "page.html") as page:
         page.select_option("#map", kind)
-        assert any(x.evidence < 0 for x in found.contributions)
         for x in found.contributions:
             assert data["prototypes"][x.prototype_id]["full"] == loaded.model.amounts.peak_of(x.prototype_id)
             drawn = page.evaluate(
@@ -463,10 +467,21 @@ def test_search_and_sorting(browser, page_file, converted):
         # without an audit nothing is called suspicious; the page names the command that looks
         assert page.locator("#sort option").count() == 5 and page.locator("nav a[data-view=audit]").count() == 0
         assert page.inner_text("#audit-hint code") == f"protonmf audit --model {converted.name} --data DIR"
-        # each prototype says for whom else it counts about as much, with the weights of the file
-        weight = {(int(c), int(j)): float(v) for c, j, v in zip(
-            model.weights.class_index, model.weights.prototype, model.weights.value, strict=True
-        )}  # fmt: skip
+        # a class as a whole is no prototype of its class's: explanations of others weigh it
+        for j in range(len(model.prototypes)):
+            assert page.locator(f'.prototype[data-prototype="{j}"]').count() == (0 if model.wholes[j] else 1)
+
+
+def test_a_prototype_says_for_whom_else_it_counts_about_as_much(browser, toy, tmp_path):
+    file, names = tmp_path / "parts.safetensors", toys.LABELS
+    code, _, err = run("convert", toy.name, "--data", toy.data, "-o", file, "-p", 2, "--near", 1, "--near-as", "parts")
+    assert code == 0, err
+    model, _ = load_model(file)
+    made(file, tmp_path / "page.html", "--images", toy.image(0))
+    weight = {(int(c), int(j)): float(v) for c, j, v in zip(
+        model.weights.class_index, model.weights.prototype, model.weights.value, strict=True
+    )}  # fmt: skip
+    with pages.opened(browser, tmp_path / "page.html", "#gallery") as page:
         counted = 0
         for (c, j), value in weight.items():
             owner = int(model.owner[j])
@@ -705,7 +720,7 @@ def test_a_class_without_images_is_made_of_other_classes_or_all_residual(browser
     with pages.opened(browser, tmp_path / "page.html", f"#explain?image={number}") as page:
         said = "its rows are parts of other classes" if recipe == "default" else "all of its logit is residual"
         assert f"has no prototypes of its own in this model: {said}" in page.inner_text("main")
-        assert page.locator("article.part").count() == (5 if recipe == "default" else 0)
+        assert page.locator("article.part").count() == (3 if recipe == "default" else 0)
         assert page.locator("[aria-label=Residual] canvas").count() == (1 if recipe == "default" else 2)
         logits = pages.logits(page)
         nearest = max(model.active_classes.tolist(), key=lambda c: logits[c])
@@ -863,11 +878,11 @@ def test_a_page_of_very_many_classes_has_rows_of_some_and_edits_as_the_command_d
         data = json.loads(page.inner_text("#data"))
         listed, prototypes = data["listed"], data["prototypes"]
         assert len(listed) == 3 and {fact["c"] for fact in data["facts"]} == set(listed)
-        assert len(prototypes) <= 8 and len(data["classes"]) == 4
+        assert len(prototypes) <= 12 and len(data["classes"]) == 4
         assert sorted(data["own"][str(c)] for c in listed)
         j = int(page.get_attribute("article.part", "data-prototype"))
         stored, _ = load_model(model)
-        assert prototypes[j]["n"] in [stored.number(k) for k in stored.own(prototypes[j]["c"])]
+        assert prototypes[j]["n"] in [0, *(stored.number(k) for k in stored.own(prototypes[j]["c"]))]
         pages.slide(page, j, 0)
         check_same(page, shown_command(page, model, toy.image(3)))
 

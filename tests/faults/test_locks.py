@@ -52,6 +52,8 @@ EVERY = [
     ("fewshot", "benchmark", "NETWORK", "--data", "DATA", "-o", "taken"),
     ("fewshot", "interpret", "MODEL", "--figures", "taken"),
     ("intervene", "IMAGE", "--model", "MODEL", "--zero", "1", "-o", "taken"),
+    ("name", "MODEL", "--drop", "-o", "taken"),
+    ("name", "MODEL", "--vocabulary", "IMAGE", "--tower", "DATA", "-o", "taken"),
     ("report", "--model", "MODEL", "-o", "taken"),
     ("report", "--model", "MODEL", "--folder", "-o", "taken"),
     ("audit", *OF_MODEL, "-o", "taken"),

@@ -167,6 +167,7 @@ FAULTS = {
     "an edit of nothing": (
         "amounts", card_with("edits", value=[{"class_index": 9, "prototype_id": 0}]), "no class and prototype of the edit",
     ),
+    "a share of no residual": ("fewshot", tensor_with("weight_residual_share", first_is(1e-40)), "no residual that its prototypes share"),
     "networks that do not add up": ("combined", card_with("readout", "rows_per_image", value=16), "do not add up"),
 }  # fmt: skip
 
@@ -198,14 +199,17 @@ def test_a_method_of_tomorrow_is_none_of_todays(files, toy, tmp_path, kind, word
     assert code == 3 and f"error: {file} holds a tomorrow model, not a ProtoPNet" in err
 
 
-def test_what_is_exported_reads_images_as_its_file_says(files, toy, tmp_path):
-    file = changed(
-        files("amounts"),
-        tmp_path / "bad.safetensors",
-        card_with("source", "model_args", "output_stride", value=KeyError),
-    )
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "why"),
+    [
+        ("amounts", "output_stride", KeyError, "index 4 is out of bounds"),
+        ("fewshot", "drop_rate", 5, "dropout probability"),
+    ],
+)
+def test_what_is_exported_reads_images_as_its_file_says(files, toy, tmp_path, kind, name, value, why):
+    file = changed(files(kind), tmp_path / "bad.safetensors", card_with("source", "model_args", name, value=value))
     code, _, err = run("export", file, "-o", tmp_path / "it")
-    assert code == 3 and err.startswith(f"error: the network in {file} reads no images: index 4 is out of bounds")
+    assert code == 3 and err.startswith(f"error: the network in {file} reads no images: {why}")
     assert not (tmp_path / "it").exists()
 
 

@@ -84,7 +84,11 @@ def test_examples_are_real_crops_with_boxes_inside(converted, toy):
         assert 0 <= left < right <= 64
         assert 0 <= top < bottom <= 64
         assert (toy.data / "train" / source.path).is_file()
-        assert float(examples.map[n].max()) == pytest.approx(float(examples.score[n]))
+        if model.wholes[examples.prototype[n]]:  # the whole picture, at the usual amount
+            assert (examples.map[n].any(), float(examples.score[n])) == (False, 1)
+            assert (left, top, right, bottom) == (0, 0, 64, 64)
+        else:
+            assert float(examples.map[n].max()) == pytest.approx(float(examples.score[n]))
     for prototype in range(len(model.prototypes)):
         own = examples.of(prototype)
         assert len({examples.sources[n].path for n in own}) == 5
@@ -135,13 +139,13 @@ def test_missing_file_says_how_to_make_one(tmp_path):
     [
         ("bias", torch.full((4,), torch.nan), "NaN"),
         ("bias", torch.zeros(5), "size 5 along C"),
-        ("owner", torch.full((8,), 9), "owner is outside"),
-        ("prototypes", torch.zeros(8, 96, dtype=torch.float64), "float64"),
+        ("owner", torch.full((12,), 9), "owner is outside"),
+        ("prototypes", torch.zeros(12, 96, dtype=torch.float64), "float64"),
         ("evidence", Projections(), "do not agree on how evidence is read"),
         ("evidence", {"ridge": -0.5}, "the ridge is negative"),
         ("evidence", {"ridge": float("inf")}, "ridge holds NaN or infinite"),
         ("evidence", {"usual": torch.ones(7, 4)}, "usual has size 7 along P"),
-        ("evidence", {"usual": torch.full((8, 4), torch.nan)}, "usual holds NaN"),
+        ("evidence", {"usual": torch.full((12, 4), torch.nan)}, "usual holds NaN"),
         ("evidence", {"unplaced_mean": torch.zeros(95)}, "unplaced_mean has size 95 along D"),
         ("images", {"mean": torch.zeros(4, 95)}, "image_mean has size 95 along D"),
         ("images", {"rest": torch.zeros(3)}, "image_rest has size 3 along A"),

@@ -247,7 +247,7 @@ def audited(loaded, batches, **more):
 
 def test_an_audit_ranks_every_prototype_and_is_the_same_again(loaded, batches):
     found = audited(loaded, batches)
-    assert sorted(one.prototype_id for one in found.candidates) == list(range(len(loaded.model.prototypes)))
+    assert sorted(one.prototype_id for one in found.candidates) == loaded.model.parts
     keys = [(not one.is_shortcut, -one.score) for one in found.candidates]
     assert keys == sorted(keys)
     assert [one.reason for one in audited(loaded, batches).candidates] == [one.reason for one in found.candidates]

@@ -137,6 +137,32 @@ def test_examples_are_in_the_unit_of_their_prototypes(setting):
             assert torch.equal(model.examples.box[own], part.examples.box[k])
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_explanations_of_other_classes_weigh_a_class_as_a_whole(setting, signed):
+    model = convert(setting, replace(OPTIONS, near_as="wholes", near=2)).exact
+    assert model.wholes.tolist() == [False] * 8 + [True] * 4
+    for c in range(4):
+        whole = model.whole(c)
+        assert (len(model.own(c)), model.number(whole), int(model.owner[whole])) == (2, 0, c)
+        used = model.weights.prototype[model.entries(c)].tolist()
+        assert used[:2] == model.own(c)
+        assert len(used) == 4
+        assert all(model.wholes[j] and int(model.owner[j]) != c for j in used[2:])
+        assert model.stability(whole) is None
+        shown = model.examples.of(whole)
+        assert len(shown)
+        assert model.examples.box[shown].tolist() == [[0, 0, 64, 64]] * len(shown)
+        assert torch.equal(model.examples.crop[shown], model.examples.crop[model.examples.of(model.own(c)[0])])
+    images = torch.rand(3, 2, model.prototypes.shape[1], dtype=torch.float64) - (0.5 if signed else 0)
+    backbone, _ = setting
+    head = backbone.readout.vectors.double()
+    assert torch.allclose(
+        logit_parts(model, images[:, :1]).logits, images[:, 0] @ head.T + backbone.readout.bias.double(), atol=1e-5
+    )
+    alone = convert(setting, replace(OPTIONS, near_as="wholes", near=0))
+    assert not alone.wholes.any()
+
+
 @pytest.mark.parametrize("lost", [(0,), (1, 3), (0, 1, 2, 3)])
 def test_lost_classes_are_computed_again_and_nothing_else(setting, lost):
     backbone, images = setting
@@ -214,12 +240,12 @@ def test_class_without_readable_images_stays_whole(setting, reconstruction):
     # one class more than the others, the nearest of the head
     cosine = torch.cosine_similarity(vectors[2], vectors, dim=1)
     nearest = sorted((0, 1, 3), key=lambda c: -float(cosine[c]))[:2]
-    assert used == [j for c in sorted(nearest) for j in model.own(c)]
-    assert all(len(model.entries(c)) == 4 for c in range(4))
+    assert used == [model.whole(c) for c in sorted(nearest)]
+    assert [len(model.entries(c)) for c in range(4)] == [3, 3, 2, 3]
     # what is left of it is orthogonal to them, and none of it is lost
     left = model.prototypes[used] @ model.residual[2]
     assert torch.allclose(
-        left, torch.zeros(4), atol=1e-3 * float(model.prototypes.norm(dim=1).max() * vectors[2].norm())
+        left, torch.zeros(2), atol=1e-3 * float(model.prototypes.norm(dim=1).max() * vectors[2].norm())
     )
 
 

@@ -79,7 +79,7 @@ def test_numbers_of_a_page_are_those_of_the_model(drawn, monkeypatch, explained_
     listed, prototypes = data["listed"], data["prototypes"]
     assert 31 in listed and len(listed) == (len(set(listed)) if explained_only else SHOWN)
     assert bool(report.left_out) == (not explained_only)
-    ids = [model.own(one["c"])[one["n"] - 1] for one in prototypes]
+    ids = [model.own(one["c"])[one["n"] - 1] if one["n"] else model.whole(one["c"]) for one in prototypes]
     assert len(ids) < len(model.prototypes) and ids == sorted(ids)
     starts, linked = (decoded(data["links"][name], "<i4") for name in ("start", "prototype"))
     weights = decoded(data["links"]["weight"], "<f4")

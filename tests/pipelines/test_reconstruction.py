@@ -11,7 +11,7 @@ from protonmf_cli.maths.amounts import dual
 from protonmf_cli.models.class_part import ClassReading
 from protonmf_cli.options import LEAST_SHARE, MOST_CANCELLATION, RIDGES, ConversionOptions
 from protonmf_cli.pipelines.conversion.factorisation import factorise_readings
-from protonmf_cli.pipelines.conversion.reconstruction import Bases, connections_of, reconstruct_heads
+from protonmf_cli.pipelines.conversion.reconstruction import Bases, connections_of, reconstruct_heads, with_wholes
 from protonmf_cli.pipelines.conversion.sums import sums_of
 
 AMOUNTS = ConversionOptions(prototypes=2, near=2, ridge=0.0)
@@ -40,8 +40,9 @@ def reconstructed(vectors, bias, bases, parts, options):
     return reconstruct_heads(vectors, bias, bases, sums_of(parts), parts, options)
 
 
-def solve(options, **size):
+def solve(options, wholes=False, **size):
     vectors, bases, parts = problem(**size)
+    bases = with_wholes(bases, sums_of(parts).projected) if wholes else bases
     bias = torch.zeros(len(vectors), dtype=torch.float64)
     return vectors, bases, parts, reconstructed(vectors, bias, bases, parts, options)
 
@@ -60,9 +61,11 @@ def test_weights_are_the_head_s_own_row_on_the_prototype_and_the_residual_is_ort
         assert torch.allclose(chosen @ found.residual[c], torch.zeros(len(used), dtype=torch.float64), atol=1e-4)
 
 
-def test_parts_always_add_up_to_the_head():
-    for options in (AMOUNTS, replace(AMOUNTS, ridge=0.2), replace(AMOUNTS, reconstruction="paper", near=0)):
-        vectors, _, _, found = solve(options)
+@pytest.mark.parametrize("wholes", [False, True])
+def test_parts_always_add_up_to_the_head(wholes):
+    paper = () if wholes else (replace(AMOUNTS, reconstruction="paper", near=0),)
+    for options in (AMOUNTS, replace(AMOUNTS, ridge=0.2), *paper):
+        vectors, _, _, found = solve(options, wholes)
         for c in range(len(vectors)):
             used, value = connections(found, c)
             chosen = found.prototypes[used].double()
@@ -115,6 +118,46 @@ def test_what_is_weighed_along_is_chosen_by_the_head_alone():
         assert used == bases.own(c) + [j for other in nearest for j in bases.own(other)]
     turned = replace(bases, prototypes=bases.prototypes.flip(1))
     assert connections_of(vectors, turned, 2) == chosen
+
+
+def test_a_class_as_a_whole_is_what_its_parts_hold_of_its_mean_image():
+    _, bases, parts = problem()
+    found = with_wholes(bases, sums_of(parts).projected)
+    assert (found.parts, len(found.prototypes)) == (10, 15)
+    assert torch.equal(found.prototypes[:10], bases.prototypes)
+    assert torch.equal(found.without_wholes.prototypes, bases.prototypes)
+    for n, c in enumerate(found.classes):
+        own, mean = bases.prototypes[bases.own(c)].double().numpy(), parts[c].pooled[:, 0].double().mean(dim=0)
+        held = np.linalg.lstsq(own.T, mean.numpy(), rcond=None)[0] @ own
+        assert np.allclose(found.prototypes[10 + n].double().numpy(), held / np.linalg.norm(held), atol=1e-5)
+        assert found.own(c) == bases.own(c)
+
+
+def test_a_near_class_is_one_row_where_it_is_weighed_as_a_whole():
+    vectors, bases, parts = problem()
+    found = with_wholes(bases, sums_of(parts).projected)
+    wide = torch.cat([vectors, torch.ones(1, 16, dtype=torch.float64)])
+    each, whole = (connections_of(wide, some, 2) for some in (bases, found))
+    for c in range(5):
+        owners = [int(bases.owner[j]) for j in each[c]]
+        assert whole[c] == found.own(c) + [10 + other for other in dict.fromkeys(owners) if other != c]
+    assert len(whole[5]) == 3  # one class more than the others are weighed along with
+
+
+def test_wholes_are_read_by_themselves_and_edits_of_parts_are_as_without_them():
+    _, bases, parts, found = solve(AMOUNTS, wholes=True)
+    _, _, _, without = solve(AMOUNTS)
+    for n, c in enumerate(range(5)):
+        whole = found.prototypes[10 + n].double()
+        amounts = parts[c].pooled[:, 0].double() @ whole / (whole @ whole)
+        assert float(amounts.quantile(0.5)) == pytest.approx(1, abs=1e-5)
+        low, high = found.amounts.range_of(10 + n)
+        assert low < 1 < high
+    unit = [torch.nn.functional.normalize(each.amounts.edit_readers[:10], dim=1) for each in (found, without)]
+    assert torch.allclose(*unit, atol=1e-5)
+    along = (found.amounts.edit_readers * found.prototypes).sum(dim=1)
+    assert torch.allclose(along, torch.ones(15), atol=1e-4)
+    assert found.pairs_alike == without.pairs_alike
 
 
 def test_a_class_without_images_has_rows_of_other_classes_and_its_logit_stays():

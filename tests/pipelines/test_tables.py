@@ -129,7 +129,7 @@ def test_the_sweep_gives_what_converting_gives(loaded, readings, kept):
     models = models_of(loaded.backbone, finished, options)
     controls = control_models(loaded.backbone, finished[2], options, 2)
     assert torch.allclose(models[2].prototypes, loaded.model.prototypes, rtol=2e-3, atol=2e-3)
-    assert [len(models[n].prototypes) for n in (1, 2)] == [4, 8]
+    assert [len(models[n].parts) for n in (1, 2)] == [4, 8]
     for n in (1, 2):  # other numbers beside it change nothing
         alone = converted_with(loaded, readings, (n,))[n]
         assert torch.equal(models[n].prototypes, alone.prototypes)
@@ -159,7 +159,7 @@ def test_controls_mean_less_than_prototypes(loaded, readings):
         cosine = torch.cosine_similarity(model.prototypes, loaded.model.prototypes, dim=1)
         assert float(cosine.min()) < 0.99, kind
     rows = torch.nn.functional.normalize(torch.cat([reading.rows.flatten(0, 1) for reading in readings]), dim=1)
-    patches = torch.nn.functional.normalize(controls["patches"].prototypes, dim=1)
+    patches = torch.nn.functional.normalize(controls["patches"].prototypes[controls["patches"].parts], dim=1)
     assert torch.allclose((patches @ rows.mT).amax(dim=1), torch.ones(8), atol=1e-5)
 
 
@@ -198,11 +198,16 @@ def test_stability_of_two_seeds_and_two_halves(loaded, readings, kept):
     random, _ = tables(replace(options_of(loaded.model), nmf=replace(options_of(loaded.model).nmf, init="abs")))
     assert random.rows[0]["median"] < 1
     found = {row["figure"]: row for row in explanations.rows}
-    assert len(found) == 4
+    assert len(found) == 6
     images = sum(len(target) for target in kept.target)
     assert found["largest row the same"]["count"] == found["5 largest rows, Jaccard"]["count"] == images
     for name, row in found.items():
+        for value in (row["mean"], row["another"], row["random"]):
+            assert value is None if "IoU" in name and value is None else -1 <= value <= 1
         assert (-1 if "Spearman" in name else 0) <= row["mean"] <= 1
+        assert row["random"] <= row["mean"] + 1e-12, f"{name}: prototypes matched at random are more alike"
+    alike = found["evidence of all rows, overlap (sum of the lesser / sum of the greater)"]
+    assert alike["random"] < alike["another"] < alike["mean"]
     maps = next(row for name, row in found.items() if "IoU" in name)
     assert maps["count"] == 2 * (6 + 7 + 8 + 8)  # two prototypes, at most eight images of each class
 

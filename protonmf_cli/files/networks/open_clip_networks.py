@@ -2,7 +2,9 @@
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ PREFIX = "open_clip:"
 SENTENCES = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.",
              "a {} in a video game.", "art of the {}.", "a photo of the small {}.")  # fmt: skip
 """In which a class is named where no sentence is given: the seven of Radford et al. 2021 (CLIP) that do best."""
+FOLDER, CONFIG = "local-dir:", "open_clip_config.json"
+"""How open_clip calls a model in a folder, and the file there that says what it is."""
 MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
 """How open_clip brings an image to its size, in timm's words."""
 
@@ -39,23 +43,10 @@ def load(request: BackboneRequest) -> LoadedNetwork:
         raise UsageError(f"{request.name} has no classes of its own: give --labels FILE, with one on each line.")
     labels = read_labels(request.labels)
     sentences = _sentences(request)
-    wants = request.pretrained and request.weights is None
-    notes: list[str] = []
-    try:
-        asked = hub_asked(wants and not request.offline)
-        with asked, silenced(None, logging.CRITICAL), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(request.seed)
-            model = library.create_model(architecture, pretrained=tag if wants else None, precision="fp32").eval()
-        if request.weights is not None:
-            check_checkpoint(request.weights)
-            notes = load_weights(model, request.weights)
-        tokenizer = library.get_tokenizer(architecture)
+    with loading(request.name, request.weights):
+        model, tokenizer, notes = _built(library, architecture, tag, request)
         with torch.no_grad():
             texts = library.build_zero_shot_classifier(model, tokenizer, labels, [each.format for each in sentences])
-    except ProtonmfError:
-        raise
-    except Exception as failure:  # open_clip, torch, safetensors and the hub each raise their own kinds here
-        raise loading_error(request.name, request.weights, failure) from failure
     network = _classifier(model, texts.mT)
     return LoadedNetwork(
         network=network,
@@ -75,6 +66,63 @@ def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     with silenced(None, logging.CRITICAL):  # it warns that weights are drawn
         visual = library.create_model(architecture, pretrained=None, precision="fp32").visual
     return ZeroShotClassifier(visual, int(arguments["width"]), int(arguments["num_classes"])).eval()
+
+
+@contextmanager
+def loading(name: str, weights: Path | None) -> Iterator[None]:
+    """Within it whatever fails is a network that cannot be loaded."""
+    try:
+        yield
+    except ProtonmfError:
+        raise
+    except Exception as failure:  # open_clip, torch, safetensors and the hub each raise their own kinds here
+        raise loading_error(name, weights, failure) from failure
+
+
+def both_towers(request: BackboneRequest) -> tuple[Network, Any, Mapping[str, Any], list[str]]:
+    """Image and text tower `open_clip:ARCHITECTURE[:TAG]`, or those that open_clip or its users saved in a folder.
+
+    Returns:
+        The model with both towers, what makes tokens of sentences, the preprocessing as timm's `pretrained_cfg` has it,
+        and notes.
+
+    Raises:
+        UsageError: open_clip is not installed, or has no such network.
+        InputError: there are no weights, or they cannot be read or do not fit.
+    """
+    library = _import()
+    if not request.name.startswith(PREFIX) or request.name.startswith(PREFIX + FOLDER):
+        folder = Path(request.name.removeprefix(PREFIX).removeprefix(FOLDER))
+        if not (folder / CONFIG).is_file():
+            raise UsageError(
+                f"--tower {request.name} is neither open_clip:ARCHITECTURE:TAG nor a folder with {CONFIG} and weights, "
+                "as open_clip saves them."
+            )
+        name, tag = f"{FOLDER}{folder}", ""
+    else:
+        name, _, tag = request.name.removeprefix(PREFIX).partition(":")
+        _check_name(library, name, tag, request)
+    with loading(request.name, request.weights):
+        model, tokenizer, notes = _built(library, name, tag, request)
+    return model, tokenizer, _seen(library.get_model_preprocess_cfg(model)), notes
+
+
+def _built(library: Any, name: str, tag: str, request: BackboneRequest) -> tuple[Network, Any, list[str]]:
+    """A model of open_clip with its weights, what makes tokens, and notes."""
+    wants = request.pretrained and request.weights is None
+    notes: list[str] = []
+    asked = hub_asked(wants and not request.offline)
+    with asked, silenced(None, logging.CRITICAL), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        model = library.create_model(
+            name, pretrained=tag or None if wants else None, precision="fp32", load_weights=wants,
+            require_pretrained=wants,
+        ).eval()  # fmt: skip
+        tokenizer = library.get_tokenizer(name)
+    if request.weights is not None:
+        check_checkpoint(request.weights)
+        notes = load_weights(model, request.weights)
+    return model, tokenizer, notes
 
 
 def _import() -> Any:

@@ -1,6 +1,7 @@
 """From a model's name to a timm network."""
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -18,7 +19,6 @@ from protonmf_cli.files.networks.sizes import of_usual_size
 from protonmf_cli.files.networks.timm_import import import_timm
 from protonmf_cli.files.networks.weights import Rename, check_checkpoint, load_weights
 from protonmf_cli.models.readouts.readout import Network
-from protonmf_cli.models.strict_json import strict_json
 
 REMOTE = "hf-hub:"
 LOCAL = "local-dir:"
@@ -180,9 +180,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
             f"the model folder {folder} {reason}. local-dir: wants timm's config.json and model.safetensors."
         )
     try:
-        found = strict_json(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise InputError(f"{config} cannot be read as JSON: {failure}.") from failure
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as failure:
+        raise InputError(f"{config} cannot be read as JSON: {first_line(failure).rstrip('.')}.") from failure
     if not isinstance(found, dict) or not isinstance(found.get("architecture"), str):
         raise InputError(f'{config} does not name a timm architecture: it wants an object with "architecture": "...".')
     if not import_timm().is_model(found["architecture"]):

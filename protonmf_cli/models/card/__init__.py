@@ -7,6 +7,7 @@ from typing import Any
 
 from protonmf_cli.errors import InputError, ModelFileError
 from protonmf_cli.models.backbone import Backbone, ClassName, Preprocessing, Source
+from protonmf_cli.models.card.names import NameFacts
 from protonmf_cli.models.card.stored import Facts, read_options, read_value
 from protonmf_cli.models.image_batches import Skipped
 from protonmf_cli.options import ConversionOptions, FewShotOptions, ProtoPNetOptions
@@ -183,6 +184,8 @@ class Card:
     """Of the last layer, after edits."""
     members: tuple["Card", ...] = ()
     """Cards of the models that were combined, in the order of `NearestPatch.member`; none in any other model."""
+    names: NameFacts | None = None
+    """Of prototypes, where they were given some."""
     stored: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The whole card as a file has it."""
 
@@ -218,7 +221,7 @@ class Card:
     def as_json(self) -> dict[str, Any]:
         """Nested plain values, for a file."""
         names = [each.name for each in fields(self) if each.name != "stored"]
-        return {name: getattr(self, name) for name in names} | {
+        return {name: getattr(self, name) for name in names if name != "names"} | {
             "readout": self.readout.as_json(),
             "source": {**self._unknown("source"), **asdict(self.source)},
             "preprocessing": {**self._unknown("preprocessing"), **asdict(self.preprocessing)},
@@ -228,6 +231,7 @@ class Card:
             "measured": self.measured.as_json(),
             "refits": [refit.as_json() for refit in self.refits],
             "members": [member.as_json() for member in self.members],
+            **({} if self.names is None else {"names": self.names.as_json()}),
             **{name: value for name, value in self.stored.items() if name not in names},
         }
 
@@ -253,6 +257,7 @@ class Card:
             measured=figures.read(value["measured"]),
             refits=tuple(RefitFacts.read(refit) for refit in value.get("refits", ())),
             members=tuple(cls.from_json(member) for member in value.get("members", ())),
+            names=None if value.get("names") is None else NameFacts.read(value["names"]),
             stored=value,
         )
 

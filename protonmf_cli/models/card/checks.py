@@ -99,8 +99,20 @@ def check_card(model: "PrototypeModel") -> None:
             raise ValueError(f"there is no class and prototype of the edit {str(dict(edit))[:80]}")
     for refit in card.refits:
         _check_among(refit.removed, len(model.prototypes), "removed prototypes")
+    _check_names(card, len(model.prototypes))
+    if model.is_augmented and card.pooling != "sum":
+        raise ValueError(f"a {card.method} model has no residual that its prototypes share")
     _check_classes(model)
     _check_figures(model)
+
+
+def _check_names(card: Card, count: int) -> None:
+    """Names are of prototypes that there are, and can be shown."""
+    for number, name in () if card.names is None else card.names.prototypes.items():
+        if not (number.isdecimal() and int(number) < count):
+            raise ValueError(f"there is no prototype {number[:40]!r}, which it names")
+        if not (name.word.isprintable() and name.second.isprintable()):
+            raise ValueError(f"the name of prototype {number} cannot be shown")
 
 
 def _check_reading(card: Card) -> None:

@@ -116,7 +116,7 @@ def combined_model(models: Sequence[PrototypeModel], names: Sequence[str]) -> Pr
         bias=torch.stack([part.bias for part in parts]).sum(dim=0),
         intercept=torch.stack([part.intercept for part in parts]).sum(dim=0),
         examples=_joined_examples(joined),
-        card=_card([part.card for part in parts], width),
+        card=_card([replace(part.card, names=None) for part in parts], width),
         evidence=NearestPatch(
             member=torch.cat([torch.full((len(p.prototypes),), n) for n, p in enumerate(parts)])[order]
         ),

@@ -86,11 +86,16 @@ def shade_of(explanation: Explanation, contribution: Contribution) -> str:
     return free[others.index(contribution.prototype_id) % len(free)]
 
 
+WHOLE = "as a whole"
+"""What stands in place of a number."""
+
+
 def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
     """ "prototype 2", with the owner's name when it is borrowed; at most about `length` characters."""
-    borrowed = contribution.owner_index != class_index
-    name = shortened(contribution.owner_name, length - 2) if borrowed else "prototype"
-    return f"{name} {contribution.prototype}"
+    if contribution.owner_index == class_index:
+        return f"prototype {contribution.prototype}"
+    number = str(contribution.prototype or WHOLE)
+    return f"{shortened(contribution.owner_name, max(length - 1 - len(number), length // 2))} {number}"
 
 
 def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: Sequence[Contribution]) -> None:
@@ -191,7 +196,7 @@ def _prototype_row(
     words.axis("off")
     sum_, said = _sum_words(contribution)
     lines = [
-        (0.84, title_of(contribution, explanation.class_index), 14, "bold", shade),
+        (0.84, _row_title(contribution, explanation.class_index), 14, "bold", shade),
         (0.66, _owner_words(contribution), 10, "normal", GREY),
         (0.44, sum_, 12, "normal", "black"),
         (0.30, said, 8, "normal", GREY),
@@ -234,8 +239,15 @@ def _likeness(explanation: Explanation, contribution: Contribution) -> str:
     return "looks like that (its patch)" if explanation.kind.is_of_patches else "looks like these training images"
 
 
+def _row_title(contribution: Contribution, class_index: int) -> str:
+    """ "prototype 2"; of a class as a whole its name, which the next line completes."""
+    return title_of(contribution, class_index) if contribution.prototype else shortened(contribution.owner_name, 16)
+
+
 def _owner_words(contribution: Contribution) -> str:
     """ "of flamingo", with a flag where it is unstable; at most 26 characters or so."""
+    if not contribution.prototype:
+        return WHOLE
     if is_unstable(contribution.stability):
         return f"of {shortened(contribution.owner_name, 14)}, unstable"
     return f"of {shortened(contribution.owner_name, 24)}"

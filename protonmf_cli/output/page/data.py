@@ -30,7 +30,8 @@ def page_data(report: Report, words: PageWords, pictures: Pictures) -> dict[str,
     place = {prototype.prototype_id: n for n, prototype in enumerate(gallery.prototypes)}
     own: dict[int, list[int]] = {}
     for n, prototype in enumerate(gallery.prototypes):
-        own.setdefault(prototype.owner_index, []).append(n)
+        if prototype.number:  # not the class as a whole, which its own explanations do not have
+            own.setdefault(prototype.owner_index, []).append(n)
     return {
         "schema": "protonmf.page/1",
         "file": report.file,
@@ -146,6 +147,7 @@ def _prototype(report: Report, prototype: GalleryPrototype, place: Place, pictur
         "users": [[c, _short(weight)] for c, weight in prototype.users],
         "signs": [[sign.kind, sign.words] for sign in prototype.signs],
         "facts": list(prototype.facts),
+        **({"caption": caption} if (caption := model.caption(prototype.prototype_id)) else {}),
         "patches": [_patch(view, kind, pictures) for view in prototype.examples[: pictures.detail.patches]]
         if shown and (pictures.detail.patches or not prototype.examples)
         else None,

@@ -168,7 +168,7 @@ def _shortcuts(report: Report) -> int | None:
 def _owned(report: Report) -> int:
     """Prototypes of the classes that the gallery shows."""
     shown = {fact.class_index for fact in report.gallery.classes}
-    return sum(prototype.owner_index in shown for prototype in report.gallery.prototypes)
+    return sum(each.number > 0 and each.owner_index in shown for each in report.gallery.prototypes)
 
 
 def script() -> str:

@@ -51,7 +51,7 @@ MATCHES = {
 }
 AMOUNTS = {
     "evidence": "How much of a prototype an image holds: here its amount.",
-    "amount": "How much of a prototype an image holds once the other prototypes of the class and of its nearest classes have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
+    "amount": "How much of a prototype an image holds once the other prototypes of the class, and its nearest classes, have explained their share: least squares. 1 is the usual amount in training images of the prototype's own class; a negative amount says less than none. The map beside it adds up to it, and full colour is what is usual at the strongest place.",
     "usual": "The amounts that most training images of the prototype's own class hold: one in twenty holds less, one in twenty more.",
     "weight": "What an amount of 1 adds to a class's logit: the classifier's own weights on that prototype.",
     "contribution": "Amount × weight: what a prototype adds to the logit. Switching it off takes that away, and what it has of “no place”.",
@@ -90,7 +90,7 @@ def page_words(report: Report, lines: dict[str, str], *, nameless: bool) -> Page
     for topic in BEFORE_EDITS if card.edits else ():
         if topic in lines:
             lines[topic] = f"before the edits: {lines[topic]}"
-    count = f"{len(model.prototypes)} prototypes of {len(model.active_classes)} classes"
+    count = f"{len(model.parts)} prototypes of {len(model.active_classes)} classes"
     return PageWords(
         title=" + ".join(each.source.short_name for each in card.members or (card,)),
         subtitle=f"{METHODS.get(card.method, card.method)}: {count}",
@@ -126,7 +126,8 @@ def _about(report: Report) -> str:
         does = "it compares an image with training patches, its prototypes, and the score of a class is the sum of what they add"
     else:
         does = "it matches an image with a few prototypes, which stand for training images, and the best match decides"
-    return f"This page shows how the image classifier {name} decides: {does}. Click a word with a question mark to see what it means."
+    named = "" if card.names is None else f" Names in quotation marks behind prototypes: {card.names.source}."
+    return f"This page shows how the image classifier {name} decides: {does}.{named} Click a word with a question mark to see what it means."
 
 
 def _glossary_of(kind: EvidenceKind) -> dict[str, str]:

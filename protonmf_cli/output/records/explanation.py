@@ -43,6 +43,7 @@ def explanation_json(explanation: "Explanation", contrast: "Contrast | None" = N
         if explanation.best_with_prototypes is None
         else prediction_json(explanation.best_with_prototypes),
         "unlike": None if explanation.unlike is None else unlike_json(explanation.unlike),
+        **({"named_by": explanation.named_by} if explanation.named_by else {}),
         **({} if contrast is None else {"against": contrast_json(contrast)}),
     }
 
@@ -66,6 +67,7 @@ def contribution_json(contribution: "Contribution") -> dict[str, Any]:
         "map": _grid(contribution.maps.get("contribution")),
         "presence": _grid(contribution.maps.get("presence")),
         **({"network": contribution.network} if contribution.network else {}),
+        **({"caption": contribution.caption} if contribution.caption else {}),
         "examples": [
             {"source": e.path, "sha256": e.sha256, "score": e.score, "box": list(e.box)} for e in contribution.examples
         ],

@@ -37,8 +37,9 @@ def inspection_facts(path: Path, model: "PrototypeModel", *, embedded: bool) -> 
         "backbone_embedded": embedded,
         "classes": len(card.classes),
         "classes_with_prototypes": len(model.active_classes),
-        "prototypes": len(model.prototypes),
-        "examples": len(model.examples.prototype),
+        "prototypes": len(model.parts),
+        "wholes": int(model.wholes.sum()),
+        "examples": int((~model.wholes)[model.examples.prototype.cpu()].sum()),
         "augmented": model.is_augmented,
         "unstable": sum(is_unstable(model.stability(j)) for j in range(len(model.prototypes))),
         "classes_with_own_against": len(weights.class_index[against].unique()),
@@ -72,6 +73,7 @@ def _entry_json(model: "PrototypeModel", entry: int) -> dict[str, Any]:
         "usual": usual and list(usual),
         "stability": model.stability(prototype),
         "unstable": is_unstable(model.stability(prototype)),
+        **({"caption": caption} if (caption := model.caption(prototype)) else {}),
         "examples": [
             {"source": model.examples.sources[e].path, "score": float(model.examples.score[e])}
             for e in model.examples.of(prototype)

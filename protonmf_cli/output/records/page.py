@@ -15,7 +15,7 @@ def report_json(written: "WrittenReport") -> dict[str, Any]:
         "model": content.file,
         "bytes": written.page.size,
         "classes": len(content.gallery.classes),
-        "prototypes": len(content.gallery.prototypes),
+        "prototypes": sum(each.number > 0 for each in content.gallery.prototypes),
         "images": len(content.cases),
         "unreadable": [{"path": skip.path, "reason": skip.reason} for skip in content.unreadable],
         "left_out": list(written.page.left_out),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from protonmf_cli.models.stability import is_unstable
-from protonmf_cli.models.wording import rounded, shortened, shortened_path, usual_words
+from protonmf_cli.models.wording import part_name, rounded, shortened, shortened_path, usual_words
 from protonmf_cli.output.text.blocks import Block, Row, TextTable
 
 if TYPE_CHECKING:
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 MOST_NAME = 20
 """Characters of an owner's name."""
+MOST_CAPTION = 32
+"""The same of what a prototype was named."""
 MOST_SOURCE = 36
 """Last characters of a training image's path."""
 
@@ -41,6 +43,8 @@ def explanation_blocks(
     yield ((f"{_unit_words(explanation)}   ledger error {explanation.ledger_error:.1e}", "dim"),)
     if explanation.unlike is not None:
         yield (f"unlike: {explanation.unlike.said}",)
+    if explanation.named_by:
+        yield ((f"names in quotation marks: {explanation.named_by}", "dim"),)
     if contrast is not None:
         yield from _contrast_blocks(contrast, top)
 
@@ -134,7 +138,8 @@ def _sum_row(name: str, value: float, style: str, numbers: int) -> Row:
 
 def _prototype_row(explanation: "Explanation", c: "Contribution") -> Row:
     borrowed = c.owner_index != explanation.class_index
-    name = f"prototype {c.prototype}" + (f" of {shortened(c.owner_name, MOST_NAME)}" if borrowed else "")
+    name = part_name(c.prototype, shortened(c.owner_name, MOST_NAME) if borrowed else "")
+    name += f" ({shortened(c.caption, MOST_CAPTION)})" if c.caption else ""
     name += f" ({shortened(c.network, MOST_NAME)})" if c.network else ""
     name += " (unstable)" if is_unstable(c.stability) else ""
     if explanation.reads_amounts:
@@ -160,7 +165,7 @@ def _contrast_blocks(contrast: "Contrast", top: int) -> Iterator[Block]:
     rows = [
         Row(
             cells=(
-                f"prototype {row.prototype} of {shortened(row.owner_name, MOST_NAME)}",
+                part_name(row.prototype, shortened(row.owner_name, MOST_NAME)),
                 f"{row.amount:.2f}",
                 *(f"{weight:+.2f}" for weight in row.weights),
                 f"{row.difference:+.2f}",

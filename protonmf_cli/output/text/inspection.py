@@ -47,6 +47,8 @@ def inspection_lines(
             f"{count} class{'es have own prototypes' if count > 1 else ' has own prototypes'} with a negative weight "
             "for it (inspect --class NAME)"
         )
+    if card.names is not None:
+        lines["names"] = f"{len(card.names.prototypes)} of {facts['prototypes']} prototypes, {card.names.source}"
     if card.edits:
         lines["edits"] = f"{len(card.edits)}"
     if card.refits:
@@ -68,8 +70,9 @@ def prototype_lines(listed: Mapping[str, Any]) -> list[str]:
         owner = "" if row["owner_label"] == listed["label"] else f" of {row['owner_label']}"
         flag = " (unstable)" if row["unstable"] else ""
         flag += " (against its own class)" if not owner and row["weight"] < 0 else ""
+        caption = f" ({row['caption']})" if "caption" in row else ""
         lines.append(
-            f"  prototype {row['prototype']}{owner}{flag}: weight {row['weight']:+.3f}, seen most in {sources}"
+            f"  prototype {row['prototype']}{owner}{caption}{flag}: weight {row['weight']:+.3f}, seen most in {sources}"
         )
     return lines
 

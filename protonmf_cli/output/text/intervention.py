@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from protonmf_cli.models.wording import part_name
 from protonmf_cli.output.text.blocks import Block, Row, TextTable
 from protonmf_cli.output.text.explanation import outcome_blocks
 
@@ -49,7 +50,7 @@ def _refit_blocks(found: "Intervention", refit: "Refit") -> Iterator[Block]:
 
 def _name_of(found: "Intervention", prototype: int) -> str:
     model = found.loaded.model
-    return f"prototype {model.number(prototype)} of {model.card.classes[int(model.owner[prototype])].shown}"
+    return part_name(model.number(prototype), model.card.classes[int(model.owner[prototype])].shown)
 
 
 def _shares(figures: "HeldOut") -> list[str]:
@@ -79,8 +80,7 @@ def edits_in_words(found: "Intervention") -> list[str]:
     for edit in found.edits:
         owner = int(model.owner[edit.prototype_id])
         where = "every class" if edit.everywhere else model.card.classes[edit.class_index].shown
-        what = f"prototype {model.number(edit.prototype_id)}"
-        if owner != edit.class_index:
-            what += f" of {model.card.classes[owner].shown}"
+        borrowed = owner != edit.class_index
+        what = part_name(model.number(edit.prototype_id), model.card.classes[owner].shown if borrowed else "")
         said.setdefault(where, []).append(f"zero {what}" if edit.factor == 0 else f"{what} x {edit.factor:g}")
     return [f"{where}: {', '.join(words)}" for where, words in said.items()]

@@ -71,9 +71,7 @@ def audit_model(
     plan.first(progress)
     plan.closer(progress)
     signs = Signs(model, decode)
-    candidates = [
-        _candidate(model, tries, seen, signs.of(k, example_views(model, k)), k) for k in range(len(model.prototypes))
-    ]
+    candidates = [_candidate(model, tries, seen, signs.of(k, example_views(model, k)), k) for k in model.parts]
     found = Audit(
         images=seen.needs.images,
         accuracy=seen.needs.accuracy,

@@ -22,12 +22,13 @@ class Plan:
     def __init__(self, model: PrototypeModel, tries: Tries, patches: TrainingPatches, options: AuditOptions) -> None:
         self._tries, self._patches, self._options = tries, patches, options
         self._owner: list[int] = model.owner.tolist()
+        self._parts = model.parts
         self._generator = torch.Generator().manual_seed(options.seed)
 
     def first(self, progress: Progress) -> None:
         """Every prototype on a few images."""
         trials: list[Trial] = []
-        for k in range(len(self._owner)):
+        for k in self._parts:
             for example in self._patches.numbers(k)[:FIRST_PATCHES]:
                 trials += self._trials(k, "pasted", example, FIRST_HOSTS)
                 trials += self._trials(k, "recoloured", example, RECOLOURED)

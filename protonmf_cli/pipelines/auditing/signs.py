@@ -84,6 +84,8 @@ class Signs:
             prototype: row of the model's prototypes.
             examples: its training patches.
         """
+        if self._model.wholes[prototype]:
+            return ()
         return (*self._of_maps(prototype, examples), *self._of_weights(prototype, examples))
 
     @cached_property
@@ -116,7 +118,7 @@ class Signs:
     def _peaks(self) -> tuple[np.ndarray, np.ndarray]:
         """(n, 2) down and right, in [0, 1], of the peaks of all training patches; (n,) class of their prototypes."""
         model, peaks, classes = self._model, [], []
-        for j in range(len(model.prototypes)):
+        for j in model.parts:
             found = _distinct_peaks(example_maps(model, j))
             peaks += found
             classes += [int(model.owner[j])] * len(found)
@@ -232,6 +234,7 @@ def _nearest_of_others(model: PrototypeModel, chosen: Tensor) -> Iterator[tuple[
         mine = _unit(vectors[part])
         cosine = torch.cat([mine @ _unit(others).mT for others in vectors.split(CHUNK)], dim=1)
         apart = (model.owner[part, None] != model.owner) & (member[part, None] == member)
+        apart &= ~model.wholes.to(apart.device)
         best = cosine.masked_fill_(~apart, -torch.inf).topk(min(NEAREST, len(vectors)), dim=1)
         for values, numbers in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             pairs = zip(values, numbers, strict=True)

@@ -17,7 +17,7 @@ from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import ClassFigures, ConversionFigures, DataFacts, ReadoutFacts
 from protonmf_cli.models.class_part import ClassPart, PartExamples
 from protonmf_cli.models.evidence import Projections
-from protonmf_cli.models.image_batches import Skipped, lines_of_images
+from protonmf_cli.models.image_batches import ImageSource, Skipped, lines_of_images
 from protonmf_cli.models.prototype import Examples, PrototypeModel
 from protonmf_cli.models.readouts.readout import FORMULA_NOISE
 from protonmf_cli.options import ConversionOptions
@@ -27,6 +27,7 @@ from protonmf_cli.pipelines.conversion.reconstruction import (
     Reconstruction,
     order_by_contribution,
     reconstruct_heads,
+    with_wholes,
 )
 from protonmf_cli.pipelines.conversion.residual_shares import augment_model
 from protonmf_cli.pipelines.conversion.sums import Sums, sums_of
@@ -68,6 +69,8 @@ def assemble_model(
     if not sums.classes:
         raise InputError("no image of any class could be read")
     bases, orders = _ordered(vectors, sums)
+    if options.near_as == "wholes" and options.near and options.reconstruction == "amounts":
+        bases = with_wholes(bases, [along[orders[c]] for c, along in zip(sums.classes, sums.projected, strict=True)])
     heads = reconstruct_heads(vectors, bias, bases, sums, finished, options, progress)
     bare = PrototypeModel(
         prototypes=heads.prototypes,
@@ -224,7 +227,9 @@ def _measure(
         data=data,
         measured=_with_condition(_figures(totals, model, vectors, sorted(orders)), heads),
     )
-    whole = replace(model, examples=_as_amounts(gathered.examples(), model), card=card)
+    height, width = backbone.preprocessing.input_size[1:]
+    examples = gathered.examples((height, width) if bool(model.wholes.any()) else None)
+    whole = replace(model, examples=_as_amounts(examples, model), card=card)
     return whole if images is None else with_usual_images(whole, images, totals.levels)
 
 
@@ -243,11 +248,15 @@ def _figures(totals: _Totals, model: PrototypeModel, vectors: Tensor, classes: S
         residual_share=_one_minus(median_share(torch.cat(totals.shares))),
         cancellation=_cancellation_figures(torch.cat(totals.cancelled)),
         per_class=totals.per_class,
-        stability=tuple(
-            round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()
-        ),
+        stability=_stability(totals, len(model.prototypes)),
         curves=totals.curves,
     )
+
+
+def _stability(totals: _Totals, count: int) -> tuple[float | None, ...]:
+    """Of every prototype; None of those that were not compared, as classes as wholes are."""
+    found = [round(value, 4) if math.isfinite(value) else None for value in torch.cat(totals.stability).tolist()]
+    return (*found, *[None] * (count - len(found)))
 
 
 def _as_amounts(examples: Examples, model: PrototypeModel) -> Examples:
@@ -255,6 +264,7 @@ def _as_amounts(examples: Examples, model: PrototypeModel) -> Examples:
     if model.amounts is None or not len(examples.prototype):
         return examples
     length = model.prototypes.norm(dim=1)[examples.prototype].clamp_min(torch.finfo(torch.float32).tiny)
+    length = torch.where(model.wholes[examples.prototype], 1.0, length)
     return replace(examples, score=examples.score / length, map=examples.map / length[:, None, None])
 
 
@@ -283,11 +293,13 @@ class _Gathered:
     def add(self, examples: PartExamples, order: Tensor) -> None:
         self.parts.append((examples, order))
 
-    def examples(self) -> Examples:
+    def examples(self, wholes: tuple[int, int] | None) -> Examples:
+        """Of all prototypes; `wholes`: height and width of a picture, where classes as wholes follow the parts."""
         if not any(part.crops for part, _ in self.parts):
             return _no_examples()
         prototype, crop, sources = [], [], []
         blob, first = bytearray(), 0
+        leading = []
         for part, order in self.parts:
             spans = []
             for jpeg in part.crops:
@@ -298,8 +310,9 @@ class _Gathered:
                     prototype.append(first + rank)
                     crop.append(spans[image])
                     sources.append(part.sources[image])
+            leading.append([(spans[image], part.sources[image]) for image in part.image[order[0]].tolist()])
             first += len(order)
-        return Examples(
+        found = Examples(
             prototype=torch.tensor(prototype),
             score=torch.cat([part.score[order].flatten() for part, order in self.parts]),
             box=torch.cat([part.box[order].flatten(0, 1) for part, order in self.parts]),
@@ -308,6 +321,37 @@ class _Gathered:
             jpeg=torch.frombuffer(blob, dtype=torch.uint8),
             sources=tuple(sources),
         )
+        return found if wholes is None else _with_whole_pictures(found, first, leading, wholes)
+
+
+def _with_whole_pictures(
+    found: Examples,
+    first: int,
+    pictures: Sequence[Sequence[tuple[tuple[int, int], ImageSource]]],
+    size: tuple[int, int],
+) -> Examples:
+    """Examples of parts, then those of classes as wholes: the pictures that show each class's first part best.
+
+    Args:
+        found: of the parts.
+        first: number of the first whole.
+        pictures: where each picture of each class lies, and its source.
+        size: height and width of a picture; all of it is boxed, at the usual amount, and no map is drawn.
+    """
+    more = [(first + n, crop, source) for n, own in enumerate(pictures) for crop, source in own]
+    if not more:
+        return found
+    prototype, crop, sources = zip(*more, strict=True)
+    count = len(prototype)
+    return replace(
+        found,
+        prototype=torch.cat([found.prototype, torch.tensor(prototype)]),
+        score=torch.cat([found.score, torch.ones(count)]),
+        box=torch.cat([found.box, torch.tensor([0, 0, size[1], size[0]]).expand(count, 4)]),
+        map=torch.cat([found.map, torch.zeros(count, *found.map.shape[1:])]),
+        crop=torch.cat([found.crop, torch.tensor(crop)]),
+        sources=(*found.sources, *sources),
+    )
 
 
 def _no_examples() -> Examples:

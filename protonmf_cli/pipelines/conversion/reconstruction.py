@@ -1,7 +1,7 @@
 """Rebuild every class's logit from prototypes: by amounts of parts, or by ProtoNMF's fit of the head (its eq. 4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from protonmf_cli.maths.amounts import (
     cancellation,
     dual,
     in_batches,
+    mixing_of,
     near_duplicates,
     nearest_rows,
     quantiles_of,
@@ -44,14 +45,29 @@ class Bases:
     classes: Sequence[int]
     """Rising."""
     prototypes: Tensor
-    """(P, D) float32, of unit norm."""
+    """(P, D) float32, of unit norm: the parts of every class, then the classes as wholes, where these are there."""
     owner: Tensor
-    """(P,) int64, rising."""
+    """(P,) int64, rising among the parts, and among the wholes."""
+
+    has_wholes: bool = False
+    """Whether the last prototypes are the classes as wholes, one each, in the order of `classes`."""
+
+    @property
+    def parts(self) -> int:
+        """How many of the prototypes are parts."""
+        return len(self.prototypes) - (len(self.classes) if self.has_wholes else 0)
 
     def own(self, class_index: int) -> list[int]:
-        """Rows of the prototypes found in a class."""
-        start, stop = torch.searchsorted(self.owner, torch.tensor([class_index, class_index + 1])).tolist()
+        """Rows of the parts found in a class."""
+        parts = self.owner[: self.parts]
+        start, stop = torch.searchsorted(parts, torch.tensor([class_index, class_index + 1])).tolist()
         return list(range(start, stop))
+
+    @property
+    def without_wholes(self) -> "Bases":
+        """The parts alone."""
+        parts = self.parts
+        return Bases(classes=self.classes, prototypes=self.prototypes[:parts], owner=self.owner[:parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +161,9 @@ def _amounts(
     ridge = options.ridge if options.ridge is not None else chosen_ridge(vectors, bias, bases, sums.judged, supports)
     usual = _usual(bases, finished, supports, ridge, progress)
     prototypes = bases.prototypes * usual[:, 1:2].float()
-    edit_readers = _edit_readers(prototypes, bases, supports, sums.within, ridge)
+    edit_readers = _edit_readers(
+        prototypes, bases, connections_of(vectors, bases.without_wholes, options.near), sums.within, ridge
+    )
     usual = usual / usual[:, 1:2]
     residual, empty = vectors.clone(), list[int]()
     values, condition = [torch.empty(0)] * len(vectors), np.ones(len(vectors))
@@ -158,7 +176,7 @@ def _amounts(
         for row, class_index in enumerate(classes):
             values[class_index] = value[row]
             residual[class_index] = _left(vectors[class_index], made[row], class_index, empty)
-    pairs_alike, alike = near_duplicates(prototypes, ALIKE, MOST_PAIRS)
+    pairs_alike, alike = near_duplicates(prototypes[: bases.parts], ALIKE, MOST_PAIRS)
     return Reconstruction(
         prototypes=prototypes,
         weights=_connected(range(len(vectors)), supports, values),
@@ -175,9 +193,10 @@ def _amounts(
 
 
 def connections_of(vectors: Tensor, bases: Bases, near: int) -> list[list[int]]:
-    """For every class of the head: its own prototypes, then those of the classes whose rows of the head are nearest.
+    """For every class of the head: its own parts, then the classes whose rows of the head are nearest.
 
-    A class without images of its own takes one class more, so that its explanations have rows too.
+    Of those the class as a whole is taken, or each of its parts. A class without images of its own takes one class
+    more, so that its explanations have rows too.
 
     Args:
         vectors: (C, D) head rows.
@@ -185,9 +204,10 @@ def connections_of(vectors: Tensor, bases: Bases, near: int) -> list[list[int]]:
         near: classes.
     """
     own = {c: bases.own(c) for c in bases.classes}
+    lent = {c: [bases.parts + n] for n, c in enumerate(bases.classes)} if bases.has_wholes else own
     nearest = nearest_rows(vectors, torch.tensor(list(bases.classes)), near + 1)
     return [
-        own.get(c, []) + [j for other in others[: near if c in own else near + 1] for j in own[other]]
+        own.get(c, []) + [j for other in others[: near if c in own else near + 1] for j in lent[other]]
         for c, others in enumerate(nearest)
     ]
 
@@ -242,12 +262,15 @@ def _usual(
     ridge: float,
     progress: Progress,
 ) -> Tensor:
-    """(P, 4) float64 usual amounts of unit prototypes as of `Amounts.usual`."""
+    """(P, 4) float64 usual amounts of unit prototypes as of `Amounts.usual`; a class as a whole is read by itself."""
     usual = torch.zeros(len(bases.prototypes), 4, dtype=torch.float64)
-    for class_index in bases.classes:
+    for number, class_index in enumerate(bases.classes):
         progress.advance()
         part, own = finished[class_index], bases.own(class_index)
         readers = dual(bases.prototypes[list(supports[class_index])], ridge).readers[: len(own)]
+        if bases.has_wholes:
+            own = [*own, bases.parts + number]
+            readers = torch.cat([readers, dual(bases.prototypes[own[-1:]], 0.0).readers])
         amounts = torch.cat([some.double() @ readers.mT for some in part.pooled[:, 0].split(BLOCK)])
         peaks = (part.sample.double() @ readers.mT).amax(dim=1)
         usual[own] = torch.cat([quantiles_of(amounts, QUANTILES), quantiles_of(peaks, (PEAK,))], dim=1)
@@ -269,8 +292,8 @@ def _edit_readers(
 
     Args:
         prototypes: (P, D)
-        bases: their classes.
-        supports: connections of each class.
+        bases: their classes; a class as a whole is read by itself.
+        supports: connections of each class, to parts.
         within: (D, D) S; zero where there is one image per class, which leaves the dual.
         ridge: of the amounts.
     """
@@ -290,9 +313,12 @@ def _edit_readers(
 def _duals(
     prototypes: Tensor, bases: Bases, supports: Sequence[Sequence[int]], ridge: float
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Rows of `prototypes` and their duals (n, D) in float64: of all of them, or of those of a class's connections."""
-    if 2 * len(prototypes) <= prototypes.shape[1]:
-        yield list(range(len(prototypes))), dual(prototypes, ridge).readers
+    """Rows of `prototypes` and their duals (n, D) in float64: of all parts, or of those of a class's connections."""
+    for start in range(bases.parts, len(prototypes), AT_ONCE):
+        wholes = list(range(start, min(start + AT_ONCE, len(prototypes))))
+        yield wholes, dual(prototypes[wholes, None], 0.0).readers[:, 0]
+    if 2 * bases.parts <= prototypes.shape[1]:
+        yield list(range(bases.parts)), dual(prototypes[: bases.parts], ridge).readers
         return
     rows, readers = list[int](), list[Tensor]()
     for c in bases.classes:  # more prototypes than the rows tell apart: each beside those of its own explanations
@@ -328,6 +354,27 @@ def _connected(classes: Sequence[int], supports: Sequence[Sequence[int]], values
         prototype=torch.tensor([j for support in supports for j in support], dtype=torch.int64),
         value=torch.cat(list(values)),
         residual_share=torch.zeros(int(sizes.sum())),
+    )
+
+
+def with_wholes(bases: Bases, projected: Sequence[Tensor]) -> Bases:
+    """The same with every class as a whole: what its own parts hold of its mean image, none less than none.
+
+    Args:
+        bases: of parts alone.
+        projected: (p,) float64 of each class, its mean image projected on its parts.
+    """
+    wholes = []
+    for c, along in zip(bases.classes, projected, strict=True):
+        parts = bases.prototypes[bases.own(c)].double()
+        held = mixing_of(parts @ parts.mT, 0.0)[0] @ along
+        wholes.append(held.clamp_min(0) @ parts)
+    unit = torch.nn.functional.normalize(torch.stack(wholes), dim=1).float()
+    return replace(
+        bases,
+        prototypes=torch.cat([bases.prototypes, unit]),
+        owner=torch.cat([bases.owner, torch.tensor(list(bases.classes))]),
+        has_wholes=True,
     )
 
 

@@ -93,6 +93,7 @@ def _contribution(
         examples=examples,
         network=model.card.members[number].source.name if model.card.members else "",
         crop=_array(picture.permute(1, 2, 0)) if model.card.members else None,
+        caption=model.caption(prototype),
     )
 
 

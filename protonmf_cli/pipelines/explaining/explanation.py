@@ -90,6 +90,7 @@ def _said(model: PrototypeModel, prototype: int) -> dict[str, Any]:
         "stability": model.stability(prototype),
         "usual": model.usual_of(prototype),
         "peak": model.peak_of(prototype),
+        "caption": model.caption(prototype),
     }
 
 
@@ -197,8 +198,7 @@ def explain_answer(
         most: contributions in the result, the largest by size; all if None. The ledger counts all of them.
         kept: of this model, where several images are explained.
     """
-    kept = kept or Kept(model)
-    form = chosen_form(model, form)
+    kept, form = kept or Kept(model), chosen_form(model, form)
     best = predictions(model, answer.logits, BEST)
     chosen, asked = class_index, None
     if chosen is None:
@@ -222,6 +222,7 @@ def explain_answer(
         logit=logit,
         probability=float(probabilities(answer.logits, multi_label=model.multi_label)[chosen]),
         multi_label=model.multi_label,
+        named_by=model.named_by,
         among=asked,
         bias=found.bias,
         contributions=tuple(sorted(found.contributions, key=lambda c: -abs(c.contribution))[:most]),

@@ -15,6 +15,7 @@ from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import parts_of_rows
 from protonmf_cli.models.results import Edit, Flip, InterventionOnData, Outcome
+from protonmf_cli.models.wording import part_name
 from protonmf_cli.options import Form
 from protonmf_cli.pipelines.explaining.choice import best_class, chosen_among
 from protonmf_cli.pipelines.explaining.explanation import BEST, answers_of, predictions
@@ -35,14 +36,14 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     if not model.entries(class_index):
         why = " (no images were given for it)" if model.adds_up else ""
         raise InputError(f"class {name} has no prototypes in this model{why}, so there is nothing to edit.")
-    prototype = _find_prototype(model, owner, number)
+    prototype = _find_prototype(model, owner, number, class_index)
     entries = [e for e in model.entries(class_index) if int(model.weights.prototype[e]) == prototype]
     if not entries:
-        what = f"class {name} does not use prototype {number} of {owner_name}, so it cannot be edited there."
+        what = f"class {name} does not use {part_name(number, owner_name)}, so it cannot be edited there."
         raise InputError(what + _advice_elsewhere(model))
     if float(model.weights.value[entries[0]]) == 0:
         raise InputError(
-            f"prototype {number} of {owner_name} has the weight 0 in class {name}: there is nothing left to edit."
+            f"{part_name(number, owner_name)} has the weight 0 in class {name}: there is nothing left to edit."
         )
     return Edit(class_index=class_index, prototype_id=prototype, factor=factor)
 
@@ -61,7 +62,7 @@ def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor:
     prototype = _find_prototype(model, owner, number)
     if not _is_weighed(model, prototype):
         raise InputError(
-            f"no class has a weight for prototype {number} of {model.card.classes[owner].shown}: "
+            f"no class has a weight for {part_name(number, model.card.classes[owner].shown)}: "
             "there is nothing left to edit."
         )
     return Edit(class_index=-1, prototype_id=prototype, factor=factor)
@@ -97,8 +98,11 @@ NOTHING_OF_IT = 1e-6
 """Cosine of head and prototype below which a score is rounding."""
 
 
-def _find_prototype(model: PrototypeModel, owner: int, number: int) -> int:
+def _find_prototype(model: PrototypeModel, owner: int, number: int, class_index: int | None = None) -> int:
+    """Row of a prototype; the number 0 is its owner as a whole, which no explanation of its own has."""
     own = model.own(owner)
+    if number == 0 and owner != class_index and (whole := model.whole(owner)) is not None:
+        return whole
     if not 1 <= number <= len(own):
         name = model.card.classes[owner].shown
         if not own:
@@ -123,7 +127,7 @@ def check_different(model: PrototypeModel, edits: Sequence[Edit]) -> None:
         if key in seen or (not edit.everywhere and edit.prototype_id in everywhere):
             owner = model.card.classes[int(model.owner[edit.prototype_id])].shown
             raise InputError(
-                f"prototype {model.number(edit.prototype_id)} of {owner} is edited twice. Give one factor for it."
+                f"{part_name(model.number(edit.prototype_id), owner)} is edited twice. Give one factor for it."
             )
         seen.add(key)
 

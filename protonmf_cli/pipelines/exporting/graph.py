@@ -141,8 +141,12 @@ def expected_outputs(backbone: Backbone, model: PrototypeModel, crops: Tensor) -
 
 
 def own_readers(model: PrototypeModel) -> Tensor:
-    """(K, D) float64 what each prototype is read with beside those of its own class, in the form of the file."""
-    found = torch.zeros(model.prototypes.shape, dtype=torch.float64)
+    """(K, D) float64 what each prototype is read with beside those of its own class, in the form of the file.
+
+    A class as a whole, which no explanation of its own has, is read by itself.
+    """
+    found = torch.where(model.wholes[:, None], model.prototypes.cpu().double(), 0.0)
+    found /= found.square().sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     for c in model.active_classes.tolist():
         head, own = model.class_head(c), set(model.own(c))
         readers = head.augmented if model.is_augmented else head.readers

@@ -131,7 +131,7 @@ def parts_table(
     """
     pooled, target = torch.cat(kept.read), torch.cat(kept.target)
     named = [(str(count), count, model) for count, model in models.items()]
-    named += [(CONTROLS[kind], int((model.owner == model.owner[0]).sum()), model) for kind, model in controls.items()]
+    named += [(CONTROLS[kind], len(model.own(int(model.owner[0]))), model) for kind, model in controls.items()]
     rows = [
         {"prototypes": count, "named": name, **_part_scores(model, pooled, target, seed)}
         for name, count, model in named

@@ -138,7 +138,7 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     strongest = sorted(found.contributions, key=lambda part: -abs(part.contribution))[:SHOWN]
     for part in strongest:
         name = (
-            f"{shortened(part.owner_name, 14)} {part.prototype}"
+            f"{shortened(part.owner_name, 14)} {part.prototype or 'as a whole'}"
             if part.owner_index != c
             else f"prototype {part.prototype}"
         )

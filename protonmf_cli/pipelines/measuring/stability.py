@@ -31,6 +31,7 @@ LARGEST = 5
 """Rows of an explanation that are compared between halves."""
 COVERED = 0.2
 """Share of the places, the strongest ones, that two maps are compared by."""
+OWN_MAPS = f"own maps, overlap of the strongest {COVERED:.0%} (IoU)"
 
 
 def stability_tables(
@@ -77,16 +78,14 @@ def _explanation_table(
 ) -> Table:
     """Whether two models, of two halves of the images, explain labelled images alike.
 
-    Each image is explained for its predicted class; prototypes are matched class by class.
+    Each image is explained for its predicted class; prototypes are matched class by class. Beside it stand two
+    controls: explanations of two images of one class by the same half, for one that is the same for every image is
+    stable and says nothing; and prototypes of the other half matched at random, own ones among own ones.
     """
-    partner = torch.arange(len(one.prototypes))
-    for c in one.active_classes.tolist():
-        own, other = one.own(c), two.own(c)
-        units = [torch.nn.functional.normalize(m.prototypes[j], dim=1) for m, j in ((one, own), (two, other))]
-        partner[own] = torch.tensor(other)[match_prototypes(*units)[0]]
+    partner, generator = _partners(one, two), torch.Generator().manual_seed(seed)
     pooled = torch.cat(kept.read).double()
     top = logit_parts(one, pooled).logits.argmax(dim=1)
-    same, shared, ranks = [], [], []
+    found: dict[str, list[dict[str, Tensor]]] = {"mean": [], "another": [], "random": []}
     for c in top.unique().tolist():
         x = pooled[top == c, 0]
         first, second = (_rows_of(m, c, x) for m in (one, two))
@@ -94,19 +93,17 @@ def _explanation_table(
             continue
         second = second[:, partner]
         used = first.any(dim=0) | second.any(dim=0)
-        first, second = first[:, used], second[:, used]
-        order = [rows.abs().argsort(dim=1, descending=True)[:, :LARGEST] for rows in (first, second)]
-        same.append(order[0][:, 0] == order[1][:, 0])
-        both = (order[0][:, :, None] == order[1][:, None, :]).any(dim=2).sum(dim=1).double()
-        shared.append(both / (2 * order[0].shape[1] - both))
-        ranks += [float(spearmanr(a, b).statistic) for a, b in zip(first.numpy(), second.numpy(), strict=True)]
-    overlap = _overlaps(one, two, partner, parts)
-    figures = {
-        "largest row the same": torch.cat(same).double().numpy(),
-        f"{LARGEST} largest rows, Jaccard": torch.cat(shared).numpy(),
-        "rank correlation of the rows (Spearman)": np.array([r for r in ranks if np.isfinite(r)]),
-        f"own maps, overlap of the strongest {COVERED:.0%} (IoU)": overlap.numpy(),
+        first, second, own = first[:, used], second[:, used], (one.owner == c)[used]
+        found["mean"].append(_alike(first, second))
+        found["random"].append(_alike(first, second[:, _drawn_among(own, generator)]))
+        if len(x) > 1:
+            found["another"].append(_alike(first, first.roll(1, dims=0)))
+    values = {
+        kind: {name: torch.cat([each[name] for each in classes]) for name in classes[0]} if classes else {}
+        for kind, classes in found.items()
     }
+    matched, others = _overlaps(one, two, partner, parts)
+    values["mean"][OWN_MAPS], values["random"][OWN_MAPS] = matched, others
     return Table(
         name="explanation_stability",
         title="explanations of the same images by prototypes of two halves of the training images",
@@ -114,15 +111,72 @@ def _explanation_table(
             Column(key="figure", heading="", kind="text"),
             Column(key="count", heading="compared", kind="count"),
             Column(key="mean", heading="mean"),
+            Column(key="another", heading="of another image"),
+            Column(key="random", heading="matched at random"),
         ),
-        rows=tuple(
-            {"figure": name, "count": len(values), **mean_with_interval("mean", values, seed=seed)}
-            for name, values in figures.items()
-            if len(values)
+        rows=tuple(_explanation_rows(values, seed)),
+        charts=(Chart(x="figure", lines=("mean", "another", "random"), y="mean", bars=True),),
+        notes=(
+            "prototypes are matched one to one within each class; an image is explained for its predicted class",
+            "of another image: two images of one class by the same half, what would be as high if explanations were "
+            "the same for all images; matched at random: prototypes of the other half, own among own",
         ),
-        charts=(Chart(x="figure", lines=("mean",), y="mean", bars=True),),
-        notes=("prototypes are matched one to one within each class; an image is explained for its predicted class",),
     )
+
+
+def _explanation_rows(values: Mapping[str, Mapping[str, Tensor]], seed: int) -> Iterable[dict[str, Any]]:
+    """One row per figure, with its controls where there are any."""
+    for name in values["mean"]:
+        numbers = {kind: _defined(found.get(name)) for kind, found in values.items()}
+        if len(numbers["mean"]):
+            controls = {kind: float(of.mean()) if len(of) else None for kind, of in numbers.items() if kind != "mean"}
+            count = len(numbers["mean"])
+            yield {"figure": name, "count": count, **mean_with_interval("mean", numbers["mean"], seed=seed), **controls}
+
+
+def _defined(values: Tensor | None) -> np.ndarray:
+    """Those that are numbers."""
+    return np.empty(0) if values is None else values[values.isfinite()].double().numpy()
+
+
+def _partners(one: PrototypeModel, two: PrototypeModel) -> Tensor:
+    """(P,) prototype of the second model that is each of the first one's."""
+    partner = torch.arange(len(one.prototypes))
+    for c in one.active_classes.tolist():
+        own, other = one.own(c), two.own(c)
+        units = [torch.nn.functional.normalize(m.prototypes[j], dim=1) for m, j in ((one, own), (two, other))]
+        partner[own] = torch.tensor(other)[match_prototypes(*units)[0]]
+    return partner
+
+
+def _drawn_among(own: Tensor, generator: torch.Generator) -> Tensor:
+    """(s,) the numbers of some rows in random order, own ones (s,) in the places of own ones."""
+    order = torch.arange(len(own))
+    for places in (own.nonzero()[:, 0], (~own).nonzero()[:, 0]):
+        order[places] = places[torch.randperm(len(places), generator=generator)]
+    return order
+
+
+def _alike(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """(n,) how alike n explanations are, of s rows (n, s) each, by every figure."""
+    order = [rows.abs().argsort(dim=1, descending=True)[:, :LARGEST] for rows in (first, second)]
+    chosen = [torch.zeros_like(first, dtype=torch.bool).scatter(1, each, True) for each in order]
+    both, either = chosen[0] & chosen[1], chosen[0] | chosen[1]
+    held = [
+        (rows.abs() * both).sum(dim=1) / (rows.abs() * each).sum(dim=1)
+        for rows, each in zip((first, second), chosen, strict=True)
+    ]
+    signed = [torch.cat([rows, -rows], dim=1).clamp_min(0) for rows in (first, second)]
+    ranks = [float(spearmanr(a, b).statistic) for a, b in zip(first.numpy(), second.numpy(), strict=True)]
+    return {
+        "largest row the same": (order[0][:, 0] == order[1][:, 0]).double(),
+        f"{LARGEST} largest rows, Jaccard": both.sum(dim=1) / either.sum(dim=1).double(),
+        f"{LARGEST} largest rows, share of their evidence in rows of both": (held[0] + held[1]) / 2,
+        "evidence of all rows, overlap (sum of the lesser / sum of the greater)": (
+            torch.minimum(*signed).sum(dim=1) / torch.maximum(*signed).sum(dim=1)
+        ),
+        "rank correlation of the rows (Spearman)": torch.tensor(ranks, dtype=torch.float64),
+    }
 
 
 def _rows_of(model: PrototypeModel, class_index: int, pooled: Tensor) -> Tensor:
@@ -133,9 +187,15 @@ def _rows_of(model: PrototypeModel, class_index: int, pooled: Tensor) -> Tensor:
     return found
 
 
-def _overlaps(one: PrototypeModel, two: PrototypeModel, partner: Tensor, parts: Mapping[int, ClassPart]) -> Tensor:
-    """(m,) intersection over union of the strongest places of matched own maps, on some training images."""
-    found = [torch.empty(0)]
+def _overlaps(
+    one: PrototypeModel, two: PrototypeModel, partner: Tensor, parts: Mapping[int, ClassPart]
+) -> tuple[Tensor, Tensor]:
+    """Intersection over union of the strongest places of own maps, on some training images.
+
+    Returns:
+        (m,) of matched prototypes, and (k,) of others of the same class.
+    """
+    matched, others = [torch.empty(0)], [torch.empty(0)]
     for c, part in parts.items():
         count = max(1, round(COVERED * part.sample.shape[1]))
         own = one.own(c)
@@ -147,9 +207,12 @@ def _overlaps(one: PrototypeModel, two: PrototypeModel, partner: Tensor, parts: 
             maps = part.sample.double() @ model.readers(c)[: len(own)].mT
             chosen = torch.zeros_like(maps).scatter(1, maps.topk(count, dim=1).indices, 1.0)
             sets.append(chosen[:, :, order].bool())
-        both, either = (sets[0] & sets[1]).sum(dim=1), (sets[0] | sets[1]).sum(dim=1)
-        found.append((both.double() / either).flatten())
-    return torch.cat(found)
+        first, second = sets[0][:, :, :, None], sets[1][:, :, None]
+        found = (first & second).sum(dim=1).double() / (first | second).sum(dim=1)
+        same = torch.eye(len(own), dtype=torch.bool)
+        matched.append(found[:, same].flatten())
+        others.append(found[:, ~same].flatten())
+    return torch.cat(matched), torch.cat(others)
 
 
 def _cosine_row(name: str, found: Sequence[Tensor], seed: int) -> dict[str, Any]:

@@ -45,6 +45,7 @@
  * @property {[class_: number, weight: number][]} users
  * @property {[kind: string, words: string][]} signs
  * @property {string[]} facts
+ * @property {string} [caption]  what it was named, with the score of the name
  * @property {Patch[] | null} patches  null where they were left out
  *
  * @typedef {object} Part  where a prototype is in an image

@@ -141,18 +141,26 @@ const wordOf = (c) => data.words[c] ?? data.classes[c][0];
 /** @param {number} c */
 const nameOf = (c) => data.classes[c][1];
 /**
+ * What a prototype was named, in brackets; empty where it was not.
+ * @param {number} j
+ */
+const captionOf = (j) => (data.prototypes[j].caption ? ` (${data.prototypes[j].caption})` : "");
+/**
  * With the name of its owner.
  * @param {number} j
  */
-const fullTitleOf = (j) => `prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}`;
+const fullTitleOf = (j) => (data.prototypes[j].n
+  ? `prototype ${data.prototypes[j].n} of ${nameOf(data.prototypes[j].c)}${captionOf(j)}`
+  : `${nameOf(data.prototypes[j].c)} as a whole`);
 /**
  * "prototype 2", with its owner where it is not the class itself.
  * @param {number} j
  * @param {number} c
  */
-const titleOf = (j, c) => (data.prototypes[j].c === c ? `prototype ${data.prototypes[j].n}` : fullTitleOf(j));
+const titleOf = (j, c) => (data.prototypes[j].c === c
+  ? `prototype ${data.prototypes[j].n}${captionOf(j)}` : fullTitleOf(j));
 /** @param {number} n */
-const paletteOf = (n) => data.palette[n % data.palette.length];
+const paletteOf = (n) => data.palette[(n + data.palette.length) % data.palette.length];
 /** @type {Map<string, Map<number, string>>} */
 const shades = new Map();
 /**

@@ -173,7 +173,7 @@ function prototypeCard(j) {
   if (data.pooling === "max" && found.length)
     patches.unshift(figure({ ...patchOf(j, found[0], shade, true), caption: "its patch" }));
   const node = el("section", { class: "prototype", "data-prototype": j },
-    el("h4", { tabindex: -1 }, `prototype ${one.n}`,
+    el("h4", { tabindex: -1 }, one.n ? `prototype ${one.n}${captionOf(j)}` : "the class as a whole",
       weight === null ? null : el("span", { class: "chip" }, word("weight"), ` ${signed(weight, 3)}`),
       speaksAgainstOwn(j) ? againstChip(j) : null,
       stabilityChip(one.stability), one.network ? chip(one.network) : null, auditChip(j)),
