@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import protonmf_cli
+import toys
 from protonmf_cli.errors import UsageError
 from protonmf_cli.models.sheets import Panel
 from protonmf_cli.output.figures.card import _map_of
@@ -113,9 +114,9 @@ def test_colours_are_distinct_and_own_ones_go_by_number(toy, converted):
     assert len({shade_of(explanation, c) for c in explanation.contributions}) == len(explanation.contributions) <= 10
 
 
-def test_what_an_image_has_less_than_none_of_is_drawn_below_zero(toy, converted):
+def test_what_an_image_has_less_than_none_of_is_drawn_below_zero(toy, tmp_path):
     """Its amount is negative, and so is most of the map that adds up to it: that must be seen."""
-    model = protonmf_cli.load(converted)
+    model = protonmf_cli.load(toys.convert(toy, tmp_path / "parts.safetensors", "--near-as", "parts"))
     found = [(each, c) for n in range(4) for each in [model.explain(toy.image(n))] for c in each.contributions]
     explanation, part = min(found, key=lambda pair: pair[1].evidence)
     assert part.evidence < 0 and explanation.lacks(part)

@@ -137,7 +137,7 @@ def test_readers_are_dual_to_the_prototypes_of_a_class(converted):
     for c in range(len(model.bias)):
         basis, readers = model.basis(c), model.readers(c)
         count = len(model.entries(c))
-        assert count == 4  # two of its own, two of the nearest class
+        assert count == 3  # two of its own, and the nearest class as a whole
         assert torch.allclose(readers @ basis.mT, torch.eye(count, dtype=torch.float64), atol=1e-4)
         assert torch.allclose(model.mixing(c) @ (basis @ basis.mT), readers @ basis.mT)
         # and they lie in the span of those prototypes alone
@@ -153,8 +153,9 @@ def test_rows_are_pooled_by_whether_they_have_a_place():
 
 def test_numbers_start_at_one_within_the_owner(converted):
     model, _ = load_model(converted)
-    assert [model.number(j) for j in range(len(model.prototypes))] == [1, 2] * 4
-    assert model.own(2) == [4, 5]
+    assert [model.number(j) for j in range(len(model.prototypes))] == [1, 2] * 4 + [0] * 4  # 0: as a whole
+    assert model.own(2) == [4, 5] and model.whole(2) == 10
+    assert model.wholes.tolist() == [False] * 8 + [True] * 4
 
 
 def test_card_survives_json(converted):
@@ -187,7 +188,12 @@ def test_prototypes_of_a_class_and_their_examples_are_found_wherever_classes_lac
     model, _ = load_model(converted)
     owner = torch.tensor([-1, 1, 1, 1, 4, 4, 6, 7])
     order = torch.randperm(len(model.examples.prototype), generator=torch.Generator().manual_seed(0))
-    held = replace(model, owner=owner, examples=replace(model.examples, prototype=model.examples.prototype[order]))
+    weights = replace(
+        model.weights, class_index=owner, prototype=torch.arange(8), value=torch.ones(8), residual_share=torch.zeros(8)
+    )
+    held = replace(
+        model, owner=owner, weights=weights, examples=replace(model.examples, prototype=model.examples.prototype[order])
+    )
     for c in range(-1, 9):
         assert held.own(c) == (owner == c).nonzero()[:, 0].tolist()
     assert [held.number(j) for j in range(8)] == [1, 1, 2, 3, 1, 2, 1, 1]
