@@ -104,28 +104,29 @@ def fits(
         progress: is told patches.
 
     Returns:
-        One fit per prototype, in their order, and the least margin that was asked for.
+        One fit per prototype that is no class as a whole, in their order, and the least margin that was asked for.
 
     Raises:
         InputError: the towers give no finite numbers.
     """
     examples = model.examples
     least = least_margin(towers.scale) if min_margin is None else min_margin
-    progress.stage("words and patches", len(examples.prototype))
+    of_parts = (~model.wholes[examples.prototype]).nonzero()[:, 0]  # a class as a whole has its name
+    progress.stage("words and patches", len(of_parts))
     texts = towers.read([template.replace(WORD, word) for word in words]).double()
     cosines = torch.zeros(len(model.prototypes), len(words), dtype=torch.float64)
-    for chosen in torch.arange(len(examples.prototype)).split(AT_ONCE):
+    for chosen in of_parts.split(AT_ONCE):
         patches = [cut_patch(decode(n), examples.box[n].tolist()) for n in chosen.tolist()]
         cosines.index_add_(0, examples.prototype[chosen], towers.see(patches).double() @ texts.mT)
         progress.advance(len(chosen))
     if not bool(cosines.isfinite().all()):
         raise InputError("the towers give vectors that are no finite numbers: their weights are damaged.")
-    counts = torch.bincount(examples.prototype, minlength=len(cosines))
+    counts = torch.bincount(examples.prototype, minlength=len(cosines)).tolist()
     found = [
         Fit(prototype_id=j, nearest=None, named=False)
-        if not count
-        else _fit(j, cosines[j] / count, words, towers.scale, count, least)
-        for j, count in enumerate(counts.tolist())
+        if not counts[j]
+        else _fit(j, cosines[j] / counts[j], words, towers.scale, counts[j], least)
+        for j in model.parts
     ]
     return found, least
 

@@ -75,7 +75,7 @@ def by_hand(file: Path, prototype: int, words: Sequence[str]) -> dict[str, float
 
 def test_the_best_word_and_its_figures_are_what_a_hand_finds(converted):
     found, words = named(converted, min_margin=0.0), list(COLOURS)
-    assert len(found.fits) == len(found.model.prototypes) and found.path is None
+    assert [fit.prototype_id for fit in found.fits] == found.model.parts == list(range(8)) and found.path is None
     for fit in found.fits:
         cosines = by_hand(converted, fit.prototype_id, words)
         best, second = sorted(words, key=cosines.get, reverse=True)[:2]
@@ -103,7 +103,7 @@ def planted(source: Path, target: Path, flat: int) -> list[str]:
     boxes = torch.tensor([[16, 16, 48, 48]] * len(jpegs))
     shown = replace(examples, jpeg=blob, crop=torch.tensor(spans), box=boxes)
     save_model(target, replace(model, examples=shown), weights)
-    return [colours[j % 3] for j in range(len(model.prototypes))]
+    return [colours[j % 3] for j in model.parts]
 
 
 def test_planted_colours_inside_boxes_are_the_names_and_a_flat_patch_has_none(converted, tmp_path):
@@ -274,7 +274,7 @@ def by_open_clip(file: Path, tower: Path, words: Sequence[str], template: str) -
     stored, found = load_model(file)[0], []
     with torch.no_grad():
         texts = model.eval().encode_text(tokens, normalize=True)
-        for j in range(len(stored.prototypes)):
+        for j in stored.parts:
             pictures = []
             for n in stored.examples.of(j):
                 picture = crop_of_jpeg(stored.examples.picture(n), 3)
