@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from kills import Server
 
+import small_networks
 from protonmf_cli.jobs.protopnet import training
 from toys import run, slow
 
@@ -18,7 +19,7 @@ TUNE = ("--shots", 3, "--device", "cpu", "--finetune", "last", "--epochs", 2)
 KILLS = {
     "convert": 5, "convert by two processes": 1, "train": 2, "push": 3, "prune": 5, "combine": 14, "fit": 3,
     "fit and tune": 4, "interpret": 3, "intervene": 15, "report": 8, "report folder": 12, "audit": 3, "export": 14,
-    "export graph": 1, "evaluate": 2, "explain": 5,
+    "export graph": 1, "evaluate": 2, "explain": 5, "name": 3,
 }  # fmt: skip
 NEEDS = {"push": "train", "prune": "train", "combine": "train", "interpret": "fit"}
 CLOCKS = re.compile(rb'(time="|"seconds": )[\d.]+')
@@ -94,6 +95,13 @@ def bench(toy, converted, tmp_path_factory):
         os.environ |= {} if value is None else {name: value}
 
 
+def naming(model: Path, folder: Path) -> tuple[object, ...]:
+    """The command that names prototypes, whose library is slow to import."""
+    (folder / "words.txt").write_text("red\ngreen\nblue")
+    words = ("--vocabulary", folder / "words.txt", "--tower", small_networks.clip_folder(folder / "clip"))
+    return "name", model, *words, "--min-margin", 0, "-o", "named.safetensors"
+
+
 def kill_and_start_again(bench: Bench, name: str, seed: int, folder: Path) -> None:
     """One trial: ended by a signal before some change on disk, or at some moment, then started again."""
     whole, changes, seconds = bench.undisturbed(name)
@@ -137,7 +145,9 @@ def test_a_cycle_whose_file_was_not_written_is_written_by_the_next_start(toy, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KILLS)
-def test_many_kills(bench, name, tmp_path):
+def test_many_kills(bench, name, converted, tmp_path):
+    if name == "name":
+        bench.commands[name] = naming(converted, tmp_path)
     for seed in range(KILLS[name]):
         kill_and_start_again(bench, name, 100 + seed, tmp_path / str(seed))
 
