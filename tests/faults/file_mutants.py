@@ -240,7 +240,7 @@ def _picture(content: Content, rng: random.Random) -> str:
         content.tensors["example_jpeg"] = jpeg[:0]
         content.tensors["example_crop"] = torch.zeros_like(crops)
     else:
-        for _ in range(200):
+        for _ in range(min(200, len(jpeg))):
             jpeg[rng.randrange(len(jpeg))] = rng.randrange(256)
     return how
 
