@@ -281,3 +281,11 @@ def test_a_cpu_takes_few_images_at_a_time_and_reads_the_same(toy, monkeypatch, s
     parts = backbone.read(crops)
     assert passes == [2, 2, 1]
     assert torch.allclose(parts.rows, whole.rows, atol=1e-5) and torch.allclose(parts.logits, whole.logits, atol=1e-5)
+
+
+def test_pixels_lie_together_on_cpus_only(toy):
+    """cuDNN takes seconds for each new number of images whose channels lie together."""
+    backbone, _ = load_backbone(BackboneRequest(name=toy.name))
+    here = backbone.to(torch.device("cpu"), torch.float32)
+    assert here.memory_format == torch.channels_last
+    assert here.to(torch.device("meta"), torch.float32).memory_format == torch.contiguous_format
