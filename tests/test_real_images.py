@@ -52,7 +52,7 @@ def test_a_class_without_images_is_said_to_be_made_of_others(flamingo, shared):
     )
     assert code == 0, err
     said = " ".join(out.split())
-    assert "has no prototypes of its own in this model: its rows are parts of other classes" in said
+    assert "has no prototypes of its own in this model: its rows are of other classes" in said
     assert "more of its logit is residual. The best class with prototypes is" in said
     code, out, _ = run("explain", image, "--model", folder / "m.safetensors", "--among", "all", "--json")
     found = json.loads(out)

@@ -718,7 +718,7 @@ def test_a_class_without_images_is_made_of_other_classes_or_all_residual(browser
     data = pages.data_of(tmp_path / "page.html")
     number = next(n for n, one in enumerate(data["cases"]) if one["top"] == 3)
     with pages.opened(browser, tmp_path / "page.html", f"#explain?image={number}") as page:
-        said = "its rows are parts of other classes" if recipe == "default" else "all of its logit is residual"
+        said = "its rows are of other classes" if recipe == "default" else "all of its logit is residual"
         assert f"has no prototypes of its own in this model: {said}" in page.inner_text("main")
         assert page.locator("article.part").count() == (3 if recipe == "default" else 0)
         assert page.locator("[aria-label=Residual] canvas").count() == (1 if recipe == "default" else 2)

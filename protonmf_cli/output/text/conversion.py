@@ -51,7 +51,7 @@ def conversion_lines(summary: Mapping[str, Any]) -> list[str]:
     share = summary["residual_share"]
     whole = summary["classes"] - summary["classes_with_images"]
     stages = [f"{name} {seconds[key]:.1f}" for name, key in STAGES if seconds[key] is not None]
-    kept = "their rows are parts of other classes" if "ridge" in summary else "kept whole, all residual"
+    kept = "their rows are of other classes" if "ridge" in summary else "kept whole, all residual"
     lines = {
         "classes": f"{summary['classes_with_images']} with images" + (f", {whole} without ({kept})" if whole else ""),
         "prototypes": f"{summary['prototypes']} from {summary['images']} {summary['counted']}"

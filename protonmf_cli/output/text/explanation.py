@@ -79,7 +79,7 @@ def without_prototypes_words(explanation: "Explanation") -> str:
     if not explanation.kind.adds_up:
         left = "its logit is always zero"
     elif explanation.contributions:
-        left = "its rows are parts of other classes, and more of its logit is residual"
+        left = "its rows are of other classes, and more of its logit is residual"
     else:
         left = "its logit is all residual"
     return f"{explanation.name} has no prototypes of its own in this model: {left}.{hint}"

@@ -27,7 +27,7 @@ function interveneCard(one, c) {
 function nothingToEdit(one, c) {
   const nearest = ranking(one).find(ownsSome);
   const words = data.pooling !== "sum" ? "its logit is always zero"
-    : hasRows(c) ? "its rows are parts of other classes, and more of its logit is residual"
+    : hasRows(c) ? "its rows are of other classes, and more of its logit is residual"
       : "all of its logit is residual";
   return el("p", {}, `${nameOf(c)} has no prototypes of its own in this model: ${words}. `,
     hasRows(c) ? "" : "There is nothing to switch off. ",
