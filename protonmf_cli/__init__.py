@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from protonmf_cli.jobs.naming import Naming, drop_names, name
     from protonmf_cli.jobs.network_inspection import inspect_network
     from protonmf_cli.jobs.page import report
+    from protonmf_cli.jobs.patches import PatchInspection, check_patches, inspect_patches
     from protonmf_cli.jobs.protopnet.training import train_protopnet
     from protonmf_cli.jobs.push import push
     from protonmf_cli.models.prototype import PrototypeModel
@@ -63,6 +64,7 @@ _PLACES = {
     "jobs.naming": ("Naming", "drop_names", "name"),
     "jobs.network_inspection": ("inspect_network",),
     "jobs.page": ("report",),
+    "jobs.patches": ("PatchInspection", "check_patches", "inspect_patches"),
     "jobs.protopnet.training": ("train_protopnet",),
     "jobs.push": ("push",),
     "models.prototype": ("PrototypeModel",),
@@ -104,6 +106,7 @@ __all__ = [
     "NotExactError",
     "Output",
     "PageOptions",
+    "PatchInspection",
     "ProtoPNetOptions",
     "ProtonmfError",
     "PrototypeModel",
@@ -113,6 +116,7 @@ __all__ = [
     "__version__",
     "audit",
     "check_gates",
+    "check_patches",
     "convert",
     "convert_share",
     "drop_names",
@@ -122,6 +126,7 @@ __all__ = [
     "fit_fewshot",
     "inspect",
     "inspect_network",
+    "inspect_patches",
     "intervene",
     "load",
     "name",

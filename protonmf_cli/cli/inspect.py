@@ -13,9 +13,11 @@ from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
 from protonmf_cli.errors import UsageError
-from protonmf_cli.options import RECIPES, Machine, NetworkWords, Output, RowsOption
+from protonmf_cli.options import RECIPES, ImageWords, Machine, NetworkWords, Output, RowsOption
 from protonmf_cli.output.records.inspection import class_json, inspection_facts, inspection_json, network_json
+from protonmf_cli.output.records.patches import patches_json
 from protonmf_cli.output.text.inspection import inspection_lines, network_lines, prototype_lines
+from protonmf_cli.output.text.patches import fault_lines, patch_lines
 
 ROWS = RECIPES["default"].rows
 PRETRAINED = Annotated[
@@ -28,7 +30,15 @@ OF_A_NETWORK = Group(
     img_size=arguments.ImgSize,
 )  # fmt: skip
 """What is said of a network beside its name."""
-ON_THE_CPU = Group(Machine, threads=arguments.Threads, offline=arguments.Offline)
+ON_THE_CPU = Group(
+    Machine,
+    device=arguments.Device,
+    batch_size=arguments.BatchSize,
+    threads=arguments.Threads,
+    offline=arguments.Offline,
+)
+DATA = Annotated[str | None, typer.Option("--data", metavar="PATH|URL", help="Images that a model file was made from: look at its training patches again. Exit 5 where they are not what it says.")]  # fmt: skip
+BOXES = Annotated[Path | None, typer.Option("--boxes", help="Cut images to their bounding boxes: folder or zip of CUB-200-2011's text files.")]  # fmt: skip
 
 
 def inspect(
@@ -41,6 +51,7 @@ def inspect(
     *,
     function: arguments.NetworkFunction = None,
     network: Annotated[NetworkWords, OF_A_NETWORK],
+    images: Annotated[ImageWords | None, arguments.images_if_given("train", DATA, boxes=BOXES)],
     machine: Annotated[Machine, ON_THE_CPU] = Machine(device="cpu"),
     force: arguments.Force = False,
     shown: Annotated[Shown, arguments.SHOWN],
@@ -49,9 +60,9 @@ def inspect(
 
     Example: protonmf inspect prototypes.safetensors --class flamingo
     """
-    if function is not None and what is not None:
+    if function is not None and what is not None and images is None:
         raise UsageError("name one network: WHAT, or --network package.module:function for one of your own code.")
-    what = what if function is None else f"python:{function}"
+    what = what if function is None or images is not None else f"python:{function}"
     of_network = {
         "--rows": rows != ROWS,
         "--weights": network.weights,
@@ -62,6 +73,12 @@ def inspect(
         "--features": network.features,
         "--labels": network.labels,
     }
+    if images is not None:
+        _refuse(
+            of_network | {"--class": class_name, "--figure": figure}, "--data is for a model file's training patches"
+        )
+        _inspect_patches(Path(what or model), images, replace(machine, network=function), shown)
+        return
     if what is None or Path(what).is_file() or what.endswith(".safetensors") or what.startswith("hub:"):
         _refuse(of_network, f"{what or model} is a model file, which keeps them")
         picture = None if figure is None else Output(path=figure, force=force, option="--figure")
@@ -94,6 +111,18 @@ def _inspect_file(path: Path, class_name: str | None, figure: Output | None, sho
     if len(listed) == 1:
         for line in prototype_lines(class_json(found.model, listed[0])):
             shown.out.print(line, markup=False)
+
+
+def _inspect_patches(path: Path, images: ImageWords, machine: Machine, shown: Shown) -> None:
+    jobs.early.check(model=path, data=[images])
+    with shown.progress() as bars:
+        found = jobs.patches.inspect_patches(path, images, machine=machine, progress=bars)
+    if shown.as_json:
+        shown.json(patches_json(found))
+    else:
+        shown.lines(patch_lines(found))
+        shown.text(fault_lines(found))
+    jobs.patches.check_patches(found)
 
 
 def _inspect_network(network: NetworkWords, rows: RowsOption, machine: Machine, shown: Shown) -> None:

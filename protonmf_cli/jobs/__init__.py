@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         naming,
         network_inspection,
         page,
+        patches,
         protopnet,
         push,
     )
@@ -49,6 +50,7 @@ __all__ = [
     "naming",
     "network_inspection",
     "page",
+    "patches",
     "protopnet",
     "push",
 ]

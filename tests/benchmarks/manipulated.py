@@ -12,7 +12,8 @@ network on other images of the classes, and the same map of another image.
 Manipulated (Baniecki and Biecek 2025, "Birds look like cars"): files that are written anew, checksum and all, so that
 what they show is not what the network looks at, while it answers as before. Beside each stands what a user could look
 at: does the file open, do logits still add up to the network's own, which figures of `protonmf evaluate` change, and
-what reading the stored training patches again says. That last is done here by hand: no command of protonmf does it.
+what reading the stored training patches again says. That last is done here by hand, of first patches;
+`protonmf inspect FILE --data DIR` looks at all of them.
 """
 
 import argparse
