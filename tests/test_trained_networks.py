@@ -70,7 +70,7 @@ def test_every_ledger_adds_up_on_val(trained):
 
 CARRIED = {  # logit share; accuracy, that of own prototypes alone, agreement; cancellation, its 90 %; cosine of halves
     "average": (0.91, 0.949, 0.87, 0.95, 1.15, 1.3, 0.88),
-    "token-writes": (0.91, 0.952, 0.95, 0.965, 1.55, 1.9, 0.96),
+    "token-writes": (0.89, 0.952, 0.95, 0.965, 1.55, 1.9, 0.96),
 }
 
 
@@ -96,7 +96,7 @@ def test_prototypes_carry_the_decision_and_hardly_cancel(trained, shared):
     assert code == 0, err
     alone = json.loads(out)
     assert alone["restricted"]["accuracy"]["prototypes_only"] >= own_only
-    assert alone["logit_share"]["prototypes_only"] < found["logit_share"]["prototypes_only"]
+    assert alone["restricted"]["agreement"]["prototypes_only"] < found["restricted"]["agreement"]["prototypes_only"]
 
 
 def test_no_augmented_prototype_explodes(trained):
