@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import pages
+import protonmf_cli
 import small_networks
 import toys
 from protonmf_cli.errors import InputError, ModelFileError, UsageError
@@ -114,6 +115,14 @@ def test_planted_colours_inside_boxes_are_the_names_and_a_flat_patch_has_none(co
         assert not fit.named or fit.nearest.word == word
         assert fit.prototype_id != 2 or fit.nearest.margin < 1e-3
     assert "2" not in found.facts.prototypes and len(found.facts.prototypes) == len(truth) - 1
+
+
+def test_edits_of_a_model_in_memory_are_kept(converted, toy, tmp_path):
+    edited = protonmf_cli.load(converted).scale("red things", {1: 0.0})
+    named(edited, min_margin=0.0, output=tmp_path / "named.safetensors")
+    found = protonmf_cli.load(tmp_path / "named.safetensors")
+    assert found.model.card.edits and found.model.card.names is not None
+    assert found.explain(toy.image(0)).logit == pytest.approx(edited.explain(toy.image(0)).logit, abs=1e-4)
 
 
 def test_only_words_with_a_margin_are_names(converted):

@@ -1,6 +1,6 @@
 """Names for prototypes: words that a CLIP finds nearest to their training patches, kept with the model as captions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -93,7 +93,7 @@ def name(
     target, path = _target(model, output), _path_of(model)
     machine = machine or Machine()
     with threads_of(machine):
-        found, embedded = load_model(local_file(path, offline=machine.offline))
+        found, embedded = _opened(model, offline=machine.offline)
         if not len(found.examples.prototype):
             raise ModelFileError(
                 f"{path} holds no training patches, so there is nothing to name. Make it again with some."
@@ -128,7 +128,7 @@ def drop_names(
         InputError: it holds no names, or the output cannot be written.
     """
     target, path = _target(model, output), _path_of(model)
-    found, embedded = load_model(local_file(path))
+    found, embedded = _opened(model)
     if found.card.names is None:
         raise InputError(f"{path} holds no names, so there is nothing to drop.")
     bare = replace(found, card=replace(found.card, names=None))
@@ -136,6 +136,15 @@ def drop_names(
     return Naming(
         file=path, model=bare, fits=(), facts=None, path=_saved(bare, embedded, target, progress), dropped=count
     )
+
+
+def _opened(
+    model: Loaded | str | PathLike[str], *, offline: bool = False
+) -> tuple[PrototypeModel, Mapping[str, Tensor] | None]:
+    """The model with its network's weights, as it is in memory or in its file."""
+    if isinstance(model, Loaded):
+        return model.model, model.backbone.weights() if model.embedded else None
+    return load_model(local_file(Path(model), offline=offline))
 
 
 def _path_of(model: Loaded | str | PathLike[str]) -> Path:
@@ -182,7 +191,7 @@ def _decoder(model: PrototypeModel) -> Callable[[int], Tensor]:
 
 
 def _saved(
-    model: PrototypeModel, embedded: dict[str, Tensor] | None, target: Output | None, progress: Progress
+    model: PrototypeModel, embedded: Mapping[str, Tensor] | None, target: Output | None, progress: Progress
 ) -> Path | None:
     """The file that was written, where one is asked for."""
     if target is None:
