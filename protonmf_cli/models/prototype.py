@@ -212,7 +212,8 @@ class PrototypeModel:
         """Rows of the prototypes found in a class, in their order."""
         order, owners = self._by_owner
         start, stop = torch.searchsorted(owners, torch.tensor([class_index, class_index + 1])).tolist()
-        return [j for j in order[start:stop].tolist() if not self.wholes[j]]
+        found = order[start:stop]
+        return found[~self.wholes[found]].tolist()
 
     @cached_property
     def wholes(self) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from protonmf_cli.models.evidence_kind import EvidenceKind
-from protonmf_cli.models.wording import part_name, shortened, shortened_path
+from protonmf_cli.models.wording import owned_name, part_name, shortened, shortened_path
 
 
 class ShortRepr:
@@ -265,7 +265,7 @@ class Explanation(ShortRepr):
     def __repr__(self) -> str:
         """The image, its class and what the logit is made of, in two lines."""
         largest = [
-            f"{_signed(c.contribution)} {shortened(c.owner_name, 20)} {c.prototype or 'as a whole'}"
+            f"{_signed(c.contribution)} {owned_name(shortened(c.owner_name, 20), c.prototype)}"
             for c in self.contributions[:SAID]
         ]
         left = self.contributions[SAID:]

@@ -40,6 +40,19 @@ def shortened_path(path: str, length: int) -> str:
     return path if len(path) <= length else "…" + path[1 - length :]
 
 
+WHOLE = "as a whole"
+"""What stands in place of a prototype's number where it is a class itself."""
+
+
+def owned_name(owner: str, number: int) -> str:
+    """What a prototype is called by its owner, in few words.
+
+    >>> owned_name("heron", 2), owned_name("heron", 0)
+    ('heron 2', 'heron as a whole')
+    """
+    return f"{owner} {number or WHOLE}"
+
+
 def part_name(number: int, owner: str = "") -> str:
     """What a prototype is called; `owner` where it is another class's. The number 0 is a class as a whole.
 
@@ -47,7 +60,7 @@ def part_name(number: int, owner: str = "") -> str:
     ('prototype 2', 'prototype 2 of heron', 'heron as a whole')
     """
     if not number:
-        return f"{owner} as a whole"
+        return owned_name(owner, 0)
     return f"prototype {number}" + (f" of {owner}" if owner else "")
 
 

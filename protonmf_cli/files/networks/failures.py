@@ -71,6 +71,17 @@ def refusals_of(file: Path) -> Iterator[None]:
 
 
 @contextmanager
+def loading(name: str, weights: Path | None) -> Iterator[None]:
+    """Within it whatever fails is a network that cannot be loaded."""
+    try:
+        yield
+    except ProtonmfError:
+        raise
+    except Exception as failure:  # libraries, torch, safetensors and the hub each raise their own kinds here
+        raise loading_error(name, weights, failure) from failure
+
+
+@contextmanager
 def silenced(logger: str | None, level: int) -> Iterator[None]:
     """Within it a library's logger (None: the root, which some log to) says nothing below a level."""
     found = logging.getLogger(logger)

@@ -2,16 +2,15 @@
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from protonmf_cli.errors import InputError, ModelFileError, ProtonmfError, UsageError
-from protonmf_cli.files.networks.failures import loading_error, silenced
+from protonmf_cli.errors import InputError, ModelFileError, UsageError
+from protonmf_cli.files.networks.failures import loading, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.labels import read_labels
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
@@ -66,17 +65,6 @@ def rebuild(architecture: str, arguments: Mapping[str, Any]) -> Network:
     with silenced(None, logging.CRITICAL):  # it warns that weights are drawn
         visual = library.create_model(architecture, pretrained=None, precision="fp32").visual
     return ZeroShotClassifier(visual, int(arguments["width"]), int(arguments["num_classes"])).eval()
-
-
-@contextmanager
-def loading(name: str, weights: Path | None) -> Iterator[None]:
-    """Within it whatever fails is a network that cannot be loaded."""
-    try:
-        yield
-    except ProtonmfError:
-        raise
-    except Exception as failure:  # open_clip, torch, safetensors and the hub each raise their own kinds here
-        raise loading_error(name, weights, failure) from failure
 
 
 def both_towers(request: BackboneRequest) -> tuple[Network, Any, Mapping[str, Any], list[str]]:

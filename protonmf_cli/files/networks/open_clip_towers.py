@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from protonmf_cli.files.atomic import digest_of_tensors
-from protonmf_cli.files.networks.open_clip_networks import FOLDER, PREFIX, both_towers, loading
+from protonmf_cli.files.networks.failures import loading
+from protonmf_cli.files.networks.open_clip_networks import FOLDER, PREFIX, both_towers
 from protonmf_cli.files.networks.preprocessing import crop_of
 from protonmf_cli.files.networks.request import BackboneRequest
 from protonmf_cli.models.backbone import Preprocessing

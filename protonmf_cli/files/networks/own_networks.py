@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError, ProtonmfError, UsageError, first_line
-from protonmf_cli.files.networks.failures import loading_error
+from protonmf_cli.files.networks.failures import loading
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.weights import check_checkpoint, load_weights
 from protonmf_cli.models.networks.last_squash import last_squash, leave_out
@@ -41,12 +41,8 @@ def load(request: BackboneRequest) -> LoadedNetwork:
     notes: list[str] = []
     if request.weights is not None:
         check_checkpoint(request.weights)
-        try:
+        with loading(words, request.weights):
             notes = load_weights(network, request.weights)
-        except ProtonmfError:
-            raise
-        except Exception as failure:  # torch and safetensors each raise their own kinds here
-            raise loading_error(words, request.weights, failure) from failure
     return described(network, words, arguments, request, notes)
 
 

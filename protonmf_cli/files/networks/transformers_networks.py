@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from protonmf_cli.errors import InputError, ModelFileError, NotExactError, ProtonmfError, UsageError, first_line
-from protonmf_cli.files.networks.failures import loading_error, silenced
+from protonmf_cli.files.networks.failures import loading, silenced
 from protonmf_cli.files.networks.hub_access import hub_asked
 from protonmf_cli.files.networks.request import BackboneRequest, LoadedNetwork
 from protonmf_cli.files.networks.sizes import of_usual_size
@@ -163,22 +163,21 @@ def _network(
     if request.model_args.get("num_classes", config.num_labels) != config.num_labels:
         raise UsageError(f"--num-classes: {request.name} has {config.num_labels} classes, as its config.json says.")
     kind, notes = transformers.AutoModelForImageClassification, []
-    try:
-        with of_usual_size(config.to_dict(), request.name), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(request.seed)
-            if request.weights is not None:
-                check_checkpoint(request.weights)
-                network = kind.from_config(config)
-                notes = load_weights(network, request.weights)
-            elif not request.pretrained:
-                network = kind.from_config(config)
-            else:
-                network, told = kind.from_pretrained(path, config=config, output_loading_info=True, **where)
-                _check_head(request.name, told)
-    except (InputError, NotExactError):
-        raise
-    except Exception as failure:  # transformers, torch, safetensors and the hub each raise their own kinds here
-        raise loading_error(request.name, request.weights, failure) from failure
+    with (
+        loading(request.name, request.weights),
+        of_usual_size(config.to_dict(), request.name),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(request.seed)
+        if request.weights is not None:
+            check_checkpoint(request.weights)
+            network = kind.from_config(config)
+            notes = load_weights(network, request.weights)
+        elif not request.pretrained:
+            network = kind.from_config(config)
+        else:
+            network, told = kind.from_pretrained(path, config=config, output_loading_info=True, **where)
+            _check_head(request.name, told)
     return network.float(), notes
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
-from protonmf_cli.models.wording import rounded, shortened, shortened_path, usual_words
+from protonmf_cli.models.wording import WHOLE, owned_name, rounded, shortened, shortened_path, usual_words
 from protonmf_cli.output.figures.overlay import PALETTE, Pixels, as_rgb, colour, composite, enlarge, heat
 from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar
 from protonmf_cli.output.page.pictures import opened
@@ -86,16 +86,12 @@ def shade_of(explanation: Explanation, contribution: Contribution) -> str:
     return free[others.index(contribution.prototype_id) % len(free)]
 
 
-WHOLE = "as a whole"
-"""What stands in place of a number."""
-
-
 def title_of(contribution: Contribution, class_index: int, length: int = 16) -> str:
     """ "prototype 2", with the owner's name when it is borrowed; at most about `length` characters."""
     if contribution.owner_index == class_index:
         return f"prototype {contribution.prototype}"
-    number = str(contribution.prototype or WHOLE)
-    return f"{shortened(contribution.owner_name, max(length - 1 - len(number), length // 2))} {number}"
+    most = max(length - len(owned_name("", contribution.prototype)), length // 2)
+    return owned_name(shortened(contribution.owner_name, most), contribution.prototype)
 
 
 def _overview(figure: Figure, grid: GridSpec, explanation: Explanation, shown: Sequence[Contribution]) -> None:

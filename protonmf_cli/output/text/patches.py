@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from statistics import median
 from typing import TYPE_CHECKING
 
+from protonmf_cli.models.wording import owned_name
+
 if TYPE_CHECKING:
     from protonmf_cli.jobs.patches import PatchInspection
     from protonmf_cli.models.prototype import PrototypeModel
@@ -49,8 +51,7 @@ def fault_lines(found: "PatchInspection") -> list[str]:
 
 
 def _named(model: "PrototypeModel", checked: "CheckedPrototype") -> str:
-    name = model.card.classes[checked.owner].shown
-    return f"{name} {checked.number}" if checked.number else f"{name} as a whole"
+    return owned_name(model.card.classes[checked.owner].shown, checked.number)
 
 
 def _faults(model: "PrototypeModel", checked: "CheckedPrototype") -> Iterator[str]:

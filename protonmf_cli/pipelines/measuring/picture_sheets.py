@@ -12,7 +12,7 @@ from protonmf_cli.models.evidence_kind import EvidenceKind
 from protonmf_cli.models.prototype import PrototypeModel, augmented_basis
 from protonmf_cli.models.response import summed
 from protonmf_cli.models.sheets import Column, Panel, Table
-from protonmf_cli.models.wording import shortened
+from protonmf_cli.models.wording import owned_name, shortened
 from protonmf_cli.pipelines.conversion.residual_shares import FALLBACK, class_shares
 from protonmf_cli.pipelines.explaining.explanation import explain_image
 
@@ -138,7 +138,7 @@ def _reasoning_row(backbone: Backbone, model: PrototypeModel, crop: Tensor, c: i
     strongest = sorted(found.contributions, key=lambda part: -abs(part.contribution))[:SHOWN]
     for part in strongest:
         name = (
-            f"{shortened(part.owner_name, 14)} {part.prototype or 'as a whole'}"
+            owned_name(shortened(part.owner_name, 14), part.prototype)
             if part.owner_index != c
             else f"prototype {part.prototype}"
         )
