@@ -9,16 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris
-
-with atheris.instrument_imports(include=["protonmf_cli", "PIL", "zipfile", "tarfile"]):
-    from byte_targets import more_seeds, seeds, targets, tried
-    from file_seeds import made
-
-    from toys import make
-
 
 def main(name: str, seconds: str = "300") -> None:
+    import atheris  # here, as the tests' run imports this file for its doctests where atheris need not be
+
+    with atheris.instrument_imports(include=["protonmf_cli", "PIL", "zipfile", "tarfile"]):
+        from byte_targets import more_seeds, seeds, targets, tried
+        from file_seeds import made
+
+        from toys import make
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
