@@ -258,6 +258,35 @@ def test_data_in_other_forms(form, converted, toy, tmp_path):
     assert record["as_said"]["sources"] == {"count": 60, "of": 60}
 
 
+@pytest.fixture(scope="module")
+def boxes(toy, tmp_path_factory) -> Path:
+    """CUB-200-2011's text files: every other image of both splits has a box, each another one."""
+    folder = tmp_path_factory.mktemp("boxes")
+    names = sorted({path.relative_to(path.parents[1]).as_posix() for path in toy.data.rglob("*.png")})
+    (folder / "images.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(names, 1)))
+    lines = [f"{n} {3 + n % 9} {2 + n % 7} {40 + n} {35 + n % 5}\n" for n in range(1, len(names) + 1)]
+    (folder / "bounding_boxes.txt").write_text("".join(lines))
+    return folder
+
+
+def test_images_cut_to_their_boxes(toy, boxes, tmp_path):
+    net = tmp_path / "net.safetensors"
+    words = ("protopnet", "train", toy.name, "--data", toy.data, "--boxes", boxes, "-o", net, "-q", *SHORT)
+    code, _, err = run(*words)
+    assert code == 0, err
+    code, record, err = looked(net, toy.data, "--boxes", boxes)
+    assert code == 0 and record["failed"] == 0, err
+    assert min(each["map"] for each in record["prototypes"]) > 0.999
+    code, record, err = looked(net, toy.data)
+    assert code == 3 and not record and "cut to bounding boxes: give --boxes too" in err
+    moved = Path(shutil.copytree(boxes, tmp_path / "moved"))
+    lines = [line.split() for line in (boxes / "bounding_boxes.txt").read_text().splitlines()]
+    (moved / "bounding_boxes.txt").write_text("".join(f"{n} {x} {y} 25 60\n" for n, x, y, _, _ in lines))
+    code, record, err = looked(net, toy.data, "--boxes", moved)
+    assert code == 5 and "pictures that are not their image" in err
+    assert all({"picture"} <= set(each["faults"]) for each in record["prototypes"])
+
+
 def test_without_a_network_maps_are_left_out(toy, tmp_path):
     small = toys.Toy(folder=tmp_path, network=Path(shutil.copytree(toy.network, tmp_path / "network")), data=toy.data)
     model = toys.convert(small, tmp_path / "bare.safetensors", "--no-embed-backbone")

@@ -390,3 +390,21 @@ def test_more_labels_than_are_listed_can_be_said(here, model):
     found = protonmf_cli.load(model, network=network("none")).explain(here / "val13.png", "blue")
     few = replace(found, predictions=found.predictions[:1], class_index=2)
     assert few.is_said and not replace(few, logit=-0.1).is_said
+
+
+def test_patches_of_images_with_several_labels_are_of_the_class_where_it_is_among_them(here, model, tmp_path):
+    words = ("inspect", "--model", model, *OWN, "--json")
+    code, out, err = run(*words, "--data", "train.csv")
+    assert code == 0, err
+    found = json.loads(out)
+    classes = [patch["classes"] for each in found["prototypes"] for patch in each["patches"]]
+    assert found["failed"] == 0 and found["as_said"]["classes"]["count"] == len(classes)
+    assert max(map(len, classes)) == 3
+    source = found["prototypes"][0]["patches"][0]["source"]
+    lines = (here / "train.csv").read_text().replace(f"{source},red;", f"{source},").splitlines()
+    lines = [line.replace(f"{source},red", f"{source},blue") for line in lines]
+    listed = here / "less.csv"
+    listed.write_text("\n".join(lines))
+    code, out, err = run(*words, "--data", listed)
+    assert code == 5 and "images of another class" in err
+    assert {each["class"] for each in json.loads(out)["prototypes"] if "class" in each["faults"]} == {"red"}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.images.cub_text import numbered_lines
+from protonmf_cli.files.images.cub_text import numbered_lines, numbered_names
 from protonmf_cli.files.images.datasets import ClassMapping, LabelledImages, find_images
 from protonmf_cli.files.images.reader import Box
 from protonmf_cli.files.images.sources.opening import Data
@@ -43,7 +43,7 @@ def read_boxes(source: Path) -> dict[str, Box]:
     Raises:
         InputError: a file is missing or a line is not as CUB-200-2011 writes it.
     """
-    images = {number: words[0] for number, words in numbered_lines(source, "images.txt", 2, NEEDED)}
+    images = numbered_names(source, "images.txt", NEEDED)
     boxes = {}
     for line, (image, words) in enumerate(numbered_lines(source, "bounding_boxes.txt", 5, NEEDED), start=1):
         try:

@@ -10,7 +10,9 @@ from pathlib import Path
 from protonmf_cli.errors import InputError
 
 
-def numbered_lines(source: Path, name: str, words: int, needed: str) -> Iterable[tuple[int, list[str]]]:
+def numbered_lines(
+    source: Path, name: str, words: int, needed: str, *, fields: int = 0
+) -> Iterable[tuple[int, list[str]]]:
     """Number and further words of each line of one text file.
 
     Args:
@@ -18,18 +20,24 @@ def numbered_lines(source: Path, name: str, words: int, needed: str) -> Iterable
         name: of the file.
         words: fewest words of a line.
         needed: names of all files that are needed, for messages.
+        fields: into how many a line is split at blanks at most; 0: at every blank.
 
     Raises:
         InputError: the file is missing, or a line is not a number with further words; names file and line.
     """
     source = source.parent if source.suffix == ".txt" else source
     for place, line in enumerate(_text(source, name, needed).splitlines(), start=1):
-        found = line.split()
+        found = line.strip().split(maxsplit=fields - 1)
         if not found:
             continue
         if len(found) < words or not found[0].isdecimal():
             raise InputError(f"line {place} of {source}/{name} is not as CUB-200-2011 writes it: {line[:80]!r}.")
         yield int(found[0]), found[1:]
+
+
+def numbered_names(source: Path, name: str, needed: str) -> dict[int, str]:
+    """Number -> what stands behind it, blanks inside it kept, of each line of one text file; see `numbered_lines`."""
+    return {number: words[0] for number, words in numbered_lines(source, name, 2, needed, fields=2)}
 
 
 def _text(source: Path, name: str, needed: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.files.images.cub_text import numbered_lines
+from protonmf_cli.files.images.cub_text import numbered_lines, numbered_names
 from protonmf_cli.files.images.reader import Crop
 
 NEEDED = "images.txt, parts.txt and part_locs.txt"
@@ -39,8 +39,8 @@ def read_part_annotations(source: Path) -> PartAnnotations:
     Raises:
         InputError: a file is missing or a line is not as CUB-200-2011 writes it; names file and line.
     """
-    images = {number: words[0] for number, words in numbered_lines(source, "images.txt", 2, NEEDED)}
-    parts = {number: " ".join(words) for number, words in numbered_lines(source, "parts.txt", 2, NEEDED)}
+    images = numbered_names(source, "images.txt", NEEDED)
+    parts = numbered_names(source, "parts.txt", NEEDED)
     order = {number: place for place, number in enumerate(sorted(parts))}
     points: dict[str, Points] = {path: {} for path in images.values()}
     for line, (image, words) in enumerate(numbered_lines(source, "part_locs.txt", 5, NEEDED), start=1):
