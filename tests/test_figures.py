@@ -1,6 +1,7 @@
 """Figures are what their names say, carry their letters, and say which colour is which value."""
 
 import re
+import warnings
 from dataclasses import replace
 
 import matplotlib
@@ -11,13 +12,15 @@ from PIL import Image
 import protonmf_cli
 import toys
 from protonmf_cli.errors import UsageError
-from protonmf_cli.models.sheets import Panel
-from protonmf_cli.output.figures.card import _map_of
+from protonmf_cli.models.sheets import Cell, Chart, Panel, Strip, Table
+from protonmf_cli.output.figures.card import _map_of, explanation_card
 from protonmf_cli.output.figures.figure import explanation_figure, shade_of
 from protonmf_cli.output.figures.formats import format_of
 from protonmf_cli.output.figures.overlay import as_rgb, colour, enlarge
 from protonmf_cli.output.figures.rendering import rendered
 from protonmf_cli.output.figures.sheets import panels_figure
+from protonmf_cli.output.figures.strips import gallery_figure
+from protonmf_cli.output.figures.table import curves_figure, table_figure
 from toys import run, slow
 
 MAGIC = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF-"}
@@ -130,3 +133,51 @@ def test_what_an_image_has_less_than_none_of_is_drawn_below_zero(toy, tmp_path):
     red, _, blue = drawn[lowest]
     assert blue > red
     assert not explanation.lacks(replace(part, evidence=0.1))
+
+
+FORMULA = r"a $\frac$ b"
+
+
+def test_names_are_no_formulas(toy, converted, tmp_path):
+    """matplotlib reads letters between dollars as mathematics, and stops at what is none."""
+    found = protonmf_cli.load(converted).explain(toy.image(0))
+    parts = tuple(replace(c, owner_name=FORMULA, owner_index=1) for c in found.contributions)
+    figure = explanation_figure(replace(found, image=FORMULA, name=FORMULA, contributions=parts), 2)
+    assert sum(FORMULA in text for text in texts_of(figure)) > 3
+    cell = Cell(crop=found.crop)
+    strip = Strip(title=FORMULA, words=(FORMULA,), cells=(cell,), number=1)
+    curve = [{"prototypes": 1, "feature_relative_error": 0.5, "residual_share": 0.1, "stability": 0.9}]
+    table = Table(
+        name="parts", title=FORMULA, columns=(), rows=({"class": FORMULA, "v": 1.0},),
+        charts=(Chart(x="class", y=FORMULA, lines=("v",), bars=True),),
+    )  # fmt: skip
+    drawn = (
+        figure,
+        gallery_figure(FORMULA, [strip], [FORMULA]),
+        panels_figure([[Panel(crop=found.crop, caption=FORMULA)]]),
+        curves_figure({"0": curve}, {"0": FORMULA}, {"0": 1}),
+        table_figure(table),
+    )
+    for each in drawn:
+        assert any(FORMULA in text for text in texts_of(each))
+        assert rendered(each, "why.png") and rendered(each, "why.svg")
+
+
+def test_letters_that_the_font_lacks_are_drawn_without_a_warning(toy, converted):
+    found = replace(protonmf_cli.load(converted).explain(toy.image(0)), image="日本 ไทย 𐐷.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rendered(explanation_figure(found, 1), "why.pdf")
+
+
+def test_names_of_prototypes_stand_in_figures_and_notebooks(toy, converted):
+    bare = protonmf_cli.load(converted).explain(toy.image(0))
+    parts = tuple(replace(c, caption=f"“<b>{c.prototype_id}” 0.31") for c in bare.contributions)
+    named = replace(bare, contributions=parts, named_by="named by nobody")
+    texts = texts_of(explanation_figure(named, 2))
+    assert [text for text in texts if "“" in text] == [c.caption for c in parts[:2]]
+    assert "names in quotation marks: named by nobody" in texts
+    card = explanation_card(named)
+    assert all(f"“&lt;b&gt;{c.prototype_id}” 0.31" in card for c in parts[:2]) and "named by nobody" in card
+    assert not any("quotation" in text or "“" in text for text in texts_of(explanation_figure(bare, 2)))
+    assert "quotation" not in explanation_card(bare)

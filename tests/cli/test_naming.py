@@ -24,6 +24,7 @@ from protonmf_cli.files.store import decision_digest, load_model, save_model
 from protonmf_cli.jobs import naming
 from protonmf_cli.models.card.names import NameFacts, PrototypeName
 from protonmf_cli.pipelines.naming import cut_patch
+from protonmf_cli.pipelines.protopnet.analyses import global_strips
 from toys import run
 
 NAME = PrototypeName(word="a", score=0.5, second="b", margin=0.1, share=0.5, patches=5)
@@ -423,3 +424,10 @@ def test_names_that_fit_no_model_are_refused(converted, tmp_path, prototypes, se
     save_model(tmp_path / "x.safetensors", replace(model, card=replace(model.card, names=facts)), weights)
     code, _, err = run("inspect", tmp_path / "x.safetensors")
     assert (code, sentence in " ".join(err.split())) == (3, True), err
+
+
+def test_names_stand_in_galleries(converted):
+    model = named(converted, min_margin=0.0).model
+    strips, _ = global_strips(model, 0)
+    assert [strip.words[0] for strip in strips] == [model.caption(j) for j in model.own(0)]
+    assert all("“" in strip.words[0] for strip in strips)

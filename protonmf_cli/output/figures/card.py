@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.wording import shortened, shortened_path
-from protonmf_cli.output.figures.figure import shade_of, title_of
+from protonmf_cli.output.figures.figure import names_note, shade_of, title_of
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, heat
 from protonmf_cli.output.page.pictures import as_jpeg, opened
 
@@ -33,13 +33,14 @@ def explanation_card(explanation: Explanation) -> str:
             '<div style="font:13px/1.45 system-ui,sans-serif;border:1px solid {line};border-radius:8px;'
             'padding:10px 14px;max-width:820px"><div style="font-size:15px">{verdict}</div>'
             '<div style="display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start;margin-top:8px">'
-            "{picture}{ledger}</div>{parts}</div>"
+            "{picture}{ledger}</div>{parts}{note}</div>"
         ).format(
             line=NEUTRAL,
             verdict=_verdict(explanation),
             picture=_figure(as_rgb(explanation.crop), shortened_path(explanation.image, 24)),
             ledger=_ledger(explanation),
             parts=parts,
+            note=Markup("<p><small>{}</small></p>").format(names_note(explanation)) if explanation.named_by else "",
         )
     )
 
@@ -128,11 +129,11 @@ def _part(explanation: Explanation, c: Contribution) -> Markup:
     if c.is_less_than_none:
         like = "less than none of this"
     return Markup(
-        '<div style="border-left:4px solid {shade};padding-left:10px;margin-top:10px"><b>{title}</b> '
+        '<div style="border-left:4px solid {shade};padding-left:10px;margin-top:10px"><b>{title}</b> {caption}'
         '{value:+.2f} <small>{like}</small><div style="display:flex;flex-wrap:wrap;gap:8px">{here}{there}</div></div>'
     ).format(
         shade=shade, title=title_of(c, explanation.class_index, 32), value=c.contribution, like=like, here=here,
-        there=there,
+        there=there, caption=f"{c.caption} " if c.caption else "",
     )  # fmt: skip
 
 

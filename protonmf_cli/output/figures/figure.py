@@ -16,7 +16,7 @@ from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.stability import is_unstable
 from protonmf_cli.models.wording import WHOLE, owned_name, rounded, shortened, shortened_path, usual_words
 from protonmf_cli.output.figures.overlay import PALETTE, Pixels, as_rgb, colour, composite, enlarge, heat
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, Drawn, bar_below, colour_bar, styled
 from protonmf_cli.output.page.pictures import opened
 
 PATCHES = 4
@@ -37,6 +37,7 @@ OF_THE_STRONGEST = 0.2
 """Of the strongest place of all prototypes: what of the residual is drawn at full strength, unless it has more."""
 
 
+@styled
 def explanation_figure(explanation: Explanation, top: int) -> Figure:
     """ "This looks like that": the image's ledger and, for each prototype, the image beside its training patches.
 
@@ -72,7 +73,14 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):
         _prototype_row(figure, grid, row, explanation, contribution)
+    if explanation.named_by:
+        figure.text(0.985, 0.1 / figure.get_figheight(), names_note(explanation), fontsize=8, color=GREY, ha="right")
     return figure
+
+
+def names_note(explanation: Explanation) -> str:
+    """Where names in quotation marks are from."""
+    return f"names in quotation marks: {explanation.named_by}"
 
 
 def shade_of(explanation: Explanation, contribution: Contribution) -> str:
@@ -188,22 +196,7 @@ def _prototype_row(
     else:
         _picture(here, crop, "")
     _frame(here, shade)
-    words = figure.add_subplot(grid[row, 1])
-    words.axis("off")
-    sum_, said = _sum_words(contribution)
-    lines = [
-        (0.84, _row_title(contribution, explanation.class_index), 14, "bold", shade),
-        (0.66, _owner_words(contribution), 10, "normal", GREY),
-        (0.44, sum_, 12, "normal", "black"),
-        (0.30, said, 8, "normal", GREY),
-        (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
-    ]
-    for height, text, size, weight, ink in lines:
-        words.text(0.5, height, text, ha="center", va="center", fontsize=size, weight=weight, color=ink)
-    if explanation.map_kind == "contribution" and contribution.maps and abs(contribution.unlocalised) > 5e-3:
-        words.text(
-            0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY
-        )
+    _row_words(figure.add_subplot(grid[row, 1]), explanation, contribution, shade)
     for place in range(PATCHES):
         axes = figure.add_subplot(grid[row, 2 + place])
         if place < len(contribution.examples):
@@ -217,6 +210,26 @@ def _prototype_row(
     if row == 1:
         named = evidence.map_name if kind == "presence" else f"{kind} map"
         here.set_title(f"this ({named})" if contribution.maps else "this image", fontsize=9, loc="left", color=GREY)
+
+
+def _row_words(axes: Axes, explanation: Explanation, contribution: Contribution, shade: str) -> None:
+    """Whose prototype it is, what it was named, and the product that it adds."""
+    axes.axis("off")
+    sum_, said = _sum_words(contribution)
+    lines = [
+        (0.84, _row_title(contribution, explanation.class_index), 14, "bold", shade),
+        (0.66, _owner_words(contribution), 10, "normal", GREY),
+        (0.55, shortened(contribution.caption, 26), 10, "normal", "black"),
+        (0.43, sum_, 12, "normal", "black"),
+        (0.30, said, 8, "normal", GREY),
+        (0.12, f"=  {contribution.contribution:+.2f}", 15, "bold", "black"),
+    ]
+    for height, text, size, weight, ink in lines:
+        axes.text(0.5, height, text, ha="center", va="center", fontsize=size, weight=weight, color=ink)
+    if explanation.map_kind == "contribution" and contribution.maps and abs(contribution.unlocalised) > 5e-3:
+        axes.text(
+            0.5, -0.03, f"{contribution.unlocalised:+.2f} of it has no place", ha="center", fontsize=8, color=GREY
+        )
 
 
 def _sum_words(contribution: Contribution) -> tuple[str, str]:

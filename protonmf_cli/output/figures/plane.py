@@ -6,13 +6,14 @@ from matplotlib.figure import Figure
 
 from protonmf_cli.models.results import Plane
 from protonmf_cli.models.wording import shortened
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, styled
 
 MARKERS = "osv^PX"
 MOST_NAMED = 40
 """Classes in the legend."""
 
 
+@styled
 def plane_figure(plane: Plane) -> Figure:
     """Draw a plane; a diamond carries the number of the class that its prototype speaks for."""
     names = plane.names[:MOST_NAMED]

@@ -1,25 +1,55 @@
 """What all figures share: the file that is made of one, and the bar that says which colour is which value."""
 
 import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 
 from protonmf_cli.output.figures.formats import format_of
 from protonmf_cli.output.figures.overlay import DIVERGING, RAMP, as_bytes
 
 DOTS_PER_INCH = 110
 GREY = "#666666"
+OTHER_LETTERS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Arial Unicode MS"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI"),
+)
+"""Fonts for letters that matplotlib's own font lacks, where they are installed: names of folders are in any script."""
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
+    "font.family": ["DejaVu Sans", *sorted(set(OTHER_LETTERS) & set(get_font_names()), key=OTHER_LETTERS.index)],
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "protonmf",
+    "text.parse_math": False,
 }
-"""Letters as TrueType in PDF and as outlines in SVG, so that a figure needs no fonts where it is shown."""
+"""Letters as TrueType in PDF and as outlines in SVG, so that a figure needs no fonts where it is shown; a name with $
+is a name and no formula."""
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    log = logging.getLogger("matplotlib.font_manager")  # of fonts that have no normal weight
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it is seen in the picture
+            yield
+    finally:
+        log.setLevel(level)
+
+
+styled = _style()
+"""Around whatever draws: letters take their style when they are placed, and again when a figure is written."""
 UNDATED: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -35,11 +65,11 @@ class Drawn(Figure):
         return rendered(self, "figure.png")
 
 
+@styled
 def rendered(figure: Figure, name: str) -> bytes:
     """The file of a figure as the end of its name says; equal figures give equal bytes."""
     kind, buffer = format_of(name), io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, facecolor="white", metadata=UNDATED[kind])
+    figure.savefig(buffer, format=kind, facecolor="white", metadata=UNDATED[kind])
     return buffer.getvalue()
 
 

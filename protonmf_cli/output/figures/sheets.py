@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from protonmf_cli.models.sheets import Panel
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, composite, enlarge, heat
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, bar_below, colour_bar
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, bar_below, colour_bar, styled
 
 
+@styled
 def panels_figure(rows: Sequence[Sequence[Panel]]) -> Figure:
     """Draw rows of panels; captions stand above each picture, and below it the values of its colours."""
     columns = max(len(row) for row in rows)

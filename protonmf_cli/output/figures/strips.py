@@ -12,7 +12,7 @@ from PIL import Image
 from protonmf_cli.models.sheets import Cell, Strip
 from protonmf_cli.models.wording import shortened
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, colour, heat
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, colour_bar
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, colour_bar, styled
 from protonmf_cli.output.page.pictures import opened
 
 SIDE = 1.75
@@ -25,6 +25,7 @@ SCALE = 1.8
 """Inches of the colour bar at the top right."""
 
 
+@styled
 def gallery_figure(title: str, strips: Sequence[Strip], headings: Sequence[str] = ()) -> Figure:
     """Draw strips below each other.
 

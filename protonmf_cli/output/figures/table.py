@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 
 from protonmf_cli.models.sheets import Chart, Table
 from protonmf_cli.output.figures.overlay import PALETTE
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, styled
 
 
+@styled
 def table_figure(table: Table) -> Figure:
     """All charts of a table side by side; whiskers and bands are 95 % bootstrap intervals."""
     curves: list[dict[str, Any]] = table.facts.get("curves") or []
@@ -86,6 +87,7 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
+@styled
 def curves_figure(curves: Mapping[str, Any], names: dict[str, str], chosen: dict[str, int]) -> Figure:
     """Error, residual share and stability against the number of prototypes, one line per class.
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from protonmf_cli.output.figures.overlay import PALETTE
-from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY
+from protonmf_cli.output.figures.rendering import DOTS_PER_INCH, GREY, styled
 
 COSTS = (("cross_entropy", "cross entropy"), ("cluster", "cluster cost"), ("separation", "separation cost"))
 
@@ -19,6 +19,7 @@ PUSHED = (
 )
 
 
+@styled
 def training_figure(report: Mapping[str, Any]) -> Figure:
     """Costs and accuracy over the steps of a run; dashed lines are pushes.
 

@@ -34,6 +34,7 @@ def _strip(model: PrototypeModel, facts: PrototypeFacts, before: tuple[Cell, ...
     return Strip(
         title=f"{classes[int(model.owner[j])].shown} {model.number(j)}",
         words=(
+            *filter(None, [model.caption(j)]),
             facts.kind if facts.kind == "pure" else f"{facts.kind}: {named}",
             f"{best:.0%} {classes[int(model.owner[j])].shown}",
             f"{len(facts.members)} training images",

@@ -81,6 +81,7 @@ def local_strips(found: Sequence[Contribution], crop: np.ndarray, class_index: i
             title=f"prototype {c.prototype}",
             words=(
                 *([f"of {c.owner_name}"] if c.owner_index != class_index else []),
+                *filter(None, [c.caption]),
                 f"similarity {c.evidence:.3f}",
                 f"weight {c.weight:+.3f}",
                 f"= {c.contribution:+.2f}",
@@ -138,7 +139,8 @@ def global_strips(
 def _strip_words(model: PrototypeModel, prototype: int, views: Sequence[ExampleView]) -> tuple[str, ...]:
     owner = int(model.owner[prototype])
     weight = connections(model, owner).get(prototype, 0.0)
-    return (f"weight {weight:+.3f}", *([shortened_path(views[0].path, 26)] if views else []))
+    words = (model.caption(prototype), f"weight {weight:+.3f}", shortened_path(views[0].path, 26) if views else "")
+    return tuple(filter(None, words))
 
 
 def _own_patch(view: ExampleView, kind: EvidenceKind = EvidenceKind.SIMILARITIES) -> tuple[Cell, Cell]:
