@@ -28,6 +28,7 @@ def test_a_planted_mark_is_found_and_taken_out(tmp_path, monkeypatch, capsys):
     found = json.loads(out)
     first, *others = found["ranking"]
     assert (first["class"], first["shortcut"]) == ("seven", True)
+    assert f" shortcuts {found['shortcuts']} (seven {first['prototype']}" in f" {err}" and ") is above --max-sh" in err
     assert sum(each["shortcut"] for each in others) <= 1  # on another processor the network is another one
     assert first["transplant"]["flips"]["share"] > 0.8 and first["transplant"]["other_pieces"]["share"] < 0.3
     assert data_of(Path("audit.html"))["audit"]

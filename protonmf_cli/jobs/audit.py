@@ -1,6 +1,7 @@
 """Which prototypes look like shortcuts: ranked, shown, and as a threshold for batch jobs."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -19,8 +20,10 @@ from protonmf_cli.jobs.loaded import Loaded, loaded_from
 from protonmf_cli.jobs.machine import threads_of
 from protonmf_cli.jobs.page import check_page, decoded, drawn_page, write_page
 from protonmf_cli.models.audit import Audit
+from protonmf_cli.models.backbone import ClassName
 from protonmf_cli.models.class_names import words_for
 from protonmf_cli.models.prototype import PrototypeModel
+from protonmf_cli.models.wording import owned_name
 from protonmf_cli.options import AuditOptions, ImageWords, Machine, Output, PageOptions
 from protonmf_cli.pipelines.auditing.audit import AuditImages, audit_model
 from protonmf_cli.pipelines.fewshot.interpretation import interpretation_of
@@ -110,7 +113,7 @@ def audit(
         watch = SkipWatch()
         found = _found(loaded, images, words, watch, options, progress)
         watch.check(words.max_skipped, found.images, progress)
-        gates = _gates(options, found)
+        gates = _gates(options, found, loaded.model.card.classes)
         if report is not None:
             write_junit(report.path, gates, time.monotonic() - started, "audit")
             progress.note(f"wrote {report.path}")
@@ -186,10 +189,11 @@ def _objects(loaded: Loaded, images: LabelledImages, options: AuditOptions) -> O
     return None
 
 
-def _gates(options: AuditOptions, found: Audit) -> tuple[Gate, ...]:
+def _gates(options: AuditOptions, found: Audit, classes: Sequence[ClassName]) -> tuple[Gate, ...]:
     if options.max_shortcuts is None:
         return ()
-    return (Gate(name="max-shortcuts", limit=options.max_shortcuts, value=len(found.shortcuts)),)
+    names = tuple(owned_name(classes[one.class_index].shown, one.number) for one in found.shortcuts)
+    return (Gate(name="max-shortcuts", limit=options.max_shortcuts, value=len(names), counted=names),)
 
 
 def _write_page(loaded: Loaded, found: Audit, words: ImageWords, page: Output, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from protonmf_cli.errors import GateError, InputError
 from protonmf_cli.files.atomic import write_atomically
+from protonmf_cli.files.images.sources.source import listed
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import Scores, Unlike
 from protonmf_cli.options import GateOptions
@@ -22,6 +23,8 @@ class Gate:
     limit: float
     value: float | None
     """None: not defined for these images, which does not meet any threshold."""
+    counted: tuple[str, ...] = ()
+    """What the value counts, by name, if it counts."""
 
     @property
     def met(self) -> bool:
@@ -38,7 +41,8 @@ class Gate:
         side = ("is not below" if self.met else "is below") if self.name.startswith("min-") else (
             "is not above" if self.met else "is above"
         )  # fmt: skip
-        return f"{what} {value} {side} --{self.name} {self.limit:g}"
+        names = "" if self.met or not self.counted else f" ({listed(self.counted)})"
+        return f"{what} {value}{names} {side} --{self.name} {self.limit:g}"
 
 
 def gates_of(options: GateOptions, scores: Scores, *, skipped: int, max_skipped: float) -> tuple[Gate, ...]:

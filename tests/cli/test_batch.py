@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -211,6 +212,15 @@ def test_gates_and_their_junit_report(toy, converted, tmp_path):
 )
 def test_on_which_side_of_a_threshold_a_value_must_be(name, value, met):
     assert Gate(name=name, limit=0.5, value=value).met == met
+
+
+def test_a_threshold_that_counts_names_what_it_counts():
+    names = tuple(f"seven\x1b {n}" for n in range(1, 11))
+    gate = Gate(name="max-shortcuts", limit=2, value=10, counted=names)
+    first = ", ".join(f"seven\\033 {n}" for n in range(1, 9))
+    said = f"shortcuts 10 ({first} and 2 more) is above"
+    assert gate.said == f"{said} --max-shortcuts 2"
+    assert "seven" not in replace(gate, limit=10).said
 
 
 @pytest.mark.parametrize(
