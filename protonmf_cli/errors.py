@@ -26,8 +26,8 @@ def in_python(text: str) -> str:
     return OPTION.sub(named, text)
 
 
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, and what Python has in the place of bytes that are not UTF-8."""
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, what Python has in the place of bytes that are not UTF-8, and what XML cannot hold."""
 ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}
 
 
@@ -38,8 +38,8 @@ def printable(text: str, keep: str = "") -> str:
         text: perhaps a file's name, in which any byte may be.
         keep: control characters that stay.
 
-    >>> printable("a\x1b[2J\udcff.png")
-    'a\\033[2J\\377.png'
+    >>> printable("a\x1b[2J\udcff.png"), printable("\ufffe")
+    ('a\\033[2J\\377.png', '\\357\\277\\276')
     """
 
     def escaped(found: re.Match[str]) -> str:

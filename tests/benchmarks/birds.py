@@ -3,9 +3,10 @@
     python tests/benchmarks/birds.py FOLDER [--seed 0] [--images 200] [--only amounts protopnet ...]
 
 Invented birds, see bird_pictures.py: 50 classes of five parts. A resnet10t is trained on them from scratch on the CPU,
-converted (as amounts, and as the paper has it), and a ProtoPNet is trained on the same birds, from that network. What
-explainers say of birds that nothing was trained on is held against what the networks do when parts are left out, see
-bird_measures.py for the measures; consistency and stability are those of `protonmf evaluate --table part-quality`.
+converted (as amounts, with near classes as wholes or by their parts, and as the paper has it), and a ProtoPNet is
+trained on the same birds, from that network. What explainers say of birds that nothing was trained on is held against
+what the networks do when parts are left out, see bird_measures.py for the measures; consistency and stability are those
+of `protonmf evaluate --table part-quality`.
 
 An explainer of maps gives a part what its map holds inside the part's mask, widened by a pixel, as FunnyBirds reads
 them; maps are up-sampled bilinearly. A ProtoPNet shows boxes, and is read as FunnyBirds does: similarity x weight for
@@ -20,7 +21,7 @@ every pixel of the box of each own prototype that lies on the part; a part is im
   be missing if a place looked as most of the picture does. Grad-CAM is centred alike beside it.
 - named: no map of the image at all; every prototype is named by what its stored training patches show, as a user does
   who looks at them (here by the true masks of those pictures), and its contribution goes to these parts. Names mixed up
-  among the prototypes are the control.
+  among the prototypes are the control. A class as a whole has no place in its pictures, and names nothing.
 - constant: the same for every image, how far logits fall on the birds that thresholds are chosen on. What it reaches
   says nothing of an explanation.
 - Grad-CAM, integrated gradients (captum), and a random map on the same grid as a control.
@@ -72,6 +73,11 @@ STEPS = 16
 """Of integrated gradients, from black."""
 PROTOPNET = ProtoPNetOptions(prototypes=5, epochs=6, warm_epochs=2, cycles=2, validation=0.0, batch_size=32)
 MACHINE = Machine(device="cpu", threads=1)
+CONVERSIONS = {
+    "amounts": RECIPES["default"],
+    "parts": replace(RECIPES["default"], near_as="parts", near=8),
+    "paper": RECIPES["paper"],
+}
 MOST_OBJECTS = 6
 CHECK = 50
 """Birds that thresholds are chosen on."""
@@ -191,10 +197,10 @@ def moved(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def convert(folder: Path, network: Path, data: Path, name: str, seed: int) -> Path:
-    """A conversion by its recipe: amounts, or as the paper has it."""
+    """A conversion: amounts, the same with near classes by their parts, or as the paper has it."""
     target = folder / f"{name}.safetensors"
     if not target.exists():
-        options = replace(RECIPES["default" if name == "amounts" else name], seed=seed)
+        options = replace(CONVERSIONS[name], seed=seed)
         protonmf_cli.convert(f"local-dir:{network}", data, options, output=target, machine=MACHINE)
     return target
 
@@ -588,7 +594,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--only", nargs="*", default=["amounts", "paper", "protopnet"], help="models to measure")
+    parser.add_argument("--only", nargs="*", default=[*CONVERSIONS, "protopnet"], help="models to measure")
     words = parser.parse_args()
     torch.set_num_threads(1)
     seed, folder = words.seed, words.folder / f"seed {words.seed}"
