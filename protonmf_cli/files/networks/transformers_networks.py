@@ -136,6 +136,9 @@ def _config(transformers: Any, path: str, where: Mapping[str, Any], request: Bac
                 f"the model {request.name} is not on this machine and cannot be downloaded ({first_line(failure)})."
             ) from failure
         raise InputError(f"{request.name} cannot be read: {first_line(failure)}.") from failure
+    if config.model_type == "timm_wrapper":
+        prefixed = f"local-dir:{path}" if Path(path).is_dir() else f"hf-hub:{path}"
+        raise InputError(f"{request.name} is a network of timm, in its format: name it {prefixed}.")
     config.architectures = config.architectures or []  # which transformers looks through
     if not _classifiers(transformers, config):
         raise NotExactError(

@@ -259,6 +259,11 @@ def test_from_conversion_to_explanation_without_what_it_was_made_from(library, t
             load(tmp_path / "model.safetensors")
 
 
+def test_a_folder_of_timm_is_named_by_its_own_prefix(toy):
+    with pytest.raises(InputError, match=rf"is a network of timm, in its format: name it local-dir:{toy.network}\.$"):
+        load_backbone(BackboneRequest(name=f"hf:{toy.network}"))
+
+
 def test_what_transformers_has_that_is_no_classifier_of_images(tmp_path):
     config = transformers.AutoConfig.for_model("bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     config.save_pretrained(tmp_path / "bert")
