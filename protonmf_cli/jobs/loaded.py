@@ -282,7 +282,7 @@ class Loaded:
         return found[0] if is_one(image) else found
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the model, edits included, to a new file."""
+        """Write the model, edits included, to a file; one that is there is replaced, in one step."""
         save_model(Path(path), self.model, self.backbone.weights() if self.embedded else None)
 
 
