@@ -298,6 +298,10 @@ def test_a_near_class_is_one_row_that_an_edit_takes_out(toy, converted):
     (whole,) = (part for part in found["contributions"] if part["owner_label"] != "red things")
     assert (whole["prototype"], whole["stability"]) == (0, None)
     assert f"{whole['owner_label']} as a whole" in run(*words)[1]
+    listed = run("inspect", converted, "--class", "red things")[1]
+    assert (
+        f"  {whole['owner_label']} as a whole: weight {whole['weight']:+.3f}" in listed and "prototype 0" not in listed
+    )
     words = ("intervene", toy.image(0), "--class", "red things", "--model", converted)
     code, out, err = run(*words, "--zero", f"{whole['owner_label']}:0", "--json")
     assert code == 0, err

@@ -68,6 +68,7 @@ def _entry_json(model: "PrototypeModel", entry: int) -> dict[str, Any]:
         "prototype_id": prototype,
         "owner_index": owner,
         "owner_label": model.card.classes[owner].label,
+        "owner_description": model.card.classes[owner].shown,
         "weight": float(model.weights.value[entry]),
         "residual_share": float(model.weights.residual_share[entry]),
         "usual": usual and list(usual),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protonmf_cli.models.wording import known, rounded
+from protonmf_cli.models.wording import known, part_name, rounded
 from protonmf_cli.output.records.conversion import median_of
 from protonmf_cli.output.text.conversion import cancellation_words
 from protonmf_cli.output.text.fewshot import chosen_words, interpretation_lines
@@ -67,13 +67,12 @@ def prototype_lines(listed: Mapping[str, Any]) -> list[str]:
     lines = []
     for row in listed["prototypes"]:
         sources = ", ".join(example["source"] for example in row["examples"][:3])
-        owner = "" if row["owner_label"] == listed["label"] else f" of {row['owner_label']}"
+        owner = "" if row["owner_index"] == listed["class_index"] else row["owner_description"]
         flag = " (unstable)" if row["unstable"] else ""
         flag += " (against its own class)" if not owner and row["weight"] < 0 else ""
         caption = f" ({row['caption']})" if "caption" in row else ""
-        lines.append(
-            f"  prototype {row['prototype']}{owner}{caption}{flag}: weight {row['weight']:+.3f}, seen most in {sources}"
-        )
+        name = part_name(row["prototype"], owner)
+        lines.append(f"  {name}{caption}{flag}: weight {row['weight']:+.3f}, seen most in {sources}")
     return lines
 
 
