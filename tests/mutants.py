@@ -110,8 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "an-edit-takes-away",
-        "residual.addr_(scores, reader, alpha=-1.0)",
-        "residual.addr_(scores, reader, alpha=1.0)",
+        "head.addr_(scores, reader, alpha=-1.0)",
+        "head.addr_(scores, reader, alpha=1.0)",
         (
             "tests/pipelines/test_amount_edits.py"
             "::test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype",

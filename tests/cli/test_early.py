@@ -1,6 +1,7 @@
 """What is wrong at first sight is said before torch, a network or a model is loaded."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,13 @@ def test_a_class_without_prototypes_names_whose_there_are(toy, tmp_path):
         shutil.copytree(toy.data / "train" / name, few / name)
     file = tmp_path / "few.safetensors"
     assert run("convert", toy.name, "--data", few, "-p", 2, "-o", file, "-q")[0] == 0
-    code, _, err = run("intervene", toy.image(0), "--class", "blue things", "--zero", 1, "--model", file)
+    words = ("intervene", toy.image(0), "--class", "blue things", "--model", file)
+    code, _, err = run(*words, "--zero", 1)
     assert code == 3
-    assert "blue things has no prototypes of its own in this model" in err and "--zero 'cat:1'" in err
+    assert "blue things has no prototypes of its own in this model; its rows are of other classes" in err
+    (example,) = re.findall(r"e\.g\. --zero '(\w+ things:0)'\.$", err.strip())
+    assert run(*words, "--zero", example)[0] == 0
+    code, _, err = run(*words, "--zero", example.replace(":0", ":1"))
+    assert code == 3 and f"It weighs {example[:-2]} as a whole: --zero '{example}'. Give --everywhere to take" in err
+    code, _, err = run(*words, "--zero", "blue things:1", "--everywhere")
+    assert code == 3 and "blue things has no prototypes of its own" in err

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_reconstruction import problem, reconstructed
+from test_reconstruction import problem, reconstructed, sums_of
 
 from protonmf_cli.errors import InputError
 from protonmf_cli.maths.amounts import dual
@@ -16,6 +16,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import logit_parts, pooled_rows
 from protonmf_cli.options import ConversionOptions
 from protonmf_cli.pipelines.conversion.assembly import _no_examples
+from protonmf_cli.pipelines.conversion.reconstruction import with_wholes
 from protonmf_cli.pipelines.explaining.contrast import contrast_of
 from protonmf_cli.pipelines.explaining.explanation import Answer
 from protonmf_cli.pipelines.explaining.intervention import (
@@ -29,8 +30,9 @@ from protonmf_cli.pipelines.explaining.intervention import (
 PLACES = 2
 
 
-def model_of(*, unplaced=True, ridge=0.0, near=2, **size):
+def model_of(*, unplaced=True, ridge=0.0, near=2, wholes=False, **size):
     vectors, bases, parts = problem(unplaced=unplaced, **size)
+    bases = with_wholes(bases, sums_of(parts).projected) if wholes else bases
     bias = torch.arange(len(vectors), dtype=torch.float64)
     heads = reconstructed(vectors, bias, bases, parts, ConversionOptions(prototypes=2, near=near, ridge=ridge))
     card = Card(
@@ -103,9 +105,9 @@ def test_a_row_that_is_another_prototype_keeps_its_score():
     assert float(logits(edited, gone)[0, 0]) == pytest.approx(float(logits(edited, nothing)[0, 0]), abs=1e-4)
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype(ridge):
-    model, vectors, _ = model_of(ridge=ridge)
+@pytest.mark.parametrize(("ridge", "wholes"), [(0.0, False), (0.1, False), (0.0, True), (0.1, True)])
+def test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype(ridge, wholes):
+    model, vectors, _ = model_of(ridge=ridge, wholes=wholes)
     prototype = model.own(2)[0]
     part, reader = model.prototypes[prototype], model.amounts.edit_readers[prototype]
     edit = find_edit_everywhere(model, 2, 1, 0.0)
@@ -117,7 +119,31 @@ def test_everywhere_no_class_gives_anything_for_a_row_that_is_the_prototype(ridg
     assert torch.allclose(half.head_vectors(), (expected + vectors) / 2, atol=1e-6)
     used = model.weights.prototype == prototype
     assert not edited.weights.value[used].any()
-    assert torch.equal(edited.weights.value[~used], model.weights.value[~used])
+    for c in range(5):
+        entries = model.entries(c)
+        basis = model.prototypes[model.weights.prototype[entries]]
+        assert torch.allclose(
+            edited.weights.value[entries], expected[c] @ basis.T * dual(basis, ridge).carried, atol=1e-5
+        )
+        if not ridge:
+            assert float((edited.residual[c] @ basis.T).abs().max()) < 1e-4  # nothing that a row shows is taken back
+
+
+@pytest.mark.parametrize("taken", [1, 0])
+def test_a_whole_and_its_parts_follow_each_other_out_of_every_class(taken):
+    model, _, _ = model_of(wholes=True)
+    edited = apply_edits(model, [find_edit_everywhere(model, 2, taken, 0.0)])
+    (whole,) = (j for j in range(len(model.owner)) if model.wholes[j] and model.owner[j] == 2)
+    for row in (whole, *model.own(2)):
+        changed = edited.weights.value != model.weights.value
+        assert changed[model.weights.prototype == row].all()
+    rows = row_of(model, model.own(2)[0])
+    for c in range(5):
+        made, entries = contributions(edited, c, rows).sum(), edited.entries(c)
+        readers = edited.readers(c)
+        basis = edited.prototypes[edited.weights.prototype[entries]]
+        exact = edited.head_vectors()[c] @ basis.T @ (readers @ rows[0, : model.placed].sum(dim=0))
+        assert float(made) == pytest.approx(float(exact), abs=1e-4)
 
 
 def test_an_edit_of_every_class_reads_the_part_along_directions_in_which_images_vary():
@@ -212,8 +238,9 @@ def test_a_class_that_nothing_of_its_own_speaks_for_is_named():
     assert silent_classes(apply_edits(model, [one, two]), [one, two]) == [(0, 0.0)]
 
 
-def test_two_classes_differ_by_weights_alone_and_the_rows_add_up():
-    model, vectors, _ = model_of(near=1)
+@pytest.mark.parametrize("wholes", [False, True])
+def test_two_classes_differ_by_weights_alone_and_the_rows_add_up(wholes):
+    model, vectors, _ = model_of(near=4 if wholes else 1, wholes=wholes)
     rows = some_rows()[:1]
     read = pooled_rows(rows, PLACES)
     parts = logit_parts(model, read)
@@ -222,8 +249,10 @@ def test_two_classes_differ_by_weights_alone_and_the_rows_add_up():
     )
     found = contrast_of(model, answer, 0, 3)
     assert found.difference == pytest.approx(float(parts.logits[0, 0] - parts.logits[0, 3]), abs=1e-5)
-    ids = [row.prototype_id for row in found.rows]
-    assert set(ids) == {int(model.weights.prototype[e]) for c in (0, 3) for e in model.entries(c)}
+    ids = {row.prototype_id for row in found.rows}
+    connected = {int(model.weights.prototype[e]) for c in (0, 3) for e in model.entries(c)}
+    # neither class beside its own parts once more as a whole
+    assert ids == {j for j in connected if not model.wholes[j] or int(model.owner[j]) not in (0, 3)}
     for row in found.rows:
         assert row.weights == pytest.approx(
             [float(vectors[c] @ model.prototypes[row.prototype_id]) for c in (0, 3)], abs=1e-4

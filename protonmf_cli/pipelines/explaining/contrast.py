@@ -13,7 +13,7 @@ def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) 
     """Where the difference of two logits comes from, row by row; the rows add up to it.
 
     Amounts are read once, by the dual of all prototypes that either class is connected to, so the classes differ by
-    their weights alone.
+    their weights alone. Neither class is there as a whole, for its parts are.
 
     Args:
         model: that reads amounts.
@@ -28,7 +28,7 @@ def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) 
     if first == second:
         raise InputError(f"{model.card.classes[first].shown} cannot be compared with itself; name another class.")
     heads = [model.class_head(c) for c in (first, second)]
-    together = sorted({j for head in heads for j in head.prototypes})
+    together = sorted({j for head in heads for j in head.prototypes if not _is_in_parts(model, j, (first, second))})
     prototypes = model.prototypes[together].cpu().double()
     found = dual(prototypes, model.amounts.ridge)
     read = answer.rows[: model.placed].sum(dim=0)
@@ -57,3 +57,8 @@ def contrast_of(model: PrototypeModel, answer: Answer, first: int, second: int) 
         unplaced=(float(parts[0].unplaced), float(parts[1].unplaced)),
         bias=(float(parts[0].bias), float(parts[1].bias)),
     )
+
+
+def _is_in_parts(model: PrototypeModel, prototype: int, classes: tuple[int, int]) -> bool:
+    """Whether a prototype is one of two classes as a whole."""
+    return bool(model.wholes[prototype]) and int(model.owner[prototype]) in classes

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
+from protonmf_cli.maths.amounts import dual, in_batches, weights_of
 from protonmf_cli.models.answers import answers
 from protonmf_cli.models.backbone import Backbone
+from protonmf_cli.models.class_names import words_for
 from protonmf_cli.models.evidence import Amounts, NearestPatch, Projections, SoftMatch
 from protonmf_cli.models.image_batches import ImageBatch
 from protonmf_cli.models.prototype import PrototypeModel
@@ -40,7 +42,7 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     entries = [e for e in model.entries(class_index) if int(model.weights.prototype[e]) == prototype]
     if not entries:
         what = f"class {name} does not use {part_name(number, owner_name)}, so it cannot be edited there."
-        raise InputError(what + _advice_elsewhere(model))
+        raise InputError(what + _advice_elsewhere(model, class_index, owner))
     if float(model.weights.value[entries[0]]) == 0:
         raise InputError(
             f"{part_name(number, owner_name)} has the weight 0 in class {name}: there is nothing left to edit."
@@ -48,8 +50,23 @@ def find_edit(model: PrototypeModel, class_index: int, owner: int, number: int, 
     return Edit(class_index=class_index, prototype_id=prototype, factor=factor)
 
 
-def _advice_elsewhere(model: PrototypeModel) -> str:
-    return "" if model.amounts is None else " Give --everywhere to take it out of every class."
+def _advice_elsewhere(model: PrototypeModel, class_index: int, owner: int) -> str:
+    if model.amounts is None:
+        return ""
+    whole, also = model.whole(owner), ""
+    if whole is not None and whole in _used_by(model, class_index):
+        also = f" It weighs {part_name(0, model.card.classes[owner].shown)}: {_zero(model, whole)}."
+    return f"{also} Give --everywhere to take it out of every class."
+
+
+def _used_by(model: PrototypeModel, class_index: int) -> list[int]:
+    return model.weights.prototype[model.entries(class_index)].tolist()
+
+
+def _zero(model: PrototypeModel, prototype: int) -> str:
+    """The option that takes a prototype out of a class."""
+    owner = words_for(model.card.classes)[int(model.owner[prototype])]
+    return f"--zero '{owner}:{model.number(prototype)}'"
 
 
 def find_edit_everywhere(model: PrototypeModel, owner: int, number: int, factor: float) -> Edit:
@@ -106,10 +123,9 @@ def _find_prototype(model: PrototypeModel, owner: int, number: int, class_index:
     if not 1 <= number <= len(own):
         name = model.card.classes[owner].shown
         if not own:
-            raise InputError(
-                f"{name} has no prototypes of its own in this model; its rows are of other classes: name one as "
-                "CLASS:NUMBER, e.g. --zero 'cat:1'."
-            )
+            used = _used_by(model, owner if class_index is None else class_index)
+            example = f"; its rows are of other classes: name one of them, e.g. {_zero(model, used[0])}" if used else ""
+            raise InputError(f"{name} has no prototypes of its own in this model{example}.")
         raise InputError(f"{name} has no prototype {number}; it has 1 to {len(own)}.")
     return own[number - 1]
 
@@ -153,7 +169,7 @@ def apply_edits(model: PrototypeModel, edits: Sequence[Edit], *, form: Form = "p
     classes = sorted({edit.class_index for edit in single})
     edited = replace(
         model,
-        weights=replace(model.weights, value=model.weights.value * factor),
+        weights=replace(model.weights, value=model.weights.value * factor + 0.0),  # + 0.0: never -0.0
         card=replace(model.card, edits=(*model.card.edits, *done)),
     )
     if form == "augmented":
@@ -171,33 +187,47 @@ def _entries_of(model: PrototypeModel, edit: Edit) -> Tensor:
 
 
 def _edited_everywhere(model: PrototypeModel, edits: Sequence[Edit]) -> PrototypeModel:
-    """Every V_c less (1 - factor) (V_c . b_k) e_k: weights are scaled, and the residual takes up the rest.
+    """Every V_c less (1 - factor) (V_c . b_k) e_k, with the weights that the head has then.
 
     What the rows without a place add on average stays: the bias takes that up.
     """
     if not edits:
         return model
     assert model.amounts is not None
-    value, mean = model.weights.value.clone(), model.amounts.unplaced_mean.cpu().double()
-    done: list[tuple[Tensor, Tensor]] = []
-    residual, bias = (each.to("cpu", torch.float64, copy=True) for each in (model.residual, model.bias))
+    mean, value = model.amounts.unplaced_mean.cpu().double(), model.weights.value.clone()
+    head, bias = model.head_vectors().clone(), model.bias.to("cpu", torch.float64, copy=True)
     for edit in edits:
         part = model.prototypes[edit.prototype_id].cpu().double()
         reader = model.amounts.edit_readers[edit.prototype_id].cpu().double()
         reader = (1 - edit.factor) / (reader @ part) * reader
-        scores = model.head_vectors() @ part
-        for before, taken in done:  # the head that the edits before leave is not written out
-            scores = scores - before * (taken @ part)
-        hit = _entries_of(model, edit).nonzero()[:, 0].tolist()
-        for c, e in zip(model.weights.class_index[hit].tolist(), hit, strict=True):
-            own = model.class_head(c)
-            residual[c] += (1 - edit.factor) * float(value[e]) * own.readers[own.entries.index(e)]
-            value[e] *= edit.factor
-        residual.addr_(scores, reader, alpha=-1.0)
+        scores = head @ part
+        head.addr_(scores, reader, alpha=-1.0)
         bias += scores * (reader @ mean)
-        done.append((scores, reader))
-    weights = replace(model.weights, value=value)
-    return replace(model, weights=weights, residual=residual.to(model.residual), bias=bias.to(model.bias))
+        value[_entries_of(model, edit)] *= edit.factor  # nothing is left of what is taken out, not even rounding
+    edited = replace(model, weights=replace(model.weights, value=value), bias=bias.to(model.bias))
+    return reweighed(edited, head)
+
+
+def reweighed(model: PrototypeModel, head: Tensor) -> PrototypeModel:
+    """The model of another head: weights are its rows on the prototypes, and the residual takes up the rest.
+
+    So every weight follows the head, also that of a class as a whole whose part was taken out. A weight of zero stays
+    zero, also one that was taken out of its class alone.
+
+    Args:
+        model: that reads amounts.
+        head: (C, D) float64
+    """
+    exact = model.exact
+    assert exact.amounts is not None
+    value = exact.weights.value.clone()
+    entries = [exact.entries(c) for c in range(len(exact.bias))]
+    for classes, chosen in in_batches(entries, exact.prototypes.shape[1]):
+        basis = exact.prototypes[exact.weights.prototype[chosen]]
+        value[chosen] = weights_of(head[classes], basis, dual(basis, exact.amounts.ridge).carried)
+    value[exact.weights.value == 0] = 0
+    moved = replace(model, weights=replace(model.weights, value=value.to(model.weights.value)))
+    return replace(moved, residual=(head - moved.exact.prototype_vectors).to(model.residual))
 
 
 def _with_same_bias(model: PrototypeModel, edited: PrototypeModel, classes: Sequence[int]) -> PrototypeModel:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from protonmf_cli.errors import InputError
-from protonmf_cli.maths.amounts import dual, in_batches, weights_of
 from protonmf_cli.maths.head_refit import Candidate, HeadProblem, cross_validated, refitted
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.models.card import RefitFacts
@@ -20,6 +19,7 @@ from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.response import pooled_rows
 from protonmf_cli.models.results import HeldOut, Refit, RefitCandidate
 from protonmf_cli.options import REFIT_FOLDS, REFIT_RIDGES
+from protonmf_cli.pipelines.explaining.intervention import reweighed
 from protonmf_cli.pipelines.explaining.pasting import PartPatch
 from protonmf_cli.pipelines.fewshot.folds import fold_numbers
 from protonmf_cli.pipelines.progress import SILENT, Progress
@@ -229,26 +229,12 @@ def _figures(
 
 
 def with_head(edited: PrototypeModel, head: Tensor, facts: RefitFacts) -> PrototypeModel:
-    """The model of another head: weights are its rows on the prototypes, and the residual takes up the rest.
-
-    A weight of zero stays zero, also one that was taken out of its class alone.
+    """The model of a refitted head, see `reweighed`.
 
     Args:
         edited: that reads amounts.
         head: (C, D) float64
         facts: for the card.
     """
-    exact = edited.exact
-    assert exact.amounts is not None
-    value = exact.weights.value.clone()
-    entries = [exact.entries(c) for c in range(len(exact.bias))]
-    for classes, chosen in in_batches(entries, exact.prototypes.shape[1]):
-        basis = exact.prototypes[exact.weights.prototype[chosen]]
-        value[chosen] = weights_of(head[classes], basis, dual(basis, exact.amounts.ridge).carried)
-    value[exact.weights.value == 0] = 0
-    moved = replace(
-        edited,
-        weights=replace(edited.weights, value=value.to(edited.weights.value)),
-        card=replace(edited.card, refits=(*edited.card.refits, facts)),
-    )
-    return replace(moved, residual=(head - moved.exact.prototype_vectors).to(edited.residual))
+    found = reweighed(edited, head)
+    return replace(found, card=replace(found.card, refits=(*found.card.refits, facts)))
