@@ -96,7 +96,8 @@ class Signs:
     @cached_property
     def users(self) -> tuple[tuple[tuple[int, float], ...], ...]:
         """For each prototype the other classes that count on it and their weights, the largest by size first."""
-        return tuple(_users(self._model))
+        parts_of_wholes = _scores_of_parts(self._model, self._all_rows) if self._model.wholes.any() else ()
+        return tuple(_users(self._model, parts_of_wholes))
 
     @cached_property
     def facts(self) -> tuple[PrototypeFacts, ...] | None:
@@ -104,13 +105,18 @@ class Signs:
         found = self._interpretation or interpretation_of(self._model)
         return None if found is None else tuple(found.prototypes)
 
+    @property
+    def _all_rows(self) -> Tensor:
+        """(C, D) rows of the head of an additive model."""
+        return self._model.head_vectors() if self._head is None else self._head
+
     @cached_property
     def _rows(self) -> tuple[Tensor, Tensor] | None:
         """(C, D) rows of the head, and (D,) their mean over the classes with prototypes; of additive models."""
         model = self._model
         if not model.adds_up or len(model.active_classes) < 3:
             return None
-        rows = model.head_vectors() if self._head is None else self._head
+        rows = self._all_rows
         total = torch.stack([rows[some].double().sum(dim=0) for some in model.active_classes.split(CHUNK)]).sum(dim=0)
         return rows, total / len(model.active_classes)
 
@@ -245,17 +251,32 @@ def _unit(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors.double(), dim=1)
 
 
-def _users(model: PrototypeModel) -> list[tuple[tuple[int, float], ...]]:
-    """Classes other than the owner with a weight, for each prototype; of amounts, with half the owner's at least."""
+def _users(model: PrototypeModel, more: Iterable[tuple[int, int, float]] = ()) -> list[tuple[tuple[int, float], ...]]:
+    """Classes other than the owner with a weight, for each prototype; of amounts, with half the owner's at least.
+
+    Args:
+        model: of any kind.
+        more: class, prototype and weight beyond those that the model holds.
+    """
     found: list[list[tuple[int, float]]] = [[] for _ in range(len(model.prototypes))]
     weights = model.weights
     owner = model.owner.tolist()
     pairs = list(zip(weights.class_index.tolist(), weights.prototype.tolist(), weights.value.tolist(), strict=True))
+    pairs += more
     least = {j: LIKE_OWN * abs(value) for c, j, value in pairs if c == owner[j]} if model.amounts is not None else {}
     for c, j, value in pairs:
         if c != owner[j] and value != 0 and abs(value) >= least.get(j, 0.0):
             found[j].append((c, value))
     return [tuple(sorted(each, key=lambda use: -abs(use[1]))) for each in found]
+
+
+def _scores_of_parts(model: PrototypeModel, head: Tensor) -> Iterator[tuple[int, int, float]]:
+    """Class, prototype and V_c . b_k of the parts of all classes that a class weighs as wholes."""
+    for c in range(len(model.bias)):
+        used = model.weights.prototype[model.entries(c)]
+        parts = [k for owner in model.owner[used[model.wholes[used]]].tolist() for k in model.own(owner)]
+        scores = (model.prototypes[parts].double() @ head[c].double()).tolist()
+        yield from zip([c] * len(parts), parts, scores, strict=True)
 
 
 def border_share(grid: np.ndarray) -> float:
