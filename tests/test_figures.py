@@ -90,6 +90,13 @@ def test_every_map_has_its_scale(toy, converted, kind, unit):
     assert not any(re.search(r"\beq\. ?\d", text) for text in texts)
 
 
+def test_rows_of_other_classes_alone_are_not_said_to_have_no_place(toy, converted):
+    found = protonmf_cli.load(converted).explain(toy.image(0))
+    others = tuple(replace(c, owner_index=(c.owner_index + 1) % 4) for c in found.contributions if c.owner_index == 0)
+    texts = " ".join(texts_of(explanation_figure(replace(found, contributions=others), 2)))
+    assert "none of the prototypes\nbelow is its own" in texts and "nothing can be placed" not in texts
+
+
 def test_the_residual_of_projections_is_named_in_words(toy, paper):
     texts = texts_of(explanation_figure(protonmf_cli.load(paper).explain(toy.image(0)), 1))
     assert "where the residual is" in texts and "code per place" in texts

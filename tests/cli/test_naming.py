@@ -257,6 +257,9 @@ def test_names_are_taken_away(converted, with_names, tmp_path):
     assert (code, "--drop wants -o FILE" in err) == (2, True)
     code, _, err = run("name", with_names, "--drop", "--tower", "x", "-o", tmp_path / "x.safetensors")
     assert (code, "leave out --tower" in err) == (2, True)
+    words = ("--template", "a {word}", "-o", tmp_path / "x.safetensors")
+    code, _, err = run("name", with_names, "--drop", *words)
+    assert (code, "leave out --template" in err) == (2, True)
 
 
 # -- open_clip -----------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def name(
     """
     source = file or model
     target = None if output is None else Output(path=output, force=force)
-    if drop and (lost := [option for option, value in _of_naming(vocabulary, tower, weights, min_margin) if value]):
+    given = _of_naming(vocabulary, tower, weights, template, min_margin)
+    if drop and (lost := [option for option, value in given if value]):
         raise UsageError(f"--drop takes names away: leave out {', '.join(lost)}.")
     jobs.early.check_edited(source, target)
     jobs.early.check(model=source)
@@ -63,12 +64,13 @@ def name(
 
 
 def _of_naming(
-    vocabulary: Path | None, tower: str | None, weights: Path | None, min_margin: float | None
+    vocabulary: Path | None, tower: str | None, weights: Path | None, template: str, min_margin: float | None
 ) -> list[tuple[str, bool]]:
     """Options of naming alone, and whether they were given."""
     return [
         ("--vocabulary", vocabulary is not None),
         ("--tower", tower is not None),
         ("--weights", weights is not None),
+        ("--template", template != TEMPLATE),
         ("--min-margin", min_margin is not None),
     ]

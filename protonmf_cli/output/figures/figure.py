@@ -137,6 +137,8 @@ def _same_crop(explanation: Explanation, contribution: Contribution) -> bool:
 
 def _why_no_map(explanation: Explanation, shown: Sequence[Contribution]) -> str:
     if explanation.kind.adds_up:
+        if any(c.maps for c in shown):
+            return "none of the prototypes\nbelow is its own"
         return NOT_SPATIAL if shown else "this class has no prototypes:\nno images were given for it"
     return "this class has no\nprototypes of its own"
 

@@ -209,12 +209,13 @@ def _answers(model: PrototypeModel, parts: LogitParts, pooled: Tensor) -> dict[s
 def cancellation_table(model: PrototypeModel, kept: KeptImages, seed: int) -> Table:
     """How far the rows of explanations cancel, and whose row is the largest, on labelled images.
 
-    Each image is explained for its predicted class.
+    Each image is explained for its predicted class. Of several labels there is no right or wrong one to tell apart.
     """
     pooled, target = torch.cat(kept.read).double(), torch.cat(kept.target)
     top = logit_parts(model.exact, pooled).logits.argmax(dim=1)
-    kinds: dict[str, Tensor] = {"all images": torch.ones(len(top), dtype=torch.bool), "right": top == target}
-    kinds["wrong"] = ~kinds["right"]
+    kinds = {"all images": torch.ones(len(top), dtype=torch.bool)}
+    if not model.multi_label:
+        kinds |= {"right": top == target, "wrong": top != target}
     sizes, own, negative, five = _row_figures(model.exact, pooled, top)
     rows = []
     for name, among in kinds.items():
