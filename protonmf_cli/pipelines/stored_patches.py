@@ -29,10 +29,12 @@ these are a least-squares solution or similarities, honest files have 1.00; wher
 by sign were joined, and their overlap is lost, 0.94 to 1.00 (DeiT-tiny)."""
 SETTLED = 1e-5
 """Tolerance of a factorisation from which its codes are no solution."""
+LEFT = 1e-3
+"""Share of a class as a whole that its parts may leave. Honest files have 6e-8 at most, a random vector 0.997."""
 NEGATIVE = 1e-6
 """Of a prototype's length: entries below minus that are negative."""
 
-Fault = Literal["source", "class", "picture", "map", "negative"]
+Fault = Literal["source", "class", "picture", "map", "negative", "whole"]
 Said = Literal["as said", "changed", "missing"]
 WORDS: dict[Fault, str] = {
     "source": "images that are not there or have changed",
@@ -40,6 +42,7 @@ WORDS: dict[Fault, str] = {
     "picture": "pictures that are not their image",
     "map": "maps that the network does not give",
     "negative": "entries below zero",
+    "whole": "wholes that are no sum of their parts",
 }
 
 
@@ -84,6 +87,8 @@ class CheckedPrototype:
     patches: tuple[Patch, ...]
     negative: float | None
     """Share of its entries below zero; None where they may be."""
+    left: float | None = None
+    """Of a class as a whole the share of its length that no sum of its parts makes up; None of parts."""
     least_map: float | None = LIKE_MAP
     """That `map` has where all is well; None where it tells nothing, see `least_map`."""
 
@@ -102,6 +107,7 @@ class CheckedPrototype:
             "picture": any(patch.same_picture is False for patch in self.patches),
             "map": self.map is not None and self.least_map is not None and self.map < self.least_map,
             "negative": bool(self.negative),
+            "whole": self.left is not None and self.left > LEFT,
         }
         return tuple(name for name, there in found.items() if there)
 
@@ -155,8 +161,15 @@ def _checked(model: PrototypeModel, prototype: int, patches: Mapping[int, Patch]
         owner=int(model.owner[prototype]),
         patches=tuple(patches[n] for n in model.examples.of(prototype)),
         negative=float((vector < -NEGATIVE * length).float().mean()) if promised else None,
+        left=_left_by_parts(model, prototype) if model.wholes[prototype] else None,
         least_map=least_map(model),
     )
+
+
+def _left_by_parts(model: PrototypeModel, whole: int) -> float:
+    vector, parts = model.prototypes[whole].double(), model.prototypes[model.own(int(model.owner[whole]))].double()
+    left = vector - nonnegative_codes(vector[None], parts)[0] @ parts
+    return float(left.norm() / vector.norm())
 
 
 def least_map(model: PrototypeModel) -> float | None:

@@ -156,7 +156,7 @@ def rotated(model: PrototypeModel) -> PrototypeModel:
         (swapped, {"class", "map"}),
         (repainted, {"picture"}),
         (permuted, {"map"}),
-        (rotated, {"map", "negative"}),
+        (rotated, {"map", "negative", "whole"}),
         (lambda m: replace(m, examples=replace(m.examples, map=torch.zeros_like(m.examples.map))), {"map"}),
     ],
     ids=["patches of others", "other pictures", "permuted", "rotated", "maps wiped out"],
@@ -171,6 +171,25 @@ def test_what_was_done_to_a_file_is_named(converted, toy, tmp_path, change, kind
     first = next(each for each in record["prototypes"] if each["faults"])
     name = f"{first['class']} {first['prototype']}" if first["prototype"] else f"{first['class']} as a whole"
     assert code == 5 and f"{name}: " in out
+
+
+def test_a_class_as_a_whole_that_is_no_sum_of_its_parts(converted, vit, toy, tmp_path):
+    def forged(model: PrototypeModel) -> PrototypeModel:
+        prototypes = model.prototypes.double().clone()
+        generator = torch.Generator().manual_seed(0)
+        whole = torch.rand(prototypes.shape[1], generator=generator, dtype=torch.float64)
+        prototypes[model.whole(1)] = whole / whole.norm()
+        return fitted(model, prototypes)
+
+    for file in (converted, vit):
+        said = looked(file, toy.data)[1]["as_said"]["wholes"]
+        assert said["count"] == said["of"] > 0
+        code, record, err = looked(tampered(file, tmp_path / "t.safetensors", forged), toy.data)
+        assert code == 5 and "1 by wholes that are no sum of their parts" in err
+        model = load_model(file)[0]
+        assert faults_of(record) == {model.whole(1): ["whole"]}
+        out = run("inspect", tmp_path / "t.safetensors", "--data", toy.data)[1]
+        assert f"{LABELS[1]} as a whole: its parts leave" in out
 
 
 def test_a_head_made_to_fit_changes_no_answer(converted, toy, tmp_path):

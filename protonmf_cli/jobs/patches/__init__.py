@@ -53,16 +53,18 @@ class PatchInspection:
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """What is as the file says, of how many: sources, classes and pictures of patches; maps and entries of
-        prototypes."""
+        prototypes; classes as wholes."""
         patches = [patch for each in self.prototypes for patch in each.patches]
         maps = [each for each in self.prototypes if each.map is not None and each.least_map is not None]
         signs = [each for each in self.prototypes if each.negative is not None]
+        wholes = [each for each in self.prototypes if each.left is not None]
         return {
             "sources": (sum(p.image.said == "as said" for p in patches), len(patches)),
             "classes": _true([p.own_class for p in patches]),
             "pictures": _true([p.same_picture for p in patches]),
             "maps": (sum("map" not in each.faults for each in maps), len(maps)),
             "nonnegative": (sum(not each.negative for each in signs), len(signs)),
+            "wholes": (sum("whole" not in each.faults for each in wholes), len(wholes)),
         }
 
 

@@ -37,6 +37,7 @@ def _prototype_json(model: "PrototypeModel", checked: "CheckedPrototype") -> dic
         "map": checked.map,
         "least_map": checked.least_map,
         "negative": checked.negative,
+        "left": checked.left,
         "patches": [_patch_json(model, patch) for patch in checked.patches],
     }
 

@@ -33,6 +33,8 @@ def patch_lines(found: "PatchInspection") -> dict[str, str]:
         )
     if "nonnegative" in counts:
         lines["entries"] = f"{counts['nonnegative']} prototypes have none below zero"
+    if "wholes" in counts:
+        lines["wholes"] = f"{counts['wholes']} classes as wholes are sums of their parts"
     if found.notes:
         lines["left out"] = " ".join(found.notes)
     return lines
@@ -69,6 +71,8 @@ def _faults(model: "PrototypeModel", checked: "CheckedPrototype") -> Iterator[st
         yield f"maps correlate {checked.map:.2f} with the network's"
     if checked.negative:
         yield f"{checked.negative:.0%} of the entries below zero"
+    if "whole" in checked.faults:
+        yield f"its parts leave {checked.left:.0%} of it"
 
 
 def _some(patches: "list[Patch]", of: int) -> str:
