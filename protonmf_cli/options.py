@@ -98,6 +98,8 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+MOST_THREADS = 1024
+"""More would end the process where its memory ends."""
 SEEDS = (0, 2**63 - 1)
 """That torch and numpy both take."""
 
@@ -106,7 +108,7 @@ SEEDS = (0, 2**63 - 1)
 class Machine(Checked):
     """Where and how a job computes."""
 
-    LIMITS: ClassVar = {"threads": (1, inf), "batch_size": (1, inf), "workers": (1, inf)}
+    LIMITS: ClassVar = {"threads": (1, MOST_THREADS), "batch_size": (1, inf), "workers": (1, MOST_THREADS)}
 
     device: str = "auto"
     """auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps."""

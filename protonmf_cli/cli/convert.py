@@ -88,6 +88,7 @@ def convert(
         examples=examples, memory=int(memory * 2**30), sample=sample, seed=seed,
     )  # fmt: skip
     wanted = _share(share, distribution)
+    jobs.early.check_apart([output], [network.weights, *jobs.early.files_of_network(network.name or "")])
     jobs.early.check(data=[images], outputs=[] if dry_run or wanted else [output])
     words = jobs.conversion.ConversionWords(
         network=network, images=images, options=chosen, output=output, embed=embed_backbone, cache=cache_features,

@@ -49,7 +49,7 @@ def explain(
         targets = jobs.early.Targets.one_by_one(paths, drawn, page)
     else:
         jobs.early.check(model=model, images=paths)
-        targets = jobs.early.Targets.of(paths, drawn, page)
+        targets = jobs.early.Targets.of(paths, drawn, page, model)
     gates = GateOptions(max_unlike=max_unlike)
     answers = _Answers(shown, top, json_lines=json_lines)
     goes_on = figure is not None or html is not None or max_unlike is not None  # also when nobody reads any more

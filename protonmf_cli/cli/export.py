@@ -30,6 +30,7 @@ def export(
     Example: protonmf export edited.safetensors -o network
     """
     jobs.early.check(model=file or model)
+    jobs.early.check_apart([output], [file or model])
     with shown.progress() as bars:
         written = jobs.export.export(file or model, output, format=written_as, machine=machine, progress=bars)
     shown.result(export_json(written), lambda _: export_lines(written))

@@ -202,8 +202,12 @@ def _scale_words(text: str) -> EditWords:
     return EditWords(owner=owner or None, number=_number(number, "--scale", text, 0 if owner else 1), factor=value)
 
 
+MOST_DIGITS = 18
+"""Of a prototype's number."""
+
+
 def _number(text: str, option: str, whole: str, least: int) -> int:
     """Of a prototype; 0 is another class as a whole."""
-    if not text.strip().isdecimal() or int(text) < least:
+    if not text.strip().isdecimal() or len(text) > MOST_DIGITS or int(text) < least:
         raise UsageError(f"{option} {whole!r}: {text!r} is not a prototype number (they start at 1).")
     return int(text)

@@ -42,6 +42,8 @@ def check_writable(path: Path, force: bool, option: str = "-o", *, alone: bool =
     """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name with {option}.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a device or a pipe, which is never replaced; give a file name with {option}.")
     if path.suffix == MODEL_SUFFIX:
         check_name(path)
     _check_new(path, force, option)

@@ -11,7 +11,7 @@ from protonmf_cli.files.work.locks import claim, claiming
 from protonmf_cli.options import ImageWords, Output
 from protonmf_cli.output.figures.formats import format_of, names_figure
 
-__all__ = ["Targets", "check", "check_edited", "claiming", "make_folder"]
+__all__ = ["Targets", "check", "check_apart", "check_edited", "claiming", "files_of_network", "make_folder"]
 
 
 def check(
@@ -39,15 +39,42 @@ def check(
     for output in figures:
         if output is not None:
             format_of(str(output.path), output.option)
-    for output in (*outputs, *figures):
-        if output is not None:
-            check_writable(output.path, output.force, output.option, alone=alone)
+    written = [output for output in (*outputs, *figures) if output is not None]
+    labelled = [words for words in data if words is not None]
+    of_data = [each for words in labelled for each in (words.data, words.class_map, words.boxes)]
+    check_apart(written, [model, *images, *of_data])
+    for output in written:
+        check_writable(output.path, output.force, output.option, alone=alone)
     if model is not None:
         check_model_there(model)
     check_images_there(images)
-    for words in data:
-        if words is not None:
-            check_data_there(words.data)
+    for words in labelled:
+        check_data_there(words.data)
+
+
+def check_apart(outputs: Iterable[Output], inputs: Iterable[Path | str | None]) -> None:
+    """Refuse an output that is something the command reads, which it would replace.
+
+    Raises:
+        UsageError: naming it.
+    """
+    read = {Path(each).resolve() for each in inputs if each is not None and "://" not in str(each)}
+    for output in outputs:
+        if output.path.resolve() in read and output.path.exists():
+            raise UsageError(f"{output.option} must not be {output.path}, which this command reads; give another name.")
+
+
+NETWORK_FILES = (
+    *("config.json", "model.safetensors", "pytorch_model.bin", "preprocessor_config.json"),
+    *("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
+)
+"""Of a folder that holds a network."""
+
+
+def files_of_network(name: str) -> list[Path]:
+    """Files of a network's folder, be they there or not; `name` is the folder with or without a prefix, or no folder."""
+    folder = Path(name.partition(":")[2] or name)
+    return [folder / each for each in NETWORK_FILES]
 
 
 def check_edited(model: Path, output: Output | None) -> None:
@@ -100,8 +127,11 @@ class Targets:
     page: Output | None
 
     @classmethod
-    def of(cls, images: Sequence[str], picture: Output | None, page: Output | None) -> "Targets":
-        """Of images that are all known: refuse outputs that exist, cannot be written or are the same, before any work.
+    def of(
+        cls, images: Sequence[str], picture: Output | None, page: Output | None, model: Path | None = None
+    ) -> "Targets":
+        """Of images that are all known: refuse outputs that exist, cannot be written, are the same, or are an image or
+        the model, before any work.
 
         Raises:
             InputError, UsageError: naming the output.
@@ -113,6 +143,7 @@ class Targets:
         pictures = [target for _, target in targets.pairs() if target is not None]
         if page is not None and page.path.resolve() in {target.path.resolve() for target in pictures}:
             raise UsageError(f"{pictures[0].option} and {page.option} both name {page.path}; give two names.")
+        check_apart([*pictures, *([] if page is None else [page])], [model, *images])
         check(outputs=[page])
         check(figures=pictures, alone=alone)  # into one folder several commands may put theirs
         return targets

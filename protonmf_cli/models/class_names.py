@@ -8,6 +8,8 @@ from collections.abc import Callable
 from protonmf_cli.errors import InputError
 from protonmf_cli.models.backbone import ClassName
 
+MOST_DIGITS = 20
+"""Of a number that may be a class's index."""
 WORDNET_ID = re.compile(r"n\d{8}")
 
 NAMES_OF_A_CLASS: tuple[Callable[[ClassName], list[str]], ...] = (
@@ -33,7 +35,7 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
     called = _called(classes, words)
     if called is not None:
         return called
-    if words.strip().isdecimal() and int(words) < len(classes):
+    if words.strip().isdecimal() and len(words) < MOST_DIGITS and int(words) < len(classes):
         return int(words)
     if WORDNET_ID.match(words) and not words[9:10].isdecimal() and len(words) > 9:
         return find_class(classes, words[:9])
@@ -73,12 +75,19 @@ def is_number(classes: tuple[ClassName, ...], words: str) -> bool:
 def words_for(classes: tuple[ClassName, ...]) -> list[str]:
     """For each class a word that `find_class` takes for it and a command line for no option: its label or its index.
 
+    Where its index is the name of another class the label stays, and is at worst refused as one of several.
+
     >>> words_for((ClassName(label="tick"), ClassName(label="tick"), ClassName(label="--ox")))
     ['0', '1', '2']
+    >>> words_for((ClassName(label="-x"), ClassName(label="0")))
+    ['-x', '0']
     """
     count = Counter(name.label for name in classes)
+    taken = {_plain(word) for name in classes for names in NAMES_OF_A_CLASS for word in names(name)}
     return [
-        name.label if _plain(name.label) and not name.label.startswith("-") and count[name.label] == 1 else str(c)
+        name.label
+        if str(c) in taken or (_plain(name.label) and not name.label.startswith("-") and count[name.label] == 1)
+        else str(c)
         for c, name in enumerate(classes)
     ]
 

@@ -1,6 +1,7 @@
 """What is wrong at first sight is said before torch, a network or a model is loaded."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -131,3 +132,52 @@ def test_a_class_without_prototypes_names_whose_there_are(toy, tmp_path):
     assert code == 3 and f"It weighs {example[:-2]} as a whole: --zero '{example}'. Give --everywhere to take" in err
     code, _, err = run(*words, "--zero", "blue things:1", "--everywhere")
     assert code == 3 and "blue things has no prototypes of its own" in err
+
+
+def test_what_a_command_reads_is_not_replaced_by_what_it_writes(toy, converted, tmp_path):
+    model, image = shutil.copy(converted, tmp_path / "m.safetensors"), shutil.copy(toy.image(0), tmp_path / "a.png")
+    network = shutil.copytree(toy.network, tmp_path / "network")
+    labels = tmp_path / "map.csv"
+    labels.write_text("red things,red things\n")
+    of_data, explained = ("--data", toy.data, "-m", model), ("explain", image, "-m", model)
+    calls = {
+        "-o": [
+            ("report", *of_data, "-o", model), ("audit", *of_data, "-o", model), ("export", model, "--format", "onnx", "-o", model),
+            ("convert", f"local-dir:{network}", "--data", toy.data, "-o", network / "model.safetensors"),
+            ("convert", network, "--data", toy.data, "-o", network / "model.safetensors"),
+        ],
+        "--html": [(*explained, "--html", model)],
+        "--figure": [(*explained, "--figure", image), ("explain", image, toy.image(1), "-m", model, "--figure", tmp_path)],
+        "--junit-xml": [("evaluate", *of_data, "--class-map", labels, "--min-accuracy", 0.1, "--junit-xml", labels)],
+    }  # fmt: skip
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for option, listed in calls.items():
+        for words in listed:
+            code, out, err = run(*words, "--force")
+            assert (code, out) == (2, "") and f"{option} must not be " in err and "which this command reads" in err, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_device_or_pipe_is_never_replaced(toy, converted, tmp_path):
+    os.mkfifo(tmp_path / "pipe.html")
+    code, _, err = run("report", "--data", toy.data, "-m", converted, "-o", tmp_path / "pipe.html", "--force")
+    assert code == 3 and "is a device or a pipe, which is never replaced" in err
+    assert (tmp_path / "pipe.html").is_fifo()
+
+
+def test_numbers_that_nobody_counts_to(toy, converted):
+    code, _, err = run("explain", toy.image(0), "-m", converted, "--class", "9" * 5000)
+    assert code == 3 and "no class of the model is called" in err
+    code, _, err = run("intervene", toy.image(0), "-m", converted, "--zero", "9" * 5000)
+    assert code == 2 and "is not a prototype number" in err
+    code, _, err = run("explain", toy.image(0), "-m", converted, "--threads", 100_000)
+    assert code == 2 and "threads" in err and "1024" in err
+
+
+def test_the_current_folder_is_gone(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from protonmf_cli.__main__ import run; raise SystemExit(run())"
+    done = subprocess.run([sys.executable, "-c", script, "doctor"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: the current folder is not there any more; change to another one.\n"

@@ -1,8 +1,11 @@
+import itertools
+
 import pytest
 
 from protonmf_cli.errors import InputError, UsageError
 from protonmf_cli.files.images.datasets import ClassMapping, find_images
 from protonmf_cli.models.backbone import ClassName
+from protonmf_cli.models.class_names import find_class, words_for
 
 CLASSES = tuple(ClassName(label=label) for label in ("ant", "bee", "cat"))
 
@@ -95,6 +98,42 @@ def test_a_class_map(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     found = find_images(tmp_path / "data", "train", CLASSES, ClassMapping(file=tmp_path / name))
     assert found.counts == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("map.csv", "ameise;ant\nbiene;bee\n", "line 1 is not `first,second`: 'ameise;ant' stands alone"),
+        ("map.csv", "ameise,\nbiene,bee\n", "line 1 is not `first,second`: 'ameise' stands alone"),
+        ("map.csv", "0 ameise,ant\n", "maps 0 ameise, and none of these is there: the data have ameise, biene"),
+        (
+            "map.csv",
+            "ameise,ant\nbiene,bee\nameise,bee\n",
+            "maps 'ameise' to 'ant' and to 'bee'. Leave one of them out",
+        ),
+        ("map.csv", "ameise,nothing\nbiene,bee\n", "ameise as 'nothing'"),
+        ("map.json", "[1, 2]", "is no JSON object of pairs"),
+    ],
+)
+def test_a_class_map_that_says_nothing_is_refused(tmp_path, name, text, sentence):
+    tree(tmp_path / "data", "ameise/1.jpg", "biene/1.jpg")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        find_images(tmp_path / "data", "train", CLASSES, ClassMapping(file=tmp_path / name))
+    assert sentence in str(caught.value)
+
+
+NAMES = ("tick", "TICK", "-x", "0", "1", "2", "n02123045", "")
+
+
+def test_how_a_class_is_called_never_means_another_one():
+    for labels in itertools.product(NAMES, repeat=3):
+        classes = tuple(ClassName(label=label) for label in labels)
+        for c, word in enumerate(words_for(classes)):
+            try:
+                assert find_class(classes, word) == c, labels
+            except InputError:  # one of several, or no name at all
+                assert labels.count(labels[c]) > 1 or not labels[c] or str(c) in labels
 
 
 def test_unmatched_folders_are_listed_with_the_nearest_names(tmp_path):

@@ -207,7 +207,7 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
                 f"the model has {len(classes)}."
             )
         return {name: (n,) for n, name in enumerate(names)}
-    words = dict(read_pairs(mapping.file)) if mapping.file else {}
+    words = _words_of(mapping.file, names) if mapping.file else {}
     found, unmatched = {}, []
     for name in names:
         try:
@@ -215,7 +215,10 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
         except InputError as failure:
             unmatched.append((name, words.get(name, name), failure))
     if unmatched:
-        lines = [f"{name}{_hint(classes, word)}" for name, word, _ in unmatched[:LISTED]]
+        lines = [
+            (name if word == name else f"{name} as {word!r}") + _hint(classes, word)
+            for name, word, _ in unmatched[:LISTED]
+        ]
         more = f"; and {len(unmatched) - LISTED} more" if len(unmatched) > LISTED else ""
         raise InputError(
             f"{len(unmatched)} of {len(names)} classes in {where} match no class of the model "
@@ -223,6 +226,25 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
             + _advice([name for name, _, _ in unmatched], mapping, by_order=len(names) == len(classes))
         )
     return found
+
+
+def _words_of(file: Path, names: Sequence[str]) -> dict[str, str]:
+    """Folder or label -> class, as a file maps them.
+
+    Raises:
+        InputError: two lines of one folder name two classes, or no line is of a folder that is there.
+    """
+    words: dict[str, str] = {}
+    for first, second in read_pairs(file):
+        if words.setdefault(first, second) != second:
+            raise InputError(f"{file} maps {first!r} to {words[first]!r} and to {second!r}. Leave one of them out.")
+    parts = {part for name in names for part in (name, *SEPARATORS.split(name))}
+    if words and not parts & words.keys():
+        raise InputError(
+            f"{file} maps {listed(words)}, and none of these is there: the data have {listed(names)}. Its lines are "
+            "`folder,class`."
+        )
+    return words
 
 
 def _meant(
@@ -266,10 +288,16 @@ def read_pairs(file: Path) -> list[tuple[str, str]]:
     """
     if file.suffix.lower() != ".json":
         try:
-            return [pair[1:] for pair in numbered_pairs(file.read_text(encoding="utf-8-sig"), str(file))]
+            pairs = numbered_pairs(file.read_text(encoding="utf-8-sig"), str(file))
         except (OSError, UnicodeDecodeError) as failure:
             raise InputError(f"{file} cannot be read as text: {failure}.") from failure
+        for number, first, second in pairs:
+            if not first or not second:
+                raise InputError(f"{file}: line {number} is not `first,second`: {first or second!r} stands alone.")
+        return [pair[1:] for pair in pairs]
     try:
         return [(str(first), str(second)) for first, second in json.loads(file.read_text(encoding="utf-8")).items()]
-    except (OSError, ValueError, AttributeError) as failure:
+    except (OSError, ValueError) as failure:
         raise InputError(f"{file} is not a JSON object of pairs: {failure}.") from failure
+    except AttributeError as failure:
+        raise InputError(f'{file} is no JSON object of pairs, as {{"folder": "class"}}.') from failure

@@ -120,13 +120,17 @@ def size_of(path: Path | Member) -> tuple[int, int]:
         return picture.size
 
 
+TURNED = range(2, 9)
+"""Orientations of EXIF in which a picture is stored otherwise than it is to be shown."""
+
+
 def is_turned(path: Path) -> bool:
     """Whether a picture is stored otherwise than its camera says that it is to be shown (EXIF)."""
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as picture:
             # of others it would decode the whole picture
             orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if picture.format in WITH_EXIF else 1
-            return orientation not in (0, 1)
+            return orientation in TURNED
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False
 

@@ -33,6 +33,8 @@ UNITS = {
 """Of maps of presence."""
 LOGIT = "logit per place"
 """Unit of maps of contributions."""
+NAMES = 0.12
+"""Share of the figure's width for the names of the ledger's rows."""
 OF_THE_STRONGEST = 0.2
 """Of the strongest place of all prototypes: what of the residual is drawn at full strength, unless it has more."""
 
@@ -54,17 +56,13 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
         left=0.015, right=0.985, top=1 - 0.62 / figure.get_figheight(), wspace=0.06, hspace=0.2,
         bottom=0.4 / figure.get_figheight(),
     )  # fmt: skip
-    best, beside = explanation.predictions[0], explanation.beside
-    if explanation.is_said:
-        also = f"   (also: {', '.join(p.name for p in beside)})" if beside else ""
-        verdict = f"{explanation.name}   {explanation.probability:.1%}{also}"
-    else:
-        verdict = f"why {explanation.name}?   ({explanation.first_is}: {best.name}, {best.probability:.1%})"
-    figure.text(0.015, 1 - 0.14 / figure.get_figheight(), shortened(verdict, 70), fontsize=17, weight="bold", va="top")
+    figure.text(
+        0.015, 1 - 0.14 / figure.get_figheight(), _verdict(explanation), fontsize=16, weight="bold", va="top"
+    )  # fmt: skip
     figure.text(
         0.985,
         1 - 0.18 / figure.get_figheight(),
-        shortened_path(explanation.image, 44),
+        shortened_path(explanation.image, 40),
         fontsize=10,
         color=GREY,
         va="top",
@@ -76,6 +74,16 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
     if explanation.named_by:
         figure.text(0.985, 0.1 / figure.get_figheight(), names_note(explanation), fontsize=8, color=GREY, ha="right")
     return figure
+
+
+def _verdict(explanation: Explanation) -> str:
+    """What the image is taken for, at most about 60 letters of which the last are never lost."""
+    best, beside = explanation.predictions[0], explanation.beside
+    if not explanation.is_said:
+        name, first = shortened(explanation.name, 16), shortened(best.name, 16)
+        return f"why {name}?   ({explanation.first_is}: {first}, {best.probability:.1%})"
+    also = f"   (also: {shortened(', '.join(p.name for p in beside), 30)})" if beside else ""
+    return f"{shortened(explanation.name, 22 if beside else 34)}   {explanation.probability:.1%}{also}"
 
 
 def names_note(explanation: Explanation) -> str:
@@ -174,9 +182,10 @@ def _ledger(axes: Axes, explanation: Explanation, shown: Sequence[Contribution])
     axes.tick_params(axis="x", labelsize=8)
     share = explanation.residual_share
     said = "" if share is None or not explanation.kind.adds_up else f" — residual share {rounded(share)}"
-    axes.set_title(f"what the logit of {shortened(explanation.name, 24)} is made of{said}", fontsize=10, loc="left")
     box = axes.get_position()
-    axes.set_position((box.x0 + 0.1, box.y0 + 0.012, box.width - 0.1, box.height - 0.012))
+    axes.set_position((box.x0 + NAMES, box.y0 + 0.012, box.width - NAMES, box.height - 0.012))
+    title = f"what the logit of {shortened(explanation.name, 20)} is made of{said}"
+    axes.set_title(title, fontsize=10, loc="left", x=-0.5 * NAMES / (box.width - NAMES))
 
 
 def _prototype_row(
