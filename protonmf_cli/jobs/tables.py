@@ -21,7 +21,7 @@ from protonmf_cli.models.image_batches import ImageSource
 from protonmf_cli.models.prototype import PrototypeModel
 from protonmf_cli.models.results import KeptImages
 from protonmf_cli.models.sheets import Panel, Table
-from protonmf_cli.options import RECIPES, ConversionOptions, ImageWords, Machine, NmfOptions, TableOptions
+from protonmf_cli.options import ConversionOptions, ImageWords, Machine, NmfOptions, TableOptions
 from protonmf_cli.pipelines.conversion.classes import ConversionImages, read_classes
 from protonmf_cli.pipelines.conversion.residual_shares import augmentation_table
 from protonmf_cli.pipelines.measuring.faithfulness import faithfulness_tables
@@ -39,7 +39,6 @@ from protonmf_cli.pipelines.measuring.rival import Rival, check_rival, rival_tab
 from protonmf_cli.pipelines.measuring.stability import stability_tables
 from protonmf_cli.pipelines.progress import Progress
 
-DEFAULTS = RECIPES["default"]
 SAMPLE = 16
 """Training images of each class on which augmented maps are compared."""
 MOST_PICTURES = 6
@@ -80,8 +79,9 @@ class TableJob:
 
     @property
     def own_count(self) -> int:
-        """Prototypes per class of the model itself, which its controls have too."""
-        return self.conversion.prototypes or DEFAULTS.prototypes or 1
+        """Prototypes per class of the model itself, which its controls have too; the mean where classes differ."""
+        mean = len(self.model.parts) / max(1, len(self.model.active_classes))
+        return self.conversion.prototypes or max(1, round(mean))
 
     def train_of(self, model: PrototypeModel) -> LabelledImages:
         """Training images of a model's classes."""

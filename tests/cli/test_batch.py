@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from protonmf_cli.files.store import load_model
 from protonmf_cli.jobs.gates import Gate
 from protonmf_cli.models.backbone import Backbone
 from protonmf_cli.options import RECIPES
@@ -286,6 +287,19 @@ def test_every_table_on_one_line(toy, converted, tmp_path):
     code, out, err = run("evaluate", "--data", toy.data, "--model", converted, "--table", "oracle")
     assert code == 0, err
     assert "edited where wrong" in out
+
+
+def test_controls_have_as_many_prototypes_as_a_model_that_chose_their_number(toy, tmp_path):
+    file = tmp_path / "auto.safetensors"
+    words = ("-p", "auto", "--max-prototypes", 2, "--no-stability", "--device", "cpu", "-q", "-o", file)
+    code, _, err = run("convert", toy.name, "--data", toy.data, *words)
+    assert code == 0, err
+    words = ("--table", "parts", "--counts", 1, "--json")
+    code, out, err = run("evaluate", "--data", toy.data, "--model", file, *words)
+    assert code == 0, err
+    model = load_model(file)[0]
+    mean = round(len(model.parts) / 4)
+    assert [row["prototypes"] for row in json.loads(out)["tables"]["parts"]["rows"]][1:] == [mean] * 3
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def test_refusals(converted, tmp_path):
     assert (code, out) == (3, "")
     assert "is not empty. Give --force" in err
     assert (tmp_path / "full" / "config.json").read_text() == "mine"
-    assert run("export", converted, "-o", converted)[0] == 3
+    code, _, err = run("export", converted, "-o", converted)
+    assert code == 2 and "which this command reads; give another name" in err
 
 
 @pytest.mark.parametrize("name", [MODELS[0], *map(slow, MODELS[1:])])

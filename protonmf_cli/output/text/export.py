@@ -7,8 +7,8 @@ if TYPE_CHECKING:
 
 
 LOADED = {
-    "timm": "timm.create_model('local-dir:{1}', pretrained=True)",
-    "transformers": "transformers.AutoModelForImageClassification.from_pretrained('{1}')",
+    "timm": "timm.create_model({local!r}, pretrained=True)",
+    "transformers": "transformers.AutoModelForImageClassification.from_pretrained({folder!r})",
 }
 """How a library loads a checkpoint."""
 
@@ -18,8 +18,9 @@ def export_lines(export: "Export") -> list[str]:
     edits = f"{export.edits} edit{'s' * (export.edits != 1)}"
     first = f"{export.path}: {export.architecture} with {edits}"
     if export.format == "checkpoint":
-        loads = LOADED.get(export.library, "{0} with the weights {1}/model.safetensors")
-        said = loads.format(export.architecture, export.path)
+        loads = LOADED.get(export.library, "{architecture} with the weights {folder}/model.safetensors")
+        folder = str(export.path)
+        said = loads.format(architecture=export.architecture, folder=folder, local=f"local-dir:{folder}")
         return [
             first,
             f"{said} gives these logits (float64 difference {export.relative_difference:.0e} of their spread)",
@@ -27,6 +28,6 @@ def export_lines(export: "Export") -> list[str]:
     said = ", ".join(f"{name} {difference:.0e}" for name, difference in export.differences.items())
     return [
         first,
-        f"onnxruntime.InferenceSession('{export.path}') gives {', '.join(export.differences)} of any number of images",
+        f"onnxruntime.InferenceSession({str(export.path)!r}) gives {', '.join(export.differences)} of any number of images",
         f"largest differences from the model in float64, of the spread: {said} (torch's own float32: {export.rounding:.0e})",
     ]
