@@ -146,7 +146,8 @@ def find_images(data: Data, split: str, classes: tuple[ClassName, ...], mapping:
             )
     return LabelledImages(
         where=listing.where, split=listing.split, files={c: tuple(files[c]) for c in sorted(files)},
-        notes=(*listing.notes, *_note_of_numbers(index, classes, mapping)), left_out={},
+        notes=(*listing.notes, *_note_of_numbers(index, classes, mapping), *_note_of_map(listing.names, mapping)),
+        left_out={},
     )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
                 f"the model has {len(classes)}."
             )
         return {name: (n,) for n, name in enumerate(names)}
-    words = _words_of(mapping.file, names) if mapping.file else {}
+    words = _words_of(mapping.file) if mapping.file else {}
     found, unmatched = {}, []
     for name in names:
         try:
@@ -228,23 +229,30 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
     return found
 
 
-def _words_of(file: Path, names: Sequence[str]) -> dict[str, str]:
+def _words_of(file: Path) -> dict[str, str]:
     """Folder or label -> class, as a file maps them.
 
     Raises:
-        InputError: two lines of one folder name two classes, or no line is of a folder that is there.
+        InputError: two lines of one folder name two classes.
     """
     words: dict[str, str] = {}
     for first, second in read_pairs(file):
         if words.setdefault(first, second) != second:
             raise InputError(f"{file} maps {first!r} to {words[first]!r} and to {second!r}. Leave one of them out.")
-    parts = {part for name in names for part in (name, *SEPARATORS.split(name))}
-    if words and not parts & words.keys():
-        raise InputError(
-            f"{file} maps {listed(words)}, and none of these is there: the data have {listed(names)}. Its lines are "
-            "`folder,class`."
-        )
     return words
+
+
+def _note_of_map(names: Sequence[str], mapping: ClassMapping) -> list[str]:
+    """Say that a class map is of other folders or labels than those that are there."""
+    if mapping.by_order or mapping.file is None:
+        return []
+    words = _words_of(mapping.file)
+    if words.keys() & {part for name in names for part in (name, *SEPARATORS.split(name))}:
+        return []
+    return [
+        f"{mapping.file} maps {listed(words) or 'nothing'}, and none of these is there: the data have {listed(names)}. "
+        "Its lines are `folder,class`."
+    ]
 
 
 def _meant(
