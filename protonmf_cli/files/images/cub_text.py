@@ -11,7 +11,7 @@ from protonmf_cli.errors import InputError
 
 
 def numbered_lines(
-    source: Path, name: str, words: int, needed: str, *, fields: int = 0
+    source: Path, name: str, words: int, needed: str, *, splits: int = -1
 ) -> Iterable[tuple[int, list[str]]]:
     """Number and further words of each line of one text file.
 
@@ -20,14 +20,14 @@ def numbered_lines(
         name: of the file.
         words: fewest words of a line.
         needed: names of all files that are needed, for messages.
-        fields: into how many a line is split at blanks at most; 0: at every blank.
+        splits: at how many blanks a line is split at most; -1: at every one.
 
     Raises:
         InputError: the file is missing, or a line is not a number with further words; names file and line.
     """
     source = source.parent if source.suffix == ".txt" else source
     for place, line in enumerate(_text(source, name, needed).splitlines(), start=1):
-        found = line.strip().split(maxsplit=fields - 1)
+        found = line.strip().split(maxsplit=splits)
         if not found:
             continue
         if len(found) < words or not found[0].isdecimal():
@@ -37,7 +37,7 @@ def numbered_lines(
 
 def numbered_names(source: Path, name: str, needed: str) -> dict[int, str]:
     """Number -> what stands behind it, blanks inside it kept, of each line of one text file; see `numbered_lines`."""
-    return {number: words[0] for number, words in numbered_lines(source, name, 2, needed, fields=2)}
+    return {number: words[0] for number, words in numbered_lines(source, name, 2, needed, splits=1)}
 
 
 def _text(source: Path, name: str, needed: str) -> str:

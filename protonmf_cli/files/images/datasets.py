@@ -135,7 +135,8 @@ def find_images(data: Data, split: str, classes: tuple[ClassName, ...], mapping:
         InputError: nothing is there, or a folder or label matches no class.
     """
     listing = list_images(data, split)
-    index = _match(listing, classes, mapping)
+    words = None if mapping.file is None or mapping.by_order else _words_of(mapping.file)
+    index = _match(listing, classes, mapping, words or {})
     files: dict[int, list[ImageFile]] = {}
     several = _several(listing, index) if mapping.multi_label else {}
     for name in listing.names:
@@ -144,10 +145,10 @@ def find_images(data: Data, split: str, classes: tuple[ClassName, ...], mapping:
                 ImageFile(path=each, name=shown, class_index=c, labels=several.get(each, (c,)))
                 for shown, each in listing.groups[name]
             )
+    notes = (*_note_of_numbers(index, classes, mapping), *_note_of_map(listing.names, mapping, words))
     return LabelledImages(
         where=listing.where, split=listing.split, files={c: tuple(files[c]) for c in sorted(files)},
-        notes=(*listing.notes, *_note_of_numbers(index, classes, mapping), *_note_of_map(listing.names, mapping)),
-        left_out={},
+        notes=(*listing.notes, *notes), left_out={},
     )  # fmt: skip
 
 
@@ -197,7 +198,9 @@ def _in_words(name: str) -> str:
     return "" if words == name else words
 
 
-def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMapping) -> dict[str, tuple[int, ...]]:
+def _match(
+    listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMapping, words: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
     """Folder name or label -> class indices, of which there are several only where labels may name several."""
     names, where = listing.names, listing.where
     if mapping.by_order:
@@ -208,7 +211,6 @@ def _match(listing: Listing, classes: tuple[ClassName, ...], mapping: ClassMappi
                 f"the model has {len(classes)}."
             )
         return {name: (n,) for n, name in enumerate(names)}
-    words = _words_of(mapping.file) if mapping.file else {}
     found, unmatched = {}, []
     for name in names:
         try:
@@ -242,12 +244,9 @@ def _words_of(file: Path) -> dict[str, str]:
     return words
 
 
-def _note_of_map(names: Sequence[str], mapping: ClassMapping) -> list[str]:
+def _note_of_map(names: Sequence[str], mapping: ClassMapping, words: Mapping[str, str] | None) -> list[str]:
     """Say that a class map is of other folders or labels than those that are there."""
-    if mapping.by_order or mapping.file is None:
-        return []
-    words = _words_of(mapping.file)
-    if words.keys() & {part for name in names for part in (name, *SEPARATORS.split(name))}:
+    if words is None or words.keys() & {part for name in names for part in (name, *SEPARATORS.split(name))}:
         return []
     return [
         f"{mapping.file} maps {listed(words) or 'nothing'}, and none of these is there: the data have {listed(names)}. "
