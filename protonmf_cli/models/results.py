@@ -262,6 +262,11 @@ class Explanation(ShortRepr):
     named_by: str = ""
     """Where the captions of the prototypes are from; empty where none of these has one."""
 
+    @property
+    def names_note(self) -> str:
+        """Where the captions are from, as a line of its own; empty where there are none."""
+        return f"names in quotation marks: {self.named_by}" if self.named_by else ""
+
     def __repr__(self) -> str:
         """The image, its class and what the logit is made of, in two lines."""
         largest = [

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from protonmf_cli.models.results import Contribution, ExampleView, Explanation
 from protonmf_cli.models.wording import shortened, shortened_path
-from protonmf_cli.output.figures.figure import names_note, shade_of, title_of
+from protonmf_cli.output.figures.figure import shade_of, title_of
 from protonmf_cli.output.figures.overlay import Pixels, as_rgb, heat
 from protonmf_cli.output.page.pictures import as_jpeg, opened
 
@@ -40,7 +40,7 @@ def explanation_card(explanation: Explanation) -> str:
             picture=_figure(as_rgb(explanation.crop), shortened_path(explanation.image, 24)),
             ledger=_ledger(explanation),
             parts=parts,
-            note=Markup("<p><small>{}</small></p>").format(names_note(explanation)) if explanation.named_by else "",
+            note=Markup("<p><small>{}</small></p>").format(explanation.names_note) if explanation.names_note else "",
         )
     )
 

@@ -71,8 +71,7 @@ def explanation_figure(explanation: Explanation, top: int) -> Figure:
     _overview(figure, grid, explanation, shown)
     for row, contribution in enumerate(shown, start=1):
         _prototype_row(figure, grid, row, explanation, contribution)
-    if explanation.named_by:
-        figure.text(0.985, 0.1 / figure.get_figheight(), names_note(explanation), fontsize=8, color=GREY, ha="right")
+    figure.text(0.985, 0.1 / figure.get_figheight(), explanation.names_note, fontsize=8, color=GREY, ha="right")
     return figure
 
 
@@ -84,11 +83,6 @@ def _verdict(explanation: Explanation) -> str:
         return f"why {name}?   ({explanation.first_is}: {first}, {best.probability:.1%})"
     also = f"   (also: {shortened(', '.join(p.name for p in beside), 30)})" if beside else ""
     return f"{shortened(explanation.name, 22 if beside else 34)}   {explanation.probability:.1%}{also}"
-
-
-def names_note(explanation: Explanation) -> str:
-    """Where names in quotation marks are from."""
-    return f"names in quotation marks: {explanation.named_by}"
 
 
 def shade_of(explanation: Explanation, contribution: Contribution) -> str:

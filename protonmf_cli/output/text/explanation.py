@@ -43,8 +43,8 @@ def explanation_blocks(
     yield ((f"{_unit_words(explanation)}   ledger error {explanation.ledger_error:.1e}", "dim"),)
     if explanation.unlike is not None:
         yield (f"unlike: {explanation.unlike.said}",)
-    if explanation.named_by:
-        yield ((f"names in quotation marks: {explanation.named_by}", "dim"),)
+    if explanation.names_note:
+        yield ((explanation.names_note, "dim"),)
     if contrast is not None:
         yield from _contrast_blocks(contrast, top)
 
