@@ -2,7 +2,6 @@
 
 import atexit
 import gc
-import logging
 import os
 import sys
 
@@ -28,7 +27,6 @@ def run() -> int:
     except FileNotFoundError:
         print("error: the current folder is not there any more; change to another one.", file=sys.stderr)
         return InputError.exit_code
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home folder that cannot be written
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))  # which is read when torch is imported
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

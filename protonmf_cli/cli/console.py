@@ -171,8 +171,11 @@ class Bars:
     """Progress of a job: bars on a terminal, a line now and then elsewhere."""
 
     def __init__(self, shown: Shown) -> None:
-        from rich import progress  # which no help needs
+        import logging  # which no help needs, as the next
 
+        from rich import progress
+
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home folder that cannot be written
         self._shown = shown
         self._plain = shown.quiet or not shown.err.is_terminal
         self._bars = progress.Progress(
