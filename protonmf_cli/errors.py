@@ -55,6 +55,19 @@ def printable(text: str, keep: str = "") -> str:
     return UNPRINTABLE.sub(escaped, text)
 
 
+MOST_DIGITS = 18
+"""Of a number that somebody counts to; Python refuses to read one of 4,301."""
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a number of decimal digits alone, short enough for `int`.
+
+    >>> is_whole("12"), is_whole("-1"), is_whole(""), is_whole("9" * 5000)
+    (True, False, False, False)
+    """
+    return text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 def first_line(failure: Exception) -> str:
     """Of what an exception says, else its kind."""
     lines = str(failure).strip().splitlines()

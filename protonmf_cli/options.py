@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
-from protonmf_cli.errors import UsageError
+from protonmf_cli.errors import UsageError, is_whole
 
 Init = Literal["abs", "nndsvda", "paper"]
 Solver = Literal["mu", "hals"]
@@ -154,7 +154,7 @@ class Share(Checked):
         Share(number=1, shares=4)
         """
         number, slash, shares = words.partition("/")
-        if slash and number.isdecimal() and shares.isdecimal():
+        if slash and is_whole(number) and is_whole(shares):
             return cls(number=int(number), shares=int(shares))
         if words != "auto":
             raise UsageError(f"--share {words!r} is neither I/N (2/8 is the second of eight shares) nor auto.")
@@ -170,7 +170,7 @@ class Share(Checked):
     def _of_variables(cls, names: Sequence[str], environment: Mapping[str, str]) -> Self:
         values = [environment.get(name, default) for name, default in zip(names, "0011", strict=True)]
         said = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
-        if not all(value.isdecimal() for value in values) or "0" in values[2:]:
+        if not all(map(is_whole, values)) or "0" in values[2:]:
             raise UsageError(f"--share auto finds {said}, which are not all numbers. Give --share I/N.")
         own, first, step, many = map(int, values)
         number = (own - first) // step + 1

@@ -11,7 +11,7 @@ from protonmf_cli import jobs
 from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group, given
-from protonmf_cli.errors import UsageError
+from protonmf_cli.errors import UsageError, is_whole
 from protonmf_cli.options import (
     RECIPES,
     Augment,
@@ -126,7 +126,7 @@ def _count(words: str) -> int | None:
     """A number of prototypes, None for "auto"."""
     if words == "auto":
         return None
-    if not words.isdecimal() or int(words) < 1:
+    if not is_whole(words) or int(words) < 1:
         raise UsageError(f"-p {words!r} is neither a number from 1 nor auto.")
     return int(words)
 

@@ -10,7 +10,7 @@ from protonmf_cli.cli import arguments
 from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
-from protonmf_cli.errors import UsageError
+from protonmf_cli.errors import UsageError, is_whole
 from protonmf_cli.options import GateOptions, ImageWords, Machine, Output, TableOptions
 from protonmf_cli.output.records.evaluation import evaluation_json
 from protonmf_cli.output.text.evaluation import bare_classes_note, evaluation_blocks
@@ -29,7 +29,7 @@ def _table_options(
 ) -> TableOptions:
     """Options of tables as they are given in words."""
     words = [word.strip() for word in counts.split(",")]
-    if not all(word.isdecimal() and int(word) for word in words):
+    if not all(is_whole(word) and int(word) for word in words):
         raise UsageError(f"--counts {counts!r} is not a list of numbers from 1, e.g. 1,3,5,10.")
     return TableOptions(
         counts=tuple(sorted({int(word) for word in words})), limit=limit, protopnet=tuple(protopnet or ()), parts=parts,

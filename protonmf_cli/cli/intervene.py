@@ -13,7 +13,7 @@ from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group
 from protonmf_cli.cli.help import HelpfulCommand
-from protonmf_cli.errors import InputError, UsageError
+from protonmf_cli.errors import InputError, UsageError, is_whole
 from protonmf_cli.options import EditWords, ImageWords, Machine, Output
 from protonmf_cli.output.records.intervention import intervention_json
 from protonmf_cli.output.text.intervention import intervention_blocks
@@ -202,12 +202,8 @@ def _scale_words(text: str) -> EditWords:
     return EditWords(owner=owner or None, number=_number(number, "--scale", text, 0 if owner else 1), factor=value)
 
 
-MOST_DIGITS = 18
-"""Of a prototype's number."""
-
-
 def _number(text: str, option: str, whole: str, least: int) -> int:
     """Of a prototype; 0 is another class as a whole."""
-    if not text.strip().isdecimal() or len(text) > MOST_DIGITS or int(text) < least:
+    if not is_whole(text.strip()) or int(text) < least:
         raise UsageError(f"{option} {whole!r}: {text!r} is not a prototype number (they start at 1).")
     return int(text)

@@ -5,11 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, is_whole
 from protonmf_cli.models.backbone import ClassName
 
-MOST_DIGITS = 20
-"""Of a number that may be a class's index."""
 WORDNET_ID = re.compile(r"n\d{8}")
 
 NAMES_OF_A_CLASS: tuple[Callable[[ClassName], list[str]], ...] = (
@@ -35,7 +33,7 @@ def find_class(classes: tuple[ClassName, ...], words: str) -> int:
     called = _called(classes, words)
     if called is not None:
         return called
-    if words.strip().isdecimal() and len(words) < MOST_DIGITS and int(words) < len(classes):
+    if is_whole(words.strip()) and int(words) < len(classes):
         return int(words)
     if WORDNET_ID.match(words) and not words[9:10].isdecimal() and len(words) > 9:
         return find_class(classes, words[:9])

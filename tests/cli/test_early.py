@@ -170,6 +170,17 @@ def test_numbers_that_nobody_counts_to(toy, converted):
     assert code == 3 and "no class of the model is called" in err
     code, _, err = run("intervene", toy.image(0), "-m", converted, "--zero", "9" * 5000)
     assert code == 2 and "is not a prototype number" in err
+    many, net = "9" * 5000, ("--data", toy.data, "-o", "never.safetensors")
+    for words, sentence in (
+        (("convert", toy.name, *net, "-p", many), "is neither a number from 1 nor auto"),
+        (("convert", toy.name, *net, "--share", f"1/{many}"), "is neither I/N"),
+        (("evaluate", "--data", toy.data, "-m", converted, "--counts", many), "is not a list of numbers from 1"),
+        (("protopnet", "train", toy.name, *net, "--width", many), "is neither a number from 1 nor auto"),
+        (("protopnet", "train", toy.name, *net, "--patch", f"1x{many}"), "is not of the form HEIGHTxWIDTH"),
+        (("fewshot", "benchmark", toy.name, "--data", toy.data, "--ways", many), "is not a list of numbers from 2"),
+    ):
+        code, _, err = run(*words)
+        assert code == 2 and sentence in err, err[-300:]
     code, _, err = run("explain", toy.image(0), "-m", converted, "--threads", 100_000)
     assert code == 2 and "threads" in err and "1024" in err
 

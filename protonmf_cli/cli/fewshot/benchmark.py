@@ -11,7 +11,7 @@ from protonmf_cli.cli import arguments
 from protonmf_cli.cli.blocks import show_blocks
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.fewshot.words import IMAGES, MACHINE, NETWORK, Layers, NormalisationOption, layers_of
-from protonmf_cli.errors import UsageError
+from protonmf_cli.errors import UsageError, is_whole
 from protonmf_cli.options import FewShotOptions, ImageWords, Machine, NetworkWords, Output
 from protonmf_cli.output.records.fewshot import benchmark_json
 from protonmf_cli.output.text.fewshot import benchmark_blocks
@@ -58,6 +58,6 @@ def benchmark(
 
 def _ways(words: str) -> list[int]:
     parts = [word.strip() for word in words.split(",")]
-    if not all(word.isdecimal() and int(word) > 1 for word in parts):
+    if not all(is_whole(word) and int(word) > 1 for word in parts):
         raise UsageError(f"--ways {words!r} is not a list of numbers from 2, such as 2,5,20.")
     return sorted({int(word) for word in parts})

@@ -12,7 +12,7 @@ from protonmf_cli.cli import arguments
 from protonmf_cli.cli.console import Shown
 from protonmf_cli.cli.groups import Group, given
 from protonmf_cli.cli.protopnet.edit import DEFAULT_MODEL
-from protonmf_cli.errors import UsageError
+from protonmf_cli.errors import UsageError, is_whole
 from protonmf_cli.options import (
     AddOn,
     ImageWords,
@@ -116,7 +116,7 @@ def train(
 
 def _patch(words: str) -> tuple[int, int]:
     height, cross, width = words.partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+    if not (cross and is_whole(height) and is_whole(width) and int(height) and int(width)):
         raise UsageError(f"--patch {words!r} is not of the form HEIGHTxWIDTH, e.g. 1x1 or 2x2.")
     return int(height), int(width)
 
@@ -125,6 +125,6 @@ def _width(words: str) -> int | None:
     """A number of channels, None for "auto"."""
     if words == "auto":
         return None
-    if not words.isdecimal() or int(words) < 1:
+    if not is_whole(words) or int(words) < 1:
         raise UsageError(f"--width {words!r} is neither a number from 1 nor auto.")
     return int(words)

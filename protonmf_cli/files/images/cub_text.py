@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, is_whole
 
 
 def numbered_lines(
@@ -30,7 +30,7 @@ def numbered_lines(
         found = line.strip().split(maxsplit=splits)
         if not found:
             continue
-        if len(found) < words or not found[0].isdecimal():
+        if len(found) < words or not is_whole(found[0]):
             raise InputError(f"line {place} of {source}/{name} is not as CUB-200-2011 writes it: {line[:80]!r}.")
         yield int(found[0]), found[1:]
 

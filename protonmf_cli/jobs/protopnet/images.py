@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
-from protonmf_cli.errors import InputError
+from protonmf_cli.errors import InputError, is_whole
 from protonmf_cli.files.images.datasets import LabelledImages, class_folders, read_pairs
 from protonmf_cli.files.images.reader import ImageFile, ImageReader
 from protonmf_cli.files.images.sources.opening import splits_of
@@ -162,7 +162,7 @@ def per_class_counts(source: Path | None, classes: tuple[ClassName, ...], defaul
     """
     counts = [default] * len(classes)
     for name, number in [] if source is None else read_pairs(source):
-        if not number.isdecimal() or int(number) < 1:
+        if not is_whole(number) or int(number) < 1:
             raise InputError(f"{source}: {number!r} of {name!r} is not a number of prototypes from 1.")
         try:
             counts[find_class(classes, name)] = int(number)

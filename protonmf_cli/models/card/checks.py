@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from protonmf_cli.errors import is_whole
 from protonmf_cli.models.card import Card, ConversionFigures, FewShotFigures, ProtoPNetFigures, ReadoutFacts
 from protonmf_cli.models.card.stored import read_value
 from protonmf_cli.models.evidence_kind import EvidenceKind
@@ -109,7 +110,7 @@ def check_card(model: "PrototypeModel") -> None:
 def _check_names(card: Card, count: int) -> None:
     """Names are of prototypes that there are, and can be shown."""
     for number, name in () if card.names is None else card.names.prototypes.items():
-        if not (number.isdecimal() and int(number) < count):
+        if not (is_whole(number) and int(number) < count):
             raise ValueError(f"there is no prototype {number[:40]!r}, which it names")
         if not (name.word.isprintable() and name.second.isprintable()):
             raise ValueError(f"the name of prototype {number} cannot be shown")
@@ -180,7 +181,7 @@ def _check_classes(model: "PrototypeModel") -> None:
     if card.conversion is not None:
         groups += [card.conversion.per_class, card.conversion.curves]
     for name in (name for group in groups for name in group):
-        if not (name.isascii() and name.isdecimal() and int(name) < count):
+        if not (name.isascii() and is_whole(name) and int(name) < count):
             raise ValueError(f"there is no class of number {name[:20]!r}")
 
 
