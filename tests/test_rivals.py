@@ -139,9 +139,12 @@ class TestNames:
 
 
 class TestMethods:
-    def test_least_squares_codes_are_scipys(self):
+    def test_least_squares_codes_are_scipys(self, monkeypatch):
+        """Where they go on long enough: as the benchmark stops, one draw of these in fourteen is further off."""
         from scipy.optimize import nnls
 
+        monkeypatch.setattr(factorisations, "SWEEPS", 3000)
+        monkeypatch.setattr(factorisations, "CHANGE", 1e-5)
         rows, atoms = torch.rand(30, 8) - 0.2, torch.rand(4, 8)
         found = factorisations.codes_from_products(rows @ atoms.mT, atoms @ atoms.mT)
         expected = [nnls(atoms.mT.numpy(), row)[0] for row in rows.numpy()]
